@@ -1,0 +1,175 @@
+"""Intervals and tests for accuracies: Wilson for one run, mean and spread over seeds, McNemar for two models."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+from scipy.stats import binomtest
+
+from noiseprop.errors import InputError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the two ends of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over `n` runs; `std` is None for a single run, which shows no spread."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    def __str__(self) -> str:
+        """The mean with its ±, or the bare mean of a single run."""
+        return f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same images: `difference` is accuracy of A minus accuracy of B, with its interval.
+
+    `only_a` and `only_b` count the images that one model alone gets right; `p_value` is that of the exact McNemar test.
+    """
+
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    only_a: int
+    only_b: int
+    difference: Interval
+    p_value: float
+
+
+def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval for a proportion of `n` independent outcomes.
+
+    centre = (p + z²/2n) / (1 + z²/n), half width = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n), with p = successes / n.
+
+    Args:
+        successes: how many of the n outcomes are successes, 0 to n.
+        n: number of outcomes, at least 1.
+        confidence: coverage aimed at, between 0 and 1.
+
+    Returns:
+        The proportion and its interval, which never leaves [0, 1].
+
+    Raises:
+        InputError: n < 1, successes outside 0..n or confidence outside (0, 1).
+
+    >>> interval = wilson(81, 263)
+    >>> round(interval.low, 4), round(interval.high, 4)
+    (0.2553, 0.3662)
+
+    Source: Wilson 1927; the example is Newcombe 1998a (Statistics in Medicine 17:857), Table I.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise InputError(f"wilson: {successes} successes of {n} came, expected 0 <= successes <= n and n >= 1.")
+    z = _normal_quantile(confidence)
+    p = successes / n
+    scale = 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / scale
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Interval(p, low, high, confidence)
+
+
+def mean_std(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation (n - 1 in the denominator) of one figure over runs of different seeds.
+
+    Args:
+        values: one figure per run, at least one.
+
+    Returns:
+        The spread; its `std` is None for a single run.
+
+    Raises:
+        InputError: no values, or a value that is not finite.
+
+    >>> str(mean_std([0.97, 0.98, 0.96])), str(mean_std([0.97]))
+    ('0.970 ± 0.010', '0.970')
+    """
+    if not values or not all(math.isfinite(value) for value in values):
+        raise InputError(f"mean_std: expected at least one finite value, got {list(values)}.")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Spread(mean, None, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return Spread(mean, math.sqrt(variance), len(values))
+
+
+def paired(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_], *, confidence: float = 0.95) -> Paired:
+    """Compare two models on the same images: exact McNemar test and Newcombe's interval for the paired difference.
+
+    The test asks whether, of the images on which the models disagree, more than a fair coin would give go to one side
+    (two-sided binomial with p = 1/2). The interval is Newcombe's method 10: Wilson intervals of the two accuracies,
+    combined by squares with the outcomes' correlation.
+
+    Args:
+        correct_a: (N,) bool, whether model A is right on each image.
+        correct_b: (N,) bool, the same for model B on the same images in the same order.
+        confidence: coverage aimed at by the interval, between 0 and 1.
+
+    Returns:
+        Accuracies, discordant counts, difference A - B with its interval, and the two-sided p-value.
+
+    Raises:
+        InputError: the two are not equally long one-dimensional boolean arrays of at least one image.
+
+    Source: McNemar 1947; Newcombe 1998b, Statistics in Medicine 17:2635, method 10.
+    """
+    if correct_a.dtype != np.bool_ or correct_b.dtype != np.bool_ or correct_a.ndim != 1 or correct_a.size == 0:
+        raise InputError(
+            f"paired: expected two boolean arrays of shape (N,), got {correct_a.dtype} {correct_a.shape} "
+            f"and {correct_b.dtype} {correct_b.shape}."
+        )
+    if correct_a.shape != correct_b.shape:
+        raise InputError(
+            f"paired: {correct_a.size} and {correct_b.size} outcomes came; the two models must be scored on the same "
+            "images, so evaluate both with the same test split and number of images."
+        )
+    n = correct_a.size
+    both = int((correct_a & correct_b).sum())
+    only_a = int((correct_a & ~correct_b).sum())
+    only_b = int((correct_b & ~correct_a).sum())
+    discordant = only_a + only_b
+    p_value = 1.0 if discordant == 0 else float(binomtest(only_a, discordant, 0.5).pvalue)
+    difference = _newcombe(both, only_a, only_b, n - both - discordant, confidence)
+    return Paired(n, (both + only_a) / n, (both + only_b) / n, only_a, only_b, difference, p_value)
+
+
+def _newcombe(both: int, only_a: int, only_b: int, neither: int, confidence: float) -> Interval:
+    """Newcombe's method 10 for the difference of two paired proportions, with the continuity-corrected phi."""
+    n = both + only_a + only_b + neither
+    a, b = wilson(both + only_a, n, confidence=confidence), wilson(both + only_b, n, confidence=confidence)
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    phi = 0.0
+    if margins > 0:
+        product = both * neither - only_a * only_b
+        corrected = max(product - n / 2, 0.0) if product > 0 else float(product)
+        phi = corrected / math.sqrt(margins)
+    difference = (only_a - only_b) / n
+    below = _combine(a.estimate - a.low, b.high - b.estimate, phi)
+    above = _combine(a.high - a.estimate, b.estimate - b.low, phi)
+    return Interval(difference, difference - below, difference + above, confidence)
+
+
+def _combine(first: float, second: float, phi: float) -> float:
+    return math.sqrt(max(first * first - 2 * phi * first * second + second * second, 0.0))
+
+
+def _normal_quantile(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: {confidence} came, expected a number between 0 and 1, such as 0.95.")
+    return float(ndtri(0.5 + confidence / 2))

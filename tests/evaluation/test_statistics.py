@@ -1,0 +1,106 @@
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, multinomial
+
+from noiseprop.errors import InputError
+from noiseprop.evaluation.statistics import mean_std, paired, wilson
+
+
+def bits(both, only_a, only_b, neither):
+    a = [True] * both + [True] * only_a + [False] * only_b + [False] * neither
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    return np.array(a), np.array(b)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 20), (1, 29), (15, 148), (81, 263), (29, 29), (9731, 10000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_wilson_equals_scipys(successes, n, confidence):
+    ours = wilson(successes, n, confidence=confidence)
+    theirs = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert ours.estimate == successes / n
+    assert 0 <= ours.low <= ours.estimate <= ours.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "low", "high"),
+    [  # Newcombe 1998b, Table II, method 10
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        ((36, 14, 0, 0), 0.1528, 0.4167),
+        ((0, 0, 0, 50), -0.0714, 0.0714),
+        ((54, 0, 0, 0), -0.0664, 0.0664),
+    ],
+)
+def test_newcombe_matches_the_published_examples(cells, low, high):
+    result = paired(*bits(*cells))
+    assert result.difference.low == pytest.approx(low, abs=6e-5)
+    assert result.difference.high == pytest.approx(high, abs=6e-5)
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
+    """Exact coverage over all tables of n = 24, for a pair of models that mostly agree."""
+    n, cells = 24, (0.6, 0.2, 0.08, 0.12)
+    law = multinomial(n, cells)
+    truth = cells[1] - cells[2]
+    covered = 0.0
+    for both, only_a, only_b in product(range(n + 1), repeat=3):
+        neither = n - both - only_a - only_b
+        if neither < 0:
+            continue
+        interval = paired(*bits(both, only_a, only_b, neither)).difference
+        if interval.low <= truth <= interval.high:
+            covered += law.pmf([both, only_a, only_b, neither])
+    assert 0.93 < covered < 0.98
+
+
+def test_mcnemar_is_the_exact_binomial_tail():
+    result = paired(*bits(100, 15, 5, 30))
+    tail = sum(math.comb(20, k) for k in range(6)) / 2**20
+    assert result.p_value == pytest.approx(2 * tail, rel=1e-12)
+    assert (result.only_a, result.only_b, result.n) == (15, 5, 150)
+    assert result.difference.estimate == pytest.approx(10 / 150)
+    assert result.accuracy_a - result.accuracy_b == pytest.approx(10 / 150)
+
+
+def test_swapping_the_models_mirrors_the_comparison():
+    a, b = bits(40, 9, 4, 7)
+    forth, back = paired(a, b), paired(b, a)
+    assert forth.p_value == back.p_value
+    assert (forth.difference.low, forth.difference.high) == pytest.approx((-back.difference.high, -back.difference.low))
+
+
+def test_equal_models_differ_by_nothing():
+    a, _ = bits(40, 0, 0, 10)
+    result = paired(a, a)
+    assert result.p_value == 1.0
+    assert result.difference.low == pytest.approx(-result.difference.high, abs=1e-12)
+
+
+def test_mean_and_sample_deviation_over_seeds():
+    spread = mean_std([0.5, 0.7, 0.9, 0.3])
+    assert spread.mean == pytest.approx(0.6)
+    assert spread.std == pytest.approx(np.std([0.5, 0.7, 0.9, 0.3], ddof=1))
+    assert spread.n == 4
+    assert mean_std([0.8]).std is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson(3, 0),
+        lambda: wilson(5, 4),
+        lambda: wilson(-1, 4),
+        lambda: wilson(1, 4, confidence=1.0),
+        lambda: mean_std([]),
+        lambda: mean_std([0.5, math.nan]),
+        lambda: paired(np.ones(3, bool), np.ones(4, bool)),
+        lambda: paired(np.ones(3), np.ones(3)),
+        lambda: paired(np.ones((2, 2), bool), np.ones((2, 2), bool)),
+    ],
+)
+def test_bad_input_is_refused(call):
+    with pytest.raises(InputError):
+        call()

@@ -1,1 +1,1 @@
-"""Judging a network: statistics, one call that scores clean, attacked and corrupted images, and checks that it was fair."""
+"""Judging a network: statistics, one call that scores it clean, attacked and corrupted, and checks on that call."""

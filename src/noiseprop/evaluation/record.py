@@ -1,0 +1,154 @@
+"""What one evaluation found: settings, seeds, versions and per-sample outcomes, enough to remake every table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from noiseprop.errors import InputError
+from noiseprop.evaluation.statistics import Interval, wilson
+
+Scalar = str | int | float | bool | None
+State = Literal["off", "one", "vote"]
+Outcome = Literal["passed", "failed", "not applicable"]
+
+ATTACKS = ("fgsm", "lbfgs", "pgd")
+TRANSFERS = ("fgsm-transfer", "lbfgs-transfer")
+CORRUPTIONS = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
+CONDITIONS = ("clean", *ATTACKS, *TRANSFERS, *CORRUPTIONS)
+SEVERITIES = (1, 2, 3, 4, 5)
+STATES: tuple[State, ...] = ("off", "one", "vote")
+OUTCOMES: tuple[Outcome, ...] = ("passed", "failed", "not applicable")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides an evaluation's figures, apart from the model and the images. All eps are in [0, 1]."""
+
+    fgsm_eps: float = 0.1
+    pgd_eps: float = 25 / 255
+    pgd_step: float = 5 / 255
+    pgd_steps: int = 10
+    lbfgs_step: float = 0.5
+    lbfgs_steps: int = 10
+    corruption_params: str = "cifar10"
+    conditions: tuple[str, ...] = CONDITIONS
+    attack_draws: tuple[int, ...] = (1, 20)
+    vote_draws: int = 32
+    attack_images: int = 1000
+    batch_size: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings under which no honest figure can come out."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and field.name != "seed" and not 0 < value < 1e9:
+                raise InputError(f"settings: {field.name} is {value}, expected a number above 0.")
+        unknown = set(self.conditions) - set(CONDITIONS)
+        if unknown or not self.conditions or len(set(self.conditions)) != len(self.conditions):
+            raise InputError(f"settings: conditions are {self.conditions}, expected different ones of {CONDITIONS}.")
+        if not self.attack_draws or min(self.attack_draws) < 1 or len(set(self.attack_draws)) != len(self.attack_draws):
+            raise InputError(f"settings: attack_draws are {self.attack_draws}, expected different numbers from 1 up.")
+        if not 0 <= self.seed < 2**62:
+            raise InputError(f"settings: seed is {self.seed}, expected 0 <= seed < 2**62.")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Which images one network got right under one condition.
+
+    Attributes:
+        condition: one of CONDITIONS.
+        state: "off" (no noise), "one" (a single fresh draw) or "vote" (most frequent class over the vote's draws).
+        attack_draws: noise draws per gradient (EOT) of a white-box attack on the noisy network; 0 where it has none.
+        severity: 1 to 5 of a corruption, else 0.
+        correct: (n,) bool, by image, in the order of the test split.
+    """
+
+    condition: str
+    state: State
+    attack_draws: int
+    severity: int
+    correct: npt.NDArray[np.bool_]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that are right."""
+        return float(self.correct.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval of the accuracy: images are the sample, the trained network is fixed."""
+        return wilson(int(self.correct.sum()), self.correct.size)
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What tells this measurement from the others of one evaluation."""
+        return (self.condition, self.state, self.attack_draws, self.severity)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check of `trust` saw: its name, how it ended, the numbers, and one plain sentence."""
+
+    name: str
+    outcome: Outcome
+    numbers: Mapping[str, float]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One network judged on one test split.
+
+    Attributes:
+        about: what the caller says of the run (model, protocol, training seed, ...).
+        dataset: name of the data set.
+        noisy: whether the network is random at inference; if not, there is only the state "off".
+        images: number of images of the test split that were scored clean and corrupted.
+        settings: everything that decides the figures.
+        versions: of Python and the libraries, threads and device.
+        measurements: outcomes, one per condition, state, attack draws and severity.
+        findings: what makes a figure doubtful, or that nothing does.
+    """
+
+    about: Mapping[str, Scalar]
+    dataset: str
+    noisy: bool
+    images: int
+    settings: Settings
+    versions: Mapping[str, Scalar]
+    measurements: tuple[Measurement, ...]
+    findings: tuple[Finding, ...] = ()
+
+    def select(
+        self, condition: str, *, state: State | None = None, attack_draws: int | None = None
+    ) -> tuple[Measurement, ...]:
+        """The measurements of a condition: one, or five in the order of severity for a corruption.
+
+        Args:
+            condition: one of CONDITIONS.
+            state: "off", "one" or "vote"; default "one" for a noisy network, "off" for any other.
+            attack_draws: of the attack; default the most draws that there are.
+
+        Raises:
+            InputError: nothing of this kind was measured.
+        """
+        state = state or ("one" if self.noisy else "off")
+        found = [m for m in self.measurements if m.condition == condition and m.state == state]
+        draws = max((m.attack_draws for m in found), default=0) if attack_draws is None else attack_draws
+        found = sorted((m for m in found if m.attack_draws == draws), key=lambda m: m.severity)
+        if not found:
+            raise InputError(
+                f"evaluation: nothing was measured for {condition}, state {state}, attack draws {draws}; "
+                f"there is {sorted({m.key[:3] for m in self.measurements})}."
+            )
+        return tuple(found)
+
+    def accuracy(self, condition: str, *, state: State | None = None, attack_draws: int | None = None) -> float:
+        """Accuracy under a condition, averaged over the severities of a corruption; arguments as for `select`."""
+        found = self.select(condition, state=state, attack_draws=attack_draws)
+        return sum(m.accuracy for m in found) / len(found)

@@ -1,0 +1,44 @@
+"""The fast gradient sign method: one step of size eps."""
+
+from torch import Tensor, nn
+
+from noiseprop.attacks.expectation import attacking, loss_gradient
+from noiseprop.attacks.threat import check_count, check_images, check_number
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) -> Tensor:
+    """Move every pixel by eps in the direction that raises the expected loss, within [0, 1].
+
+    x_adv = clip(x + eps * sign(grad_x mean_k CE(model(x; noise_k), y)), 0, 1)
+
+    The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
+    left as found: modes, `.grad`, `requires_grad` flags and torch's random state. A noisy model's own noise moves on by
+    the passes made, so that whatever scores x_adv next draws noise that the attack has not seen.
+
+    Args:
+        model: images (B, ...) in [0, 1] to logits (B, classes).
+        x: images (B, ...) in [0, 1].
+        y: true labels (B,).
+        eps: size of the step in input units, at least 0.
+        draws: noise draws to average the gradient over (EOT); 1 sees a single draw.
+
+    Returns:
+        Adversarial images, like x.
+
+    Raises:
+        InputError: for eps < 0, images outside [0, 1], labels out of range, NaN or wrong-shaped logits.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> fgsm(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), eps=0.5)
+        tensor([[0.2500, 0.7500]])
+
+    Source: Goodfellow, Shlens and Szegedy 2014, section 4.
+    """
+    x, y = check_images(x, y)
+    eps, draws = check_number("eps", eps), check_count("draws", draws)
+    with attacking(model):
+        gradient = loss_gradient(model, x, y, draws=draws).gradient
+        return x.add(gradient.sign_(), alpha=eps).clamp_(0, 1)

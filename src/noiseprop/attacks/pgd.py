@@ -1,0 +1,109 @@
+"""Projected gradient descent in the L-infinity ball, with restarts."""
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.attacks.expectation import attacking, loss_gradient
+from noiseprop.attacks.restarts import best_of, refuse_luck, start_points
+from noiseprop.attacks.threat import ball, check_count, check_images, check_number
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    random_start: bool = False,
+    restarts: int = 1,
+    draws: int = 1,
+    stop_when_broken: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Climb the expected loss by signed gradient steps, projected onto the ball of radius eps and onto [0, 1].
+
+    x_{t+1} = P(x_t + step * sign(grad mean_k CE(model(x_t; noise_k), y)))
+
+    Each run returns its last iterate, never the first miss. Of several runs each image keeps the one of highest
+    expected loss, scored on a random network with fresh draws.
+
+    The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
+    left as found: modes, `.grad`, `requires_grad` flags and torch's global random state. A noisy model's own noise
+    moves on by the passes made, so that whatever scores the result next draws noise that the attack has not seen.
+
+    Args:
+        model: images (B, ...) in [0, 1] to logits (B, classes).
+        x: images (B, ...) in [0, 1].
+        y: true labels (B,).
+        eps: radius of the L-infinity ball, in input units.
+        step: step size, in input units.
+        steps: number of steps.
+        random_start: start uniformly in the ball instead of at x. Restarts after the first always do.
+        restarts: number of runs.
+        draws: noise draws to average each gradient over (EOT); 1 sees a single draw per step.
+        stop_when_broken: for the robust accuracy of a deterministic model: an image leaves the batch at its first
+            iterate that is misclassified, which saves time. Not for transfer attacks, which want the full climb.
+        generator: where random starts come from; it moves on. Without one they come from a copy of torch's global
+            random state, which stays as found, so that two calls in a row start at the same points.
+
+    Returns:
+        Adversarial images, like x.
+
+    Raises:
+        InputError: for arguments out of range, images outside [0, 1], labels out of range, NaN or wrong-shaped logits,
+            or stop_when_broken on a model whose noise is on.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> pgd(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), eps=0.5, step=0.25, steps=4)
+        tensor([[0.2500, 0.7500]])
+
+    Source: Madry et al. 2018, section 2.1; the expectation, Athalye et al. 2018.
+    """
+    x, y = check_images(x, y)
+    eps, step = check_number("eps", eps), check_number("step", step)
+    steps, restarts, draws = check_count("steps", steps), check_count("restarts", restarts), check_count("draws", draws)
+    low, high = ball(x, eps)
+
+    def ascend(start: Tensor, rows: Tensor) -> Tensor:
+        box = (low, high) if len(rows) == len(low) else (low[rows], high[rows])
+        return _ascend(model, start, y[rows], *box, step=step, steps=steps, draws=draws, stop=stop_when_broken)
+
+    with attacking(model):
+        refuse_luck(model, stop_when_broken)
+        starts = start_points(
+            x, low, high, eps=eps, restarts=restarts, from_image=not random_start, generator=generator
+        )
+        return best_of(model, y, starts, ascend, draws=draws, stop=stop_when_broken)
+
+
+def _ascend(
+    model: nn.Module,
+    start: Tensor,
+    y: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    step: float,
+    steps: int,
+    draws: int,
+    stop: bool,
+) -> Tensor:
+    """One run from a start (n, ...). With `stop`, an image leaves at the first iterate that is misclassified."""
+    result, x_adv = torch.empty_like(start), start.clone()
+    rows = torch.arange(len(y), device=y.device)
+    for _ in range(steps):
+        _, gradient, logits = loss_gradient(model, x_adv, y, draws=draws)
+        if stop and not bool((standing := logits[0].argmax(-1) == y).all()):
+            result[rows[~standing]] = x_adv[~standing]
+            x_adv, gradient, y, low, high, rows = (t[standing] for t in (x_adv, gradient, y, low, high, rows))
+            if not len(rows):
+                return result
+        x_adv.add_(gradient.sign_(), alpha=step).clamp_(low, high)
+    if len(rows) == len(result):
+        return x_adv
+    result[rows] = x_adv
+    return result

@@ -1,0 +1,84 @@
+"""Starting points in the ball, and the choice between the results of several runs."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.attacks.expectation import SCORE_DRAWS, expected_loss, is_random
+from noiseprop.errors import InputError
+
+# Runs an attack from a start (n, ...) on the images at the indices `rows` (n,) of the batch, and returns its result.
+Ascent = Callable[[Tensor, Tensor], Tensor]
+
+
+def best_of(model: nn.Module, y: Tensor, starts: Iterator[Tensor], ascend: Ascent, *, draws: int, stop: bool) -> Tensor:
+    """Run an attack from each start and keep, for every image, the result of highest expected loss.
+
+    Results of a random network are compared by fresh draws (at least SCORE_DRAWS of them), which no run has seen, so
+    that a run does not win by the luck of its own noise. A single start is not scored at all.
+
+    Args:
+        model: the network under attack, held by `attacking`.
+        y: labels (B,).
+        starts: whole batches of starting points (B, ...), at least one.
+        ascend: the attack, from (start, rows) to adversarial images.
+        draws: noise draws of the attack.
+        stop: only images that no run has broken yet are run again, and a result that is broken wins.
+    """
+    rows = torch.arange(len(y), device=y.device)
+    best = ascend(next(starts), rows)
+    score: tuple[Tensor, Tensor] | None = None
+    for start in starts:
+        loss, broken = score = score or _score(model, best, y, draws)
+        if stop:
+            rows = (~broken).nonzero()[:, 0]
+            if not len(rows):
+                break
+        new = ascend(start[rows], rows)
+        new_loss, new_broken = _score(model, new, y[rows], draws)
+        better = (new_loss > loss[rows]) | (new_broken & stop)
+        chosen = rows[better]
+        best[chosen], loss[chosen], broken[chosen] = new[better], new_loss[better], new_broken[better]
+    return best
+
+
+def start_points(
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    eps: float,
+    restarts: int,
+    from_image: bool,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    """`restarts` batches of starting points: the images themselves first (`from_image`), then uniform in the ball.
+
+    Without a generator the points come from a copy of torch's global random state, which stays as it was: two calls
+    between which nothing else moves that state start at the same points, so pass a generator where they must differ.
+    """
+    if generator is None:
+        generator = torch.Generator().set_state(torch.get_rng_state())
+    for restart in range(restarts):
+        if from_image and restart == 0:
+            yield x
+        else:
+            noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+            yield x.add(noise.mul_(2).sub_(1), alpha=eps).clamp_(low, high)
+
+
+def refuse_luck(model: nn.Module, stop_when_broken: bool) -> None:
+    """Raise an InputError where `stop_when_broken` is asked for on a network whose noise is on."""
+    if stop_when_broken and is_random(model):
+        raise InputError(
+            "attacks: stop_when_broken is set, but the model's noise is on and a miss may be the luck of one draw; "
+            "leave it off, or silence the noise with sampling(model, 'off')"
+        )
+
+
+def _score(model: nn.Module, x_adv: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """Expected loss (n,) of each image and whether the mean over draws of its logits misses the label (n,)."""
+    draws = max(draws, SCORE_DRAWS) if is_random(model) else 1
+    loss, logits = expected_loss(model, x_adv, y, draws=draws)
+    return loss, logits.mean(0).argmax(-1) != y

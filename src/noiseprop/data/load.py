@@ -1,0 +1,35 @@
+"""The data sets by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from noiseprop.data.dataset import Dataset
+from noiseprop.data.mnist import mnist
+from noiseprop.data.mnist5k import mnist5k
+from noiseprop.errors import InputError
+
+_READERS: dict[str, Callable[[Path | None], Dataset]] = {
+    "mnist": mnist,
+    "mnist-5k": lambda data_dir: mnist5k(),
+}
+NAMES = tuple(_READERS)
+
+
+def load(name: str, data_dir: Path | None = None) -> Dataset:
+    """Read a data set: all its images with public labels, training and test (or validation) images pooled.
+
+    Args:
+        name: one of `NAMES`.
+        data_dir: the folder that holds the official files; else $NOISEPROP_DATA, else they are downloaded once into
+            the user's cache. "mnist-5k" needs neither.
+
+    Returns:
+        The images in a fixed order.
+
+    Raises:
+        InputError: the name is unknown.
+        DataError: a file is missing, damaged or not what its name says.
+    """
+    if name not in _READERS:
+        raise InputError(f"{name!r} is no data set; choose one of {', '.join(NAMES)}")
+    return _READERS[name](data_dir)

@@ -1,6 +1,8 @@
 import gzip
 import os
+import resource
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +54,32 @@ def mnist_items() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def mnist_dir(tmp_path, mnist_items) -> Path:
+def mnist_packed(mnist_items) -> dict[str, bytes]:
+    """The same as gzip-packed IDX files."""
+    return {name: gzip.compress(idx(MNIST_FILES[name], items)) for name, items in mnist_items.items()}
+
+
+@pytest.fixture
+def mnist_dir(tmp_path, mnist_packed) -> Path:
     """A data folder with a small MNIST in it."""
     folder = tmp_path / "data"
     (folder / "mnist").mkdir(parents=True)
-    for name, magic in MNIST_FILES.items():
-        (folder / "mnist" / name).write_bytes(gzip.compress(idx(magic, mnist_items[name])))
+    for name, packed in mnist_packed.items():
+        (folder / "mnist" / name).write_bytes(packed)
     return folder
+
+
+@pytest.fixture
+def files_limited_to():
+    """A context in which no file of this process can grow beyond a size: writing fails as on a full disk."""
+
+    @contextmanager
+    def limited(size: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -1,0 +1,192 @@
+"""Downloads against a server on loopback: https with a certificate of its own, as in production."""
+
+import dataclasses
+import hashlib
+import http.server
+import shutil
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from noiseprop.data import load, mnist
+from noiseprop.data.download import Remote, fetch
+from noiseprop.errors import DataError
+
+BODY = b"official file, " * 20_000
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers from the server's `routes`: path -> (status, headers, body)."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        status, headers, body = self.server.routes.get(self.path, (404, {"Content-Length": "0"}, b""))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> tuple[Path, Path]:
+    """A certificate for localhost and its key, made for this test run."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the test server's certificate, is not installed")
+    folder = tmp_path_factory.mktemp("certificate")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+@pytest.fixture
+def server(certificate, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with http.server.ThreadingHTTPServer(("localhost", 0), Handler) as server:
+        server.routes, server.asked = {}, []
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.url = f"https://localhost:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def offer(server, path: str, body: bytes, **headers: str) -> Remote:
+    """Serve `body` at mirror/`path`."""
+    server.routes[f"/mirror/{path}"] = (200, {"Content-Length": str(len(body)), **headers}, body)
+    return Remote(path, f"{server.url}/mirror/{path}", hashlib.sha256(body).hexdigest(), len(body))
+
+
+def leftovers(cache: Path) -> list[Path]:
+    return [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_mnist_is_downloaded_once(server, own_cache, mnist_packed, monkeypatch, capfd):
+    remotes = [offer(server, f"mnist/{name}", packed) for name, packed in mnist_packed.items()]
+    monkeypatch.setattr(mnist, "REMOTES", tuple(remotes))
+    first = load("mnist")
+    assert len(first) == 50
+    assert len(server.asked) == 4
+    assert "100%" in capfd.readouterr().err  # the progress bar
+    assert sorted(path.name for path in leftovers(own_cache)) == sorted(mnist_packed)
+    assert load("mnist").labels.tolist() == first.labels.tolist()
+    assert len(server.asked) == 4
+
+
+def test_file_damaged_in_the_cache_is_downloaded_again(server, own_cache):
+    remote = offer(server, "a/file", BODY)
+    fetch(remote, own_cache).write_bytes(b"damaged")
+    assert fetch(remote, own_cache).read_bytes() == BODY
+    assert len(server.asked) == 2
+
+
+def test_wrong_checksum_leaves_nothing(server, own_cache):
+    remote = dataclasses.replace(offer(server, "file", BODY), sha256="0" * 64)
+    with pytest.raises(
+        DataError, match="has not the checksum of the official file; download it by other means to DIR/"
+    ):
+        fetch(remote, own_cache)
+    assert leftovers(own_cache) == []
+
+
+def test_wrong_checksum_keeps_the_file_that_was_there(server, own_cache):
+    target = own_cache / "file"
+    own_cache.mkdir(parents=True)
+    target.write_bytes(b"old")
+    with pytest.raises(DataError, match="has not the checksum"):
+        fetch(dataclasses.replace(offer(server, "file", BODY), sha256="0" * 64), own_cache)
+    assert target.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ((404, {"Content-Length": "0"}, b""), "cannot be downloaded .404"),
+        ((500, {"Content-Length": "0"}, b""), "cannot be downloaded .500"),
+        ((200, {"Content-Length": str(len(BODY))}, BODY[:-1]), "cannot be downloaded .*IncompleteRead"),
+        (
+            (200, {"Content-Length": str(len(BODY) + 1)}, BODY + b"x"),
+            f"offers {len(BODY) + 1} bytes, .* has {len(BODY)}",
+        ),
+        ((200, {}, BODY), "offers an unstated number of bytes"),
+        ((200, {"Content-Length": str(len(BODY)), "Content-Encoding": "gzip"}, BODY), "the server offers"),
+        ((302, {"Location": "http://localhost/file", "Content-Length": "0"}, b""), "redirects to http:.*not https"),
+        (
+            (302, {"Location": "/mirror/file", "Content-Length": "0"}, b""),
+            "cannot be downloaded .Exceeded 30 redirects",
+        ),
+    ],
+)
+def test_bad_answer_is_one_sentence_and_leaves_nothing(server, own_cache, answer, sentence):
+    remote = offer(server, "file", BODY)
+    server.routes["/mirror/file"] = answer
+    with pytest.raises(DataError, match=sentence):
+        fetch(remote, own_cache)
+    assert leftovers(own_cache) == []
+
+
+def test_redirect_that_stays_on_https_is_followed(server, own_cache):
+    remote = offer(server, "file", BODY)
+    server.routes["/old"] = (302, {"Location": "/mirror/file", "Content-Length": "0"}, b"")
+    assert fetch(dataclasses.replace(remote, url=f"{server.url}/old"), own_cache).read_bytes() == BODY
+
+
+def test_unknown_certificate_is_refused(server, own_cache, monkeypatch):
+    remote = offer(server, "file", BODY)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with pytest.raises(DataError, match=r"cannot be downloaded .*certificate"):
+        fetch(remote, own_cache)
+    assert server.asked == []
+
+
+def test_plain_http_is_refused_before_asking(own_cache):
+    with pytest.raises(DataError, match="over https only"):
+        fetch(Remote("file", "http://localhost:1/file", "0" * 64, 1), own_cache)
+
+
+def test_no_connection_is_one_sentence(own_cache, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    with pytest.raises(DataError, match=r"cannot be downloaded .*; download it by other means to DIR/file") as caught:
+        fetch(Remote("file", "https://localhost:1/file", "0" * 64, 1), own_cache)
+    assert "\n" not in str(caught.value)
+
+
+def test_full_disk_leaves_nothing(server, own_cache, files_limited_to):
+    remote = offer(server, "file", BODY)
+    with (
+        files_limited_to(len(BODY) // 2),
+        pytest.raises(DataError, match=r"file: cannot be written \(File too large\)"),
+    ):
+        fetch(remote, own_cache)
+    assert leftovers(own_cache) == []
+
+
+def test_cache_that_cannot_be_made_is_one_sentence(server, own_cache):
+    own_cache.parent.mkdir(parents=True)
+    own_cache.write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="cannot be written"):
+        fetch(offer(server, "file", BODY), own_cache)
+
+
+def test_official_files_are_on_https_with_their_checksums():
+    for remote in mnist.REMOTES:
+        assert remote.url.startswith("https://")
+        assert len(bytes.fromhex(remote.sha256)) == 32

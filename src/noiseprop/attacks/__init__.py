@@ -1,4 +1,6 @@
 """Attacks in pixel space on the true label, fit for random networks: they climb the loss expected over the noise."""
 
+from noiseprop.attacks.apgd import apgd as apgd
 from noiseprop.attacks.fgsm import fgsm as fgsm
+from noiseprop.attacks.lbfgs import lbfgs as lbfgs
 from noiseprop.attacks.pgd import pgd as pgd

@@ -43,6 +43,12 @@ def best_of(model: nn.Module, y: Tensor, starts: Iterator[Tensor], ascend: Ascen
     return best
 
 
+def is_better(model: nn.Module, y: Tensor, new: Tensor, old: Tensor, *, draws: int) -> tuple[Tensor, Tensor]:
+    """Whether `new` (n, ...) has a higher expected loss than `old` over fresh draws (n,), and the higher loss (n,)."""
+    (loss_new, _), (loss_old, _) = _score(model, new, y, draws), _score(model, old, y, draws)
+    return loss_new > loss_old, torch.maximum(loss_new, loss_old)
+
+
 def start_points(
     x: Tensor,
     low: Tensor,

@@ -82,7 +82,7 @@ def check_logits(logits: object, y: Tensor, draws: int | None = None) -> Tensor:
 
 def check_number(name: str, value: object) -> float:
     """Return value as a float if it is finite and not negative, else raise an InputError."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
         raise InputError(
             f"attacks: {name} is {value!r}, expected a finite number of at least 0, in input units ([0, 1])"
         )
@@ -91,7 +91,7 @@ def check_number(name: str, value: object) -> float:
 
 def check_count(name: str, value: object) -> int:
     """Return value as an int if it is a whole number of at least 1, else raise an InputError."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"attacks: {name} is {value!r}, expected a whole number of at least 1")
     return int(value)
 

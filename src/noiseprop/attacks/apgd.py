@@ -1,0 +1,220 @@
+"""Auto-PGD on the cross-entropy: PGD with momentum whose step size adapts to every image by itself."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.attacks.expectation import attacking, is_random, loss_gradient
+from noiseprop.attacks.restarts import best_of, is_better, refuse_luck, start_points
+from noiseprop.attacks.threat import ball, check_count, check_images, check_number
+
+# The constants of the paper: weight of the new step against momentum, and the least share of rises that keeps the step.
+_ALPHA = 0.75
+_RHO = 0.75
+
+
+def apgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int = 100,
+    restarts: int = 1,
+    draws: int = 1,
+    stop_when_broken: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Climb the expected cross-entropy in the ball of radius eps by APGD-CE: no step size to choose.
+
+    z       = P(x_t + step * sign(grad L(x_t)))
+    x_{t+1} = P(x_t + 0.75 (z - x_t) + 0.25 (x_t - x_{t-1})),    L(x) = mean_k CE(model(x; noise_k), y)
+
+    from a random start, with step = 2 eps at first. At fixed checkpoints the step of an image is halved, and the image
+    goes back to its best iterate, if its loss rose in too few of the steps since the last one or its best loss stands
+    still. Each run returns the iterate of highest expected loss, never the first miss.
+
+    On a random network every estimate of the loss is noisy, and the highest of many estimates is the luckiest. So at
+    every checkpoint and at the end the best iterate so far and the latest one are scored anew with fresh draws, and
+    restarts are compared in the same way.
+
+    The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
+    left as found: modes, `.grad`, `requires_grad` flags and torch's global random state. A noisy model's own noise
+    moves on by the passes made, so that whatever scores the result next draws noise that the attack has not seen.
+
+    Args:
+        model: images (B, ...) in [0, 1] to logits (B, classes).
+        x: images (B, ...) in [0, 1].
+        y: true labels (B,).
+        eps: radius of the L-infinity ball, in input units.
+        steps: steps of each run; it makes steps + 1 gradients.
+        restarts: number of runs.
+        draws: noise draws to average each gradient over (EOT); 1 sees a single draw per step.
+        stop_when_broken: for the robust accuracy of a deterministic model: an image leaves the batch at its first
+            iterate that is misclassified, which saves time. Not for transfer attacks, which want the full climb.
+        generator: where the starts come from; it moves on. Without one they come from a copy of torch's global random
+            state, which stays as found, so that two calls in a row start at the same points.
+
+    Returns:
+        Adversarial images, like x.
+
+    Raises:
+        InputError: for arguments out of range, images outside [0, 1], labels out of range, NaN or wrong-shaped logits,
+            or stop_when_broken on a model whose noise is on.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> apgd(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), eps=0.5, steps=10)
+        tensor([[0.2500, 0.7500]])
+
+    Source: Croce and Hein 2020, algorithm 1, in the form of the authors' AutoAttack code, but that the first checkpoint
+    counts the first step as a rise only if it was one, as the paper says; the code always does.
+    """
+    x, y = check_images(x, y)
+    eps, steps = check_number("eps", eps), check_count("steps", steps)
+    restarts, draws = check_count("restarts", restarts), check_count("draws", draws)
+    low, high = ball(x, eps)
+
+    def run(start: Tensor, rows: Tensor) -> Tensor:
+        problem = _Climb.begin(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
+        return _climb(model, problem, steps=steps, draws=draws, stop=stop_when_broken)
+
+    with attacking(model):
+        refuse_luck(model, stop_when_broken)
+        starts = start_points(x, low, high, eps=eps, restarts=restarts, from_image=False, generator=generator)
+        return best_of(model, y, starts, run, draws=draws, stop=stop_when_broken)
+
+
+@dataclass
+class _Climb:
+    """What APGD knows of each of n images; `broken` and `x` as of the latest iterate."""
+
+    y: Tensor  # (n,)
+    low: Tensor  # (n, ...), like all images below
+    high: Tensor
+    x: Tensor
+    x_before: Tensor
+    gradient: Tensor
+    loss: Tensor  # (n,)
+    broken: Tensor  # (n,) bool, by the latest logits
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor  # (n,)
+    step: Tensor  # (n, 1, ...)
+    rises: Tensor  # (n,) steps since the last checkpoint at which the loss rose
+    improved: Tensor  # (n,) bool: the best loss rose since the last checkpoint
+    halved: Tensor  # (n,) bool: the step was halved at the last checkpoint
+
+    @classmethod
+    def begin(
+        cls, model: nn.Module, start: Tensor, y: Tensor, low: Tensor, high: Tensor, *, step: float, draws: int
+    ) -> "_Climb":
+        loss, gradient, logits = loss_gradient(model, start, y, draws=draws)
+        return cls(
+            y=y,
+            low=low,
+            high=high,
+            x=start,
+            x_before=start,
+            gradient=gradient,
+            loss=loss,
+            broken=logits.mean(0).argmax(-1) != y,
+            best=start,
+            best_gradient=gradient,
+            best_loss=loss,
+            step=start.new_full((len(y), *[1] * (start.dim() - 1)), step),
+            rises=torch.zeros_like(y),
+            improved=torch.zeros_like(y, dtype=torch.bool),
+            halved=torch.ones_like(y, dtype=torch.bool),  # no halving for want of improvement at the first checkpoint
+        )
+
+    def __getitem__(self, rows: Tensor) -> "_Climb":
+        return _Climb(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+def _climb(model: nn.Module, climb: _Climb, *, steps: int, draws: int, stop: bool) -> Tensor:
+    """One run; returns the best iterates, or with `stop` the first misclassified one where there is one."""
+    random = is_random(model)
+    checkpoints = _checkpoints(steps)
+    result, rows = climb.x.clone(), torch.arange(len(climb.y), device=climb.y.device)
+    since = 0
+    for t in range(steps):
+        if stop and bool(climb.broken.any()):
+            result[rows[climb.broken]] = climb.x[climb.broken]
+            rows, climb = rows[~climb.broken], climb[~climb.broken]
+            if not len(rows):
+                return result
+        _advance(model, climb, draws=draws, momentum=t > 0)
+        since += 1
+        if t + 1 in checkpoints:
+            if random:
+                better, climb.best_loss = is_better(model, climb.y, climb.x, climb.best, draws=draws)
+                _keep(climb, better)
+            _adapt(climb, since)
+            since = 0
+    if random:
+        _keep(climb, is_better(model, climb.y, climb.x, climb.best, draws=draws)[0])
+    if stop:
+        _keep(climb, climb.broken)
+    result[rows] = climb.best
+    return result
+
+
+def _advance(model: nn.Module, climb: _Climb, *, draws: int, momentum: bool) -> None:
+    """One step of every image, and the record of its best iterate."""
+    x, low, high = climb.x, climb.low, climb.high
+    new = (x + climb.step * climb.gradient.sign()).clamp_(low, high)
+    if momentum:
+        new = (x + _ALPHA * (new - x) + (1 - _ALPHA) * (x - climb.x_before)).clamp_(low, high)
+    climb.x_before, climb.x = x, new
+    loss, climb.gradient, logits = loss_gradient(model, new, climb.y, draws=draws)
+    climb.broken = logits.mean(0).argmax(-1) != climb.y
+    climb.rises = climb.rises + (loss > climb.loss)
+    climb.loss = loss
+    better = loss > climb.best_loss
+    climb.improved = climb.improved | better
+    climb.best_loss = torch.where(better, loss, climb.best_loss)
+    _keep(climb, better)
+
+
+def _keep(climb: _Climb, chosen: Tensor) -> None:
+    """Make the latest iterate of the chosen images (n,) their best."""
+    chosen = _per_image(chosen, climb.x)
+    climb.best = torch.where(chosen, climb.x, climb.best)
+    climb.best_gradient = torch.where(chosen, climb.gradient, climb.best_gradient)
+
+
+def _adapt(climb: _Climb, since: int) -> None:
+    """A checkpoint: halve the step and go back to the best iterate where the last `since` steps did little."""
+    # The paper's condition 1 has "<"; the authors' code, followed here, has "<=".
+    halve = (climb.rises <= _RHO * since) | ~(climb.halved | climb.improved)
+    where = _per_image(halve, climb.x)
+    climb.step = torch.where(where, climb.step / 2, climb.step)
+    climb.x = torch.where(where, climb.best, climb.x)
+    climb.gradient = torch.where(where, climb.best_gradient, climb.gradient)
+    climb.rises = torch.zeros_like(climb.rises)
+    climb.improved = torch.zeros_like(climb.improved)
+    climb.halved = halve
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """After which steps the step sizes adapt: at first 22 % of all steps apart, then less and less, at least 6 %.
+
+    >>> sorted(_checkpoints(100))
+    [22, 41, 57, 70, 80, 87, 93, 99]
+    """
+    distance, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    found: set[int] = set()
+    at = distance
+    while at <= steps:
+        found.add(at)
+        distance = max(distance - less, least)
+        at += distance
+    return found
+
+
+def _per_image(flags: Tensor, like: Tensor) -> Tensor:
+    """Flags (n,) in a shape that broadcasts over images (n, ...)."""
+    return flags.view(-1, *[1] * (like.dim() - 1))

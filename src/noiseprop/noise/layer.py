@@ -1,0 +1,101 @@
+"""``NeuronNoise``: the sigma (and mu) of one noise site."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.errors import InputError
+from noiseprop.noise.op import gaussian_noise
+from noiseprop.noise.stream import NoiseStream, layer_key
+
+Init = float | Literal["normal"]
+
+
+class NeuronNoise(nn.Module):
+    """Gaussian noise of its own for every neuron, ``x + mu + sigma * eps``, with a sigma that can be learned.
+
+    Args:
+        shape: shape of sigma, broadcastable to the neurons of the input (B, *neurons).
+        init: sigma's start: one number for all (units of the pre-activation), or "normal" for draws from N(0, 1).
+        learn: whether sigma is a parameter that receives gradients; a buffer of the same name if not.
+        mean: whether there is a learned mean mu as well, starting at 0 (the paper's Figure 1); it is one of the weights.
+        at_inference: whether noise acts in eval mode too. `sampling(model, "off")` silences it anyway.
+
+    A layer that stands alone draws its seed from torch's global generator, as other layers draw their weights, and each
+    call is a pass of its own. `add_noise` gives the layers of a model one common stream instead.
+
+    Example:
+        >>> noise = NeuronNoise((3,), init=0.5)
+        >>> noise(torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+
+    Source: Xiao, Zhang and Peng (2021), Eq. 1.
+    """
+
+    sigma: Tensor
+    mu: Tensor | None
+    stream: NoiseStream
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        *,
+        init: Init = 1.0,
+        learn: bool = True,
+        mean: bool = False,
+        at_inference: bool = True,
+    ) -> None:
+        super().__init__()
+        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        sigma = _start(size, init)
+        if learn:
+            self.sigma = nn.Parameter(sigma)
+        else:
+            self.register_buffer("sigma", sigma)
+        self.mu = nn.Parameter(torch.zeros(size)) if mean else None
+        self.at_inference = at_inference
+        self.stream = NoiseStream(int(torch.randint(2**62, ()).item()))
+        self.alone = True  # until bind()
+        self.number = 0
+        self.register_buffer("place", layer_key(0), persistent=False)
+
+    def bind(self, stream: NoiseStream, number: int) -> None:
+        """Draw from a model's stream as its layer `number`; layer 0 holds the stream for all."""
+        del self.stream
+        if number == 0:
+            self.stream = stream
+        else:
+            self.__dict__["stream"] = stream  # not a child: state_dict() must not see it again
+        self.alone, self.number = False, number
+        self.place = layer_key(number).to(self.sigma.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add noise to x (B, *neurons); returns a new tensor, or x itself where noise is off."""
+        stream = self.stream
+        if self.alone:
+            stream.begin()
+        sampling = stream.sampling
+        if not (self.training or self.at_inference) or (sampling is not None and sampling.off):
+            return x
+        draws = 1
+        if sampling is not None and sampling.draws is not None:
+            draws = sampling.draws
+            x = sampling.repeat(x)
+        key = stream.next_key(self.place, self.number, self.training)
+        return gaussian_noise(x, self.sigma, mu=self.mu, key=key, draws=draws)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        learned = "learned" if isinstance(self.sigma, nn.Parameter) else "fixed"
+        return f"{tuple(self.sigma.shape)}, {learned}, at_inference={self.at_inference}"
+
+
+def _start(size: tuple[int, ...], init: Init) -> Tensor:
+    if init == "normal":
+        return torch.randn(size)
+    if isinstance(init, str) or not math.isfinite(init):
+        raise InputError(f"NeuronNoise got init={init!r}; pass a finite number, or 'normal' for draws from N(0, 1)")
+    return torch.full(size, float(init))

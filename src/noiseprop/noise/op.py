@@ -1,0 +1,195 @@
+"""``gaussian_noise``: Eq. 1 forward, Eq. 3 backward."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noiseprop.errors import InputError
+from noiseprop.noise import kernels
+from noiseprop.noise.philox import standard_normal
+
+KEY_LENGTH = 5  # seed, pass, layer, call, global index of the first sample
+
+
+def gaussian_noise(
+    x: Tensor,
+    sigma: Tensor,
+    *,
+    mu: Tensor | None = None,
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    draws: int = 1,
+) -> Tensor:
+    """Add a neuron's own Gaussian noise: ``y = x + mu + sigma * eps`` with ``eps ~ N(0, 1)``.
+
+    eps is independent for every element of every sample, and a pure function of the key (see
+    `noiseprop.noise.philox`). The gradient for sigma is Eq. 3, ``sum over the batch of grad * eps``, right for any sign of
+    sigma; x receives the gradient unchanged. The backward pass draws eps again, so nothing of x's size is kept.
+
+    Args:
+        x: pre-activations (B, *neurons), float32, bfloat16, float16 or float64.
+        sigma: standard deviations, in units of x, broadcastable to (*neurons).
+        mu: means, in units of x, broadcastable to (*neurons); none if omitted.
+        key: int64 tensor of up to five numbers (seed, pass, layer, call, global index of the first sample); what is left
+            out is 0. If omitted, a seed is drawn from `generator`.
+        generator: only draws the seed when there is no key; torch's global one if omitted.
+        draws: x holds this many draws of one batch, one after another; draw k uses the noise of pass + k.
+
+    Returns:
+        A new tensor with x's shape and dtype.
+
+    Raises:
+        InputError: x is not floating point, or a shape does not fit.
+
+    Example:
+        >>> x, sigma = torch.zeros(2, 3), torch.ones(3)
+        >>> y = gaussian_noise(x, sigma, key=torch.tensor([7]))
+        >>> torch.equal(y, gaussian_noise(x, sigma, key=torch.tensor([7])))
+        True
+        >>> torch.equal(y[0], y[1])
+        False
+
+    Source: Xiao, Zhang and Peng (2021), Eq. 1 and Theorem 1 (Eq. 3).
+    """
+    _check(x, sigma, mu, draws)
+    key = _full_key(key, generator, x.device)
+    if type(x) in _EAGER and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        return _GaussianNoise.apply(x, sigma, mu, key, draws)  # half the price of a call through the dispatcher
+    return torch.ops.noiseprop.gaussian_noise(x, sigma, mu, key, draws)
+
+
+def _noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
+    """Eq. 1: ``x + mu + sigma * eps``."""
+    if kernels.usable(x):
+        neurons = x.shape[1:]
+        return kernels.add_noise(x, sigma.expand(neurons), None if mu is None else mu.expand(neurons), key, draws)
+    eps = _eps(x, key, draws)
+    y = x + sigma * eps if mu is None else x + (mu + sigma * eps)
+    return y.to(x.dtype)
+
+
+def _sigma_gradient(grad: Tensor, key: Tensor, shape: Sequence[int], draws: int) -> Tensor:
+    """Eq. 3: the gradient for sigma is ``grad * eps``, summed over the batch and the axes that sigma is shared over."""
+    if kernels.usable(grad):
+        return _sum_to(kernels.sigma_gradient(grad, key, draws), shape)
+    return _sum_to((grad * _eps(grad, key, draws)).sum(0), shape)
+
+
+def _eps(x: Tensor, key: Tensor, draws: int) -> Tensor:
+    """Draw x's noise from its key, in float32, or float64 where x is."""
+    eps = standard_normal(key, draws, x.shape[0] // draws, math.prod(x.shape[1:])).view(x.shape)
+    return eps.double() if x.dtype == torch.float64 else eps
+
+
+def _sum_to(total: Tensor, shape: Sequence[int]) -> Tensor:
+    """Sum over the axes that were broadcast; on the CPU in numpy's order, which no number of threads changes."""
+    if total.shape == tuple(shape):
+        return total
+    lead = total.dim() - len(shape)
+    axes = tuple(i for i in range(total.dim()) if i < lead or (shape[i - lead] == 1 and total.shape[i] != 1))
+    if kernels.usable(total) and type(total) is Tensor:
+        return torch.from_numpy(np.asarray(total.numpy().sum(axis=axes))).view(*shape)
+    return total.sum(axes).view(*shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, sigma, mu, key, ctx.draws = inputs
+    ctx.save_for_backward(key)
+    ctx.sigma_shape, ctx.mu_shape = sigma.shape, None if mu is None else mu.shape
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (key,) = ctx.saved_tensors
+    to_sigma = to_mu = None
+    if ctx.needs_input_grad[1]:
+        to_sigma = torch.ops.noiseprop.sigma_gradient(grad, key, ctx.sigma_shape, ctx.draws)
+    if ctx.needs_input_grad[2]:
+        to_mu = _sum_to(grad.sum(0), ctx.mu_shape)
+    return grad, to_sigma, to_mu, None, None
+
+
+class _GaussianNoise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
+        _remember(ctx, (x, sigma, mu, key, draws), None)
+        return _noise(x, sigma, mu, key, draws)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _gradients(ctx, grad)
+
+
+def _remember_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, key, _, ctx.draws = inputs
+    ctx.save_for_backward(key)
+    ctx.like = {"size": grad.shape, "dtype": grad.dtype, "device": grad.device}
+
+
+def _second_gradients(ctx: Any, gradgrad: Tensor) -> tuple[Tensor | None, ...]:
+    """Eq. 3 is linear in grad, so its own gradient is eps times what comes in: noise added to nothing."""
+    (key,) = ctx.saved_tensors
+    return gaussian_noise(torch.zeros(**ctx.like), gradgrad, key=key, draws=ctx.draws), None, None, None
+
+
+def _register() -> torch.library.Library:
+    """One functional op each way, so that torch.compile and torch.export see nothing of what is inside."""
+    library = torch.library.Library("noiseprop", "DEF")
+    library.define("gaussian_noise(Tensor x, Tensor sigma, Tensor? mu, Tensor key, int draws) -> Tensor")
+    library.define("sigma_gradient(Tensor grad, Tensor key, SymInt[] shape, int draws) -> Tensor")
+    library.impl("gaussian_noise", _noise, "CompositeExplicitAutograd")
+    library.impl("sigma_gradient", _sigma_gradient, "CompositeExplicitAutograd")
+    torch.library.register_fake("noiseprop::gaussian_noise", lambda x, *rest: torch.empty_like(x), lib=library)
+    torch.library.register_fake(
+        "noiseprop::sigma_gradient", lambda grad, key, shape, draws: grad.new_empty(shape, dtype=_wide(grad)), lib=library
+    )
+    torch.library.register_autograd(
+        "noiseprop::gaussian_noise", _gradients, setup_context=_remember, lib=library
+    )
+    torch.library.register_autograd(
+        "noiseprop::sigma_gradient", _second_gradients, setup_context=_remember_gradient, lib=library
+    )
+    return library
+
+
+_LIBRARY = _register()
+_EAGER = (Tensor, torch.nn.Parameter)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _full_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    if key is None:
+        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)
+    elif key.dtype != torch.int64 or key.dim() != 1 or key.numel() > KEY_LENGTH:
+        raise InputError(
+            f"gaussian_noise got a key of shape {tuple(key.shape)} and dtype {key.dtype}; pass a one-dimensional int64 tensor "
+            f"of at most {KEY_LENGTH} numbers: (seed, pass, layer, call, first sample)"
+        )
+    if key.numel() < KEY_LENGTH:
+        key = torch.cat([key, key.new_zeros(KEY_LENGTH - key.numel())])
+    return key if key.device == device else key.to(device)
+
+
+def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
+    if not x.is_floating_point() or x.dim() == 0:
+        raise InputError(f"gaussian_noise adds to floating-point tensors (B, *neurons), not to {x.dtype} of shape {tuple(x.shape)}")
+    neurons = x.shape[1:]
+    for name, values in (("sigma", sigma), ("mu", mu)):
+        if values is not None and values.shape != neurons and not _broadcasts(values.shape, neurons):
+            raise InputError(
+                f"{name} has shape {tuple(values.shape)}, which does not broadcast to the neurons {tuple(neurons)} of x; "
+                f"make it {tuple(neurons)}, or 1 where an axis shares one value"
+            )
+    if draws < 1 or x.shape[0] % draws:
+        raise InputError(f"x holds {x.shape[0]} rows, which are not {draws} draws of one batch; repeat the batch first")
+
+
+def _broadcasts(shape: Sequence[int], neurons: Sequence[int]) -> bool:
+    lead = len(neurons) - len(shape)
+    return lead >= 0 and all(s in (1, n) for s, n in zip(shape, neurons[lead:], strict=True))

@@ -1,0 +1,88 @@
+"""``SigmaAdam``: Eq. 7, and the split of a model's parameters between the two optimizers."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.errors import InputError
+from noiseprop.noise.layer import NeuronNoise
+
+
+class SigmaAdam(torch.optim.Optimizer):
+    """Adam for noise levels, to the letter of Eq. 7.
+
+        h <- b1 h + (1 - b1) g             v <- b2 v + (1 - b2) g^2
+        sigma <- | sigma - lr * h / (1 - b1^N) / sqrt(v / (1 - b2^N) + eps) |
+
+    It differs from `torch.optim.Adam` twice: eps stands inside the root, where 1e-8 floors the root at 1e-4, and the
+    updated sigma is replaced by its absolute value. There is no weight decay.
+
+    Args:
+        params: the noise levels, `sigmas(model)`.
+        lr: step size, in units of sigma.
+        betas: decay of the two running means.
+        eps: added to v inside the root, in units of the gradient squared.
+
+    Source: Xiao, Zhang and Peng (2021), Eq. 7.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if not lr >= 0 or not eps >= 0 or not all(0 <= b < 1 for b in betas):
+            raise InputError(f"SigmaAdam got lr={lr}, betas={betas}, eps={eps}; pass lr >= 0, eps >= 0 and betas in [0, 1)")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move every sigma that has a gradient; `closure`, if given, computes the loss again first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_step: dict[int, list[Tensor]] = {}
+            for sigma in group["params"]:
+                if sigma.grad is not None:
+                    by_step.setdefault(self._count(sigma), []).append(sigma)
+            for step, moved in by_step.items():
+                self._move(moved, step, group)
+        return loss
+
+    def _count(self, sigma: Tensor) -> int:
+        state = self.state[sigma]
+        if not state:
+            state["step"] = 0
+            state["h"], state["v"] = torch.zeros_like(sigma), torch.zeros_like(sigma)
+        state["step"] += 1
+        return state["step"]
+
+    def _move(self, sigmas: list[Tensor], step: int, group: dict[str, Any]) -> None:
+        (b1, b2), lr, eps = group["betas"], group["lr"], group["eps"]
+        gradients = [cast(Tensor, sigma.grad) for sigma in sigmas]
+        h, v = ([self.state[sigma][name] for sigma in sigmas] for name in "hv")
+        torch._foreach_lerp_(h, gradients, 1 - b1)
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, gradients, gradients, 1 - b2)
+        root = torch._foreach_div(v, 1 - b2**step)
+        torch._foreach_add_(root, eps)
+        torch._foreach_sqrt_(root)
+        torch._foreach_addcdiv_(sigmas, h, root, -lr / (1 - b1**step))
+        torch._foreach_abs_(sigmas)
+
+
+def sigmas(model: nn.Module) -> list[nn.Parameter]:
+    """The learned noise levels of a model, for `SigmaAdam`."""
+    return [m.sigma for m in model.modules() if isinstance(m, NeuronNoise) and isinstance(m.sigma, nn.Parameter)]
+
+
+def weights(model: nn.Module) -> list[nn.Parameter]:
+    """All other parameters of a model (mu among them), for the optimizer that trains the network."""
+    levels = {id(sigma) for sigma in sigmas(model)}
+    return [p for p in model.parameters() if id(p) not in levels]

@@ -1,0 +1,206 @@
+"""``sampling``: noise that is fresh, off or frozen, and K draws of it in one pass."""
+
+import warnings
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from noiseprop.errors import InputError
+from noiseprop.noise.stream import NoiseStream, noise_streams, seed_key
+
+Mode = Literal["fresh", "off", "frozen"]
+
+_shares_prefix: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+
+
+class Sampling:
+    """What one `sampling` block asks of the noise layers inside it.
+
+    Attributes:
+        off: no layer adds noise.
+        frozen: the key of every pass, or None for fresh noise.
+        draws: K, or None when logits keep their shape.
+    """
+
+    def __init__(self, *, off: bool, frozen: Tensor | None, draws: int | None) -> None:
+        self.off = off
+        self.frozen = frozen
+        self.draws = draws
+        self.repeated = False
+
+    def repeat(self, x: Tensor) -> Tensor:
+        """Where the first noise layer of a pass meets its input (B, ...): K copies of it, (K*B, ...)."""
+        if self.repeated or self.draws is None:
+            return x
+        self.repeated = True
+        return _repeat(x, self.draws)
+
+
+@contextmanager
+def sampling(model: nn.Module, mode: Mode = "fresh", *, draws: int | None = None, key: int | None = None) -> Generator[None]:
+    """Choose what the noise of a model does, and how many draws of it a pass makes.
+
+    With ``draws=K`` the first noise layer that runs repeats its batch K times, so that all before it (a whole
+    convolutional trunk, where noise is only in the head) runs once, forward and backward. With equal keys the result
+    equals K separate passes. Where sharing would change the result (a noisy branch that meets a noise-free one, as
+    in residual blocks) the input is repeated instead, and a warning says so once per model.
+
+    Args:
+        model: any module, noisy or not.
+        mode: "fresh" noise in every pass, "off", or "frozen": the same noise in every pass, chosen by `key`.
+        draws: K; outputs then have shape (K, B, ...). None keeps (B, ...).
+        key: the seed of frozen noise.
+
+    Raises:
+        InputError: an unknown mode, draws < 1, a frozen mode without a key, or draws with batch norm in training mode.
+
+    Example:
+        >>> import noiseprop
+        >>> model = noiseprop.add_noise(nn.Linear(3, 2), where=[""], example=torch.zeros(1, 3))
+        >>> with sampling(model, draws=5):
+        ...     model(torch.zeros(4, 3)).shape
+        torch.Size([5, 4, 2])
+    """
+    state = _state(mode, draws, key)
+    streams = noise_streams(model)
+    before = [stream.sampling for stream in streams]
+    handles = [] if draws is None else _shape_hooks(model, state, streams)
+    for stream in streams:
+        stream.sampling = state
+    outer, model.__dict__["_sampling"] = model.__dict__.get("_sampling"), state
+    try:
+        yield
+    finally:
+        model.__dict__["_sampling"] = outer
+        if outer is None:
+            del model.__dict__["_sampling"]
+        for stream, previous in zip(streams, before, strict=True):
+            stream.sampling = previous
+        for handle in handles:
+            handle.remove()
+
+
+def _state(mode: Mode, draws: int | None, key: int | None) -> Sampling:
+    if mode not in ("fresh", "off", "frozen"):
+        raise InputError(f"sampling got mode {mode!r}; choose 'fresh', 'off' or 'frozen'")
+    if draws is not None and draws < 1:
+        raise InputError(f"sampling got draws={draws}; pass 1 or more, or None to keep the outputs' shape")
+    if (mode == "frozen") != (key is not None):
+        raise InputError(f"sampling got mode {mode!r} with key={key}; frozen noise, and only that, needs a key such as key=0")
+    return Sampling(off=mode == "off", frozen=None if key is None else seed_key(key), draws=draws)
+
+
+def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) -> list[Any]:
+    """Hooks on the model's call: count one pass, and give the outputs their axis of draws."""
+    draws = state.draws
+    assert draws is not None
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if module.__dict__.get("_sampling") is not state:
+            return None  # an inner block has taken over
+        state.repeated = False
+        _refuse_batch_norm(module)
+        if not streams or state.off or shares_prefix(module, args, kwargs, state, streams):
+            return None
+        state.repeated = True
+        batch = _batch(args, kwargs)
+        return _map_batch((args, kwargs), batch, lambda x: _repeat(x, draws))
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if module.__dict__.get("_sampling") is not state:
+            return None
+        if state.repeated:
+            return tree_map_only(Tensor, lambda x: x.unflatten(0, (draws, -1)), output)
+        return tree_map_only(Tensor, lambda x: x.expand(draws, *x.shape), output)
+
+    return [
+        model.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
+        model.register_forward_hook(after, with_kwargs=True),
+    ]
+
+
+def shares_prefix(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: Sampling, streams: list[NoiseStream]
+) -> bool:
+    """Whether repeating the batch at the first noise layer gives what repeating the input gives; tried once per model."""
+    if model not in _shares_prefix:
+        agrees = _try_shared(model, args, kwargs, state, streams)
+        _shares_prefix[model] = agrees
+        if not agrees:
+            warnings.warn(
+                f"{type(model).__name__}: a noisy branch meets a noise-free one, so draws cannot share what comes before "
+                "the noise; the input is repeated instead, at the full price of every draw",
+                stacklevel=2,
+            )
+    return _shares_prefix[model]
+
+
+def forget_prefix(model: nn.Module) -> None:
+    """Try again after the noise of a model has changed place."""
+    _shares_prefix.pop(model, None)
+
+
+@torch.no_grad()
+def _try_shared(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: Sampling, streams: list[NoiseStream]
+) -> bool:
+    """Three draws of two samples, shared and repeated, must agree."""
+    batch = _batch(args, kwargs)
+    args, kwargs = _map_batch((args, kwargs), batch, lambda x: torch.cat([x, x])[:: max(1, batch)][:2])
+    trial = Sampling(off=False, frozen=seed_key(1), draws=3)
+    outputs: list[Any] = []
+    sampled, keys = [stream.sampling for stream in streams], [stream.key.clone() for stream in streams]
+    training = [(m, m.training) for m in model.modules()]
+    outer = model.__dict__.get("_sampling")
+    model.__dict__["_sampling"] = trial  # silences the hooks of the block around
+    for stream in streams:
+        stream.sampling = trial
+    try:
+        for shared in (True, False):
+            trial.repeated = not shared
+            a, k = (args, kwargs) if shared else _map_batch((args, kwargs), 2, lambda x: _repeat(x, 3))
+            outputs.append(model(*a, **k))
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    finally:
+        model.__dict__["_sampling"] = outer
+        for module, mode in training:
+            module.training = mode
+        for stream, previous, key in zip(streams, sampled, keys, strict=True):
+            stream.sampling = previous
+            stream.key.copy_(key)
+    one, other = (torch.utils._pytree.tree_leaves(output) for output in outputs)
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + b.abs().max().item()))
+        for a, b in zip(one, other, strict=True)
+        if isinstance(a, Tensor)
+    )
+
+
+def _refuse_batch_norm(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise InputError(f"{name} is a batch norm in training mode, which would mix the draws; call model.eval() first")
+
+
+def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    raise InputError("sampling with draws needs a model that is called with at least one batched tensor")
+
+
+def _map_batch(inputs: Any, batch: int, function: Any) -> Any:
+    return tree_map_only(Tensor, lambda x: function(x) if x.dim() > 0 and x.shape[0] == batch else x, inputs)
+
+
+def _repeat(x: Tensor, draws: int) -> Tensor:
+    """K copies of a batch, one after another, in x's memory format: (B, ...) to (K*B, ...)."""
+    if draws == 1:
+        return x
+    return torch.cat([x] * draws)

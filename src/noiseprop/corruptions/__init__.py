@@ -1,0 +1,7 @@
+"""Hendrycks and Dietterich's corruptions, batched, and a reader for the released CIFAR-10-C files."""
+
+from noiseprop.corruptions.corrupt import KINDS as KINDS
+from noiseprop.corruptions.corrupt import PARAMS as PARAMS
+from noiseprop.corruptions.corrupt import SEVERITIES as SEVERITIES
+from noiseprop.corruptions.corrupt import corrupt as corrupt
+from noiseprop.corruptions.corrupt import corruption_seed as corruption_seed

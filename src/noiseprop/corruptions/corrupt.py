@@ -1,0 +1,118 @@
+"""One call for every corruption: checks, exact pixels in, 8-bit pixels out."""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from noiseprop.corruptions import contrast, gaussian_noise, glass_blur, impulse_noise
+from noiseprop.errors import InputError
+
+KINDS = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
+PARAMS = ("cifar10", "tiny-imagenet", "mnist")
+SEVERITIES = (1, 2, 3, 4, 5)
+
+Floats = npt.NDArray[np.float64]
+
+_CHUNK = 128  # images that are worked on at once, so that they stay in the cache; the draws follow these chunks
+
+
+def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torch.Generator) -> Tensor:
+    """Corrupt images as Hendrycks and Dietterich's generators do, to the bit for the same draws.
+
+    A channel count of 1 means 2-D grey arrays of the definition, any other its (H, W, C) arrays. Pixels that are k/255
+    up to the rounding of their dtype are taken as exactly k/255, in float64, as the definition does.
+
+    Args:
+        x: (B, C, H, W), floating, in [0, 1].
+        kind: one of KINDS.
+        severity: 1 to 5.
+        params: "cifar10" (CIFAR-10-C), "tiny-imagenet" (Tiny-ImageNet-C) or "mnist" (MNIST-C, ImageNet-C's values).
+        generator: source of all draws; "contrast" makes none.
+
+    Returns:
+        A new tensor of x's shape, dtype and device, in [0, 1]; for "cifar10" and "tiny-imagenet" truncated to k/255,
+        since these sets are stored as 8-bit images, for "mnist" not.
+
+    Raises:
+        InputError: another kind, severity or params; x not a float batch of images in [0, 1].
+
+    Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
+    ICLR 2019, and the generators released with it.
+
+    >>> x = torch.rand(2, 3, 32, 32)
+    >>> noisy = corrupt(x, "gaussian_noise", severity=1, params="cifar10", generator=torch.Generator().manual_seed(0))
+    >>> bool(((noisy * 255 - (noisy * 255).round()).abs() < 1e-4).all())
+    True
+    """
+    _check(x, kind, severity, params)
+    pixels = x.detach().cpu()
+    pixels = (pixels.float() if x.dtype == torch.bfloat16 else pixels).numpy()  # NumPy has no bfloat16
+    tolerance = 2 * torch.finfo(x.dtype).eps
+    out = np.empty_like(pixels)
+    for start in range(0, len(x), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        exact = _exact(pixels[chunk].transpose(0, 2, 3, 1), tolerance)
+        corrupted = _corrupt_chunk(exact, kind, severity - 1, params, generator)
+        out[chunk] = corrupted.transpose(0, 3, 1, 2)
+    return torch.from_numpy(out).to(x)
+
+
+def corruption_seed(dataset: str, kind: str, severity: int) -> int:
+    """The stated seed of a corrupted data set: 62 bits of SHA-256 of "dataset/kind/severity".
+
+    >>> corruption_seed("mnist", "glass_blur", 3) == corruption_seed("mnist", "glass_blur", 3)
+    True
+    """
+    digest = hashlib.sha256(f"{dataset}/{kind}/{severity}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
+
+
+def _corrupt_chunk(x: Floats, kind: str, level: int, params: str, generator: torch.Generator) -> Floats:
+    """Images (B, H, W, C) to corrupted ones; a single channel is taken off and put back."""
+    grey = x.shape[3] == 1
+    out = _apply(x[..., 0] if grey else x, kind, level, params, generator)
+    if params != "mnist":
+        out = (out * 255).astype(np.uint8) / 255.0
+    return out[..., None] if grey else out
+
+
+def _apply(x: Floats, kind: str, level: int, params: str, generator: torch.Generator) -> Floats:
+    match kind:
+        case "gaussian_noise":
+            draws = gaussian_noise.draw(x.shape, generator)
+            return gaussian_noise.apply(x, draws, gaussian_noise.SIGMA[params][level])
+        case "impulse_noise":
+            draws = impulse_noise.draw(x.shape, generator)
+            return impulse_noise.apply(x, draws, impulse_noise.AMOUNT[params][level])
+        case "glass_blur":
+            glass = glass_blur.GLASS[params][level]
+            return glass_blur.apply(x, glass_blur.draw(x.shape, glass, generator), glass)
+        case _:
+            return contrast.apply(x, contrast.FACTOR[params][level])
+
+
+def _exact(x: npt.NDArray[np.floating], tolerance: float) -> Floats:
+    """The pixels in float64, C-contiguous; those within `tolerance` of k/255 become the float64 k/255."""
+    wide = np.ascontiguousarray(x, dtype=np.float64)
+    grid = np.rint(wide * 255) / 255
+    return np.where(np.abs(wide - grid) <= tolerance, grid, wide)
+
+
+def _check(x: Tensor, kind: str, severity: int, params: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"corrupt: unknown kind {kind!r}; choose one of {', '.join(KINDS)}.")
+    if params not in PARAMS:
+        raise InputError(f"corrupt: unknown params {params!r}; choose one of {', '.join(PARAMS)}.")
+    if type(severity) is not int or severity not in SEVERITIES:
+        raise InputError(f"corrupt: severity is {severity!r}, expected a whole number from 1 to 5.")
+    if x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
+        raise InputError(
+            f"corrupt: images have shape {tuple(x.shape)} and dtype {x.dtype}, expected a floating (B, C, H, W); "
+            "divide 8-bit images by 255."
+        )
+    low, high = (float(end) for end in torch.aminmax(x.detach()))
+    if not (low >= 0 and high <= 1):  # NaN fails both
+        raise InputError(f"corrupt: pixels run from {low:g} to {high:g}, expected [0, 1]; corrupt before normalising.")

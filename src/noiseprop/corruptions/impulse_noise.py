@@ -1,0 +1,28 @@
+"""Salt and pepper, channels independent."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Floats = npt.NDArray[np.float64]
+
+# share of elements that are replaced, severities 1 to 5
+AMOUNT = {
+    "cifar10": (0.01, 0.02, 0.03, 0.05, 0.07),
+    "tiny-imagenet": (0.01, 0.02, 0.05, 0.08, 0.14),
+    "mnist": (0.03, 0.06, 0.09, 0.17, 0.27),
+}
+
+
+def draw(shape: tuple[int, ...], generator: torch.Generator) -> Floats:
+    """Two uniform draws in [0, 1) per element, (2, *shape): is it replaced, and is it salt."""
+    return torch.rand((2, *shape), dtype=torch.float64, generator=generator, device=generator.device).cpu().numpy()
+
+
+def apply(x: Floats, draws: Floats, amount: float) -> Floats:
+    """Each element becomes 1 with probability amount / 2, 0 with the same probability, and else stays.
+
+    Source: Hendrycks and Dietterich 2019, `impulse_noise`, which is scikit-image's random_noise(mode="s&p").
+    """
+    replaced, salt = draws[0] < amount, draws[1] < 0.5
+    return np.where(replaced, salt.astype(np.float64), x)

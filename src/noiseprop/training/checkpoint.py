@@ -1,0 +1,168 @@
+"""Weights and training state as safetensors with JSON in the header; nothing is ever unpickled.
+
+`state.safetensors` is one file, so that its rename commits an epoch as a whole: the model's tensors as `model.<name>`,
+each optimizer's as `<optimizer>.<parameter's number>.<field>`, and everything that is no tensor in the header.
+`model.safetensors` is the model alone, for evaluation.
+"""
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from noiseprop.errors import RunError
+from noiseprop.training.run_folder import write_aside
+
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+_HEADER = "noiseprop"  # one key, so that the file's bytes do not depend on the order of a hash table
+
+
+def save_model(model: nn.Module, path: Path, *, epoch: int) -> None:
+    """Write the model's parameters and buffers aside and put them at `path`.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    _write(path, dict(model.state_dict()), {"epoch": epoch})
+
+
+def load_model(model: nn.Module, path: Path) -> int:
+    """Fill a model's parameters and buffers from `save_model`'s file, and return the epoch it was written after.
+
+    Raises:
+        RunError: the file is missing, damaged, or of another network.
+    """
+    with _opened(path) as file:
+        epoch = _epoch(path, _header(path, file))
+        tensors = _tensors_like(path, file, model.state_dict(), prefix="")
+    model.load_state_dict(tensors)
+    return epoch
+
+
+def save_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], *, epoch: int) -> None:
+    """Write all that a training needs to go on after `epoch` to one file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    scalars: dict[str, Any] = {}
+    for name, optimizer in optimizers.items():
+        for number, fields in optimizer.state_dict()["state"].items():
+            for field, value in fields.items():
+                (tensors if isinstance(value, Tensor) else scalars)[f"{name}.{number}.{field}"] = value
+    _write(path, tensors, {"epoch": epoch, "scalars": scalars})
+
+
+def load_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) -> int:
+    """Put a model and its optimizers back to where `save_state` left them, and return the epoch.
+
+    The optimizers' settings (learning rate and so on) are not in the file; they come from the recipe.
+
+    Raises:
+        RunError: the file is damaged or of another network; model and optimizers are then unchanged.
+    """
+    with _opened(path) as file:
+        header = _header(path, file)
+        epoch = _epoch(path, header)
+        weights = _tensors_like(path, file, model.state_dict(), prefix="model.")
+        states = {name: _optimizer_state(path, file, header, name, optimizers[name]) for name in optimizers}
+    model.load_state_dict(weights)
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict({"state": states[name], "param_groups": optimizer.state_dict()["param_groups"]})
+    return epoch
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def write(aside: Path) -> None:
+        try:
+            save_file(contiguous, aside, metadata)
+        except SafetensorError as error:  # so it reports a full disk
+            raise OSError(0, str(error)) from error
+
+    write_aside(path, write)
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[Any]:
+    """The file, memory-mapped; what safetensors finds wrong with it becomes a RunError."""
+    if not path.is_file():
+        raise RunError(f"{path} is missing: the run has not finished its first epoch; go on with --resume")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}); train the run again in another folder") from error
+
+
+def _header(path: Path, file: Any) -> dict[str, Any]:
+    try:
+        header = json.loads((file.metadata() or {})[_HEADER])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} was not written by noiseprop: its header lacks {_HEADER!r}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("scalars", {}), dict):
+        raise RunError(f"{path} was not written by noiseprop: its header has another form")
+    return header
+
+
+def _epoch(path: Path, header: Mapping[str, Any]) -> int:
+    epoch = header.get("epoch")
+    if not isinstance(epoch, int) or epoch < 0:
+        raise RunError(f"{path} was not written by noiseprop: its header names no epoch")
+    return epoch
+
+
+def _tensors_like(path: Path, file: Any, expected: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors `prefix + name` of exactly the names, shapes and dtypes of `expected`; compared before they are read."""
+    names = {name.removeprefix(prefix) for name in list(file.keys()) if name.startswith(prefix)}
+    if names != set(expected):
+        odd = sorted(names ^ set(expected))
+        where = "is missing" if odd[0] in expected else "is too much"
+        raise RunError(f"{path} is of another network: {odd[0]} {where}; build the model with the run's settings")
+    return {name: _read(path, file, prefix + name, tensor) for name, tensor in expected.items()}
+
+
+def _read(path: Path, file: Any, name: str, like: Tensor) -> Tensor:
+    """One tensor, in the memory layout, dtype and device of `like`."""
+    shape = tuple(file.get_slice(name).get_shape())
+    if shape != tuple(like.shape):
+        raise RunError(f"{path} is of another network: {name} has shape {shape}, expected {tuple(like.shape)}")
+    tensor = file.get_tensor(name)
+    if tensor.dtype != like.dtype:
+        raise RunError(f"{path} is of another network: {name} is {tensor.dtype}, expected {like.dtype}")
+    return torch.empty_like(like).copy_(tensor)
+
+
+def _optimizer_state(
+    path: Path, file: Any, header: Mapping[str, Any], name: str, optimizer: Optimizer
+) -> dict[int, dict[str, Any]]:
+    """The `state` part of an optimizer's state_dict; every tensor is a scalar or as large as its parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for key in sorted(file.keys()):
+        owner, _, rest = key.partition(".")
+        number, _, field = rest.partition(".")
+        if owner != name:
+            continue
+        if not (number.isdecimal() and int(number) < len(parameters)):
+            raise RunError(f"{path} is of another network: {key} belongs to none of {len(parameters)} parameters")
+        parameter = parameters[int(number)]
+        scalar = len(file.get_slice(key).get_shape()) == 0
+        like = torch.empty((), dtype=file.get_tensor(key).dtype) if scalar else parameter.detach()
+        state.setdefault(int(number), {})[field] = _read(path, file, key, like)
+    for key, value in header.get("scalars", {}).items():
+        owner, number, field = key.split(".", 2)
+        if owner == name:
+            state.setdefault(int(number), {})[field] = value
+    return state

@@ -1,0 +1,175 @@
+"""A run's folder: config.json says what was asked for, metrics.jsonl what came of it, one line an epoch."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noiseprop.errors import RunError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+_FORMAT = 1
+_LARGEST = 64 * 2**20  # bytes read of a JSON file at most
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in its place, so that `path` is never half-written.
+
+    Raises:
+        RunError: the file cannot be written; what was at `path` is still there.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise RunError(
+            f"{path} could not be written ({error.strerror}); free space or choose another folder"
+        ) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` aside as indented JSON; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Make the folder of a new run, or check that the one there was made with the same settings.
+
+    Args:
+        run_dir: the folder; it may be absent or empty.
+        settings: JSON-able; what makes two runs the same run.
+        resume: continue a run that exists; start it where there is none yet.
+
+    Raises:
+        RunError: the run exists and `resume` is off, the folder holds other things, or its settings differ.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file, not a run folder; choose another folder")
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        if not (run_dir / CONFIG).exists():
+            raise RunError(f"{run_dir} holds other things than a run (no {CONFIG}); choose another folder")
+        if not resume:
+            raise RunError(f"{run_dir} holds a run already; continue it with --resume or choose another folder")
+        _compare(run_dir, read_config(run_dir)["settings"], json.loads(json.dumps(settings)))
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run_dir} could not be made ({error.strerror}); choose another folder") from error
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    write_json(run_dir / CONFIG, {"format": _FORMAT, "settings": settings, "made_with": machine})
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The content of config.json: "settings" as given to `open_run`, "made_with" and "format".
+
+    Raises:
+        RunError: there is no such folder or file, or it is damaged.
+    """
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise RunError(f"{run_dir} is not a run folder: it has no {CONFIG}; give a folder that `noiseprop train` wrote")
+    try:
+        config = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}); train the run again in another folder") from error
+    if not (isinstance(config, dict) and config.get("format") == _FORMAT and isinstance(config.get("settings"), dict)):
+        raise RunError(f"{path} is not the {CONFIG} of a run of format {_FORMAT}; was it made by another version?")
+    return config
+
+
+def append_metrics(run_dir: Path, line: Mapping[str, Any]) -> None:
+    """Add one epoch's line to metrics.jsonl and wait until it is on the disk."""
+    text = json.dumps(line, allow_nan=False) + "\n"
+    try:
+        with (run_dir / METRICS).open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        message = f"{run_dir / METRICS} could not be written ({error.strerror}); free space, then go on with --resume"
+        raise RunError(message) from error
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The epochs of metrics.jsonl in order; a last line that a kill left unfinished is not among them.
+
+    Raises:
+        RunError: a line is damaged, or an epoch is missing.
+    """
+    path = run_dir / METRICS
+    if not path.exists():
+        return []
+    whole, _, _torn = _read(path).rpartition("\n")
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(whole.splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path}, line {number} is damaged ({error}); train the run again elsewhere") from error
+        if not isinstance(line, dict) or line.get("epoch") != number:
+            raise RunError(f"{path}, line {number} should be epoch {number}; train the run again elsewhere")
+        lines.append(line)
+    return lines
+
+
+def keep_metrics(run_dir: Path, epochs: int) -> list[dict[str, Any]]:
+    """Cut metrics.jsonl down to the epochs that a checkpoint holds, and return them.
+
+    Raises:
+        RunError: it holds fewer epochs than the checkpoint.
+    """
+    lines = read_metrics(run_dir)
+    if len(lines) < epochs:
+        message = f"{run_dir / METRICS} has {len(lines)} epochs, the checkpoint {epochs}; train the run again elsewhere"
+        raise RunError(message)
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines[:epochs])
+    write_aside(run_dir / METRICS, lambda aside: aside.write_text(text, encoding="utf-8"))
+    return lines[:epochs]
+
+
+def _compare(run_dir: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with other settings, naming them."""
+    old, new = _flat(there), _flat(asked)
+    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if different:
+        changes = ", ".join(f"{key} = {old.get(key)!r} there and {new.get(key)!r} now" for key in different)
+        raise RunError(f"{run_dir} was made with other settings: {changes}; use the same or choose another folder")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _read(path: Path) -> str:
+    """A text file of bounded size."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise RunError(f"{path} has {path.stat().st_size:,} bytes, more than any run writes; it is not read")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} could not be read ({error})") from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,66 @@
+import math
+
+import pytest
+
+from noiseprop.errors import InputError
+from noiseprop.training.recipes import TABLE_1, Recipe, fast, learning_rate
+
+
+def test_table_1():
+    mnist, cifar, tiny = TABLE_1["mnist"], TABLE_1["cifar10"], TABLE_1["tiny-imagenet"]
+    assert (mnist.optimizer, mnist.lr, mnist.weight_decay, mnist.epochs, mnist.batch_size) == (
+        "adam",
+        1e-3,
+        1e-4,
+        30,
+        128,
+    )
+    assert (cifar.optimizer, cifar.lr, cifar.weight_decay, cifar.epochs, cifar.batch_size) == (
+        "adam",
+        1e-3,
+        1e-4,
+        50,
+        128,
+    )
+    assert (tiny.optimizer, tiny.lr, tiny.weight_decay, tiny.epochs, tiny.batch_size) == ("sgd", 1e-2, 5e-4, 80, 128)
+    assert (tiny.momentum, tiny.schedule) == (0.9, "steps")
+    assert [r.augment for r in (mnist, cifar, tiny)] == [False, True, True]
+    assert {r.sigma_lr for r in TABLE_1.values()} == {1e-3}
+
+
+def test_constant_rate_stays():
+    assert {learning_rate(Recipe(), step, 10) for step in range(300)} == {1e-3}
+
+
+def test_steps_fall_by_a_fifth_every_20_epochs():
+    rates = [learning_rate(TABLE_1["tiny-imagenet"], epoch * 10 + 9, 10) for epoch in range(80)]
+    assert rates == pytest.approx([1e-2 * 0.8 ** (epoch // 20) for epoch in range(80)])
+
+
+def test_one_cycle_rises_over_three_tenths_and_falls_to_a_thousandth():
+    recipe = fast("cifar10", epochs=1)
+    rates = [learning_rate(recipe, step, 101) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1 / 25)
+    assert rates[15] == pytest.approx((0.1 / 25 + 0.1) / 2)
+    assert rates[30] == pytest.approx(0.1)
+    assert rates[65] == pytest.approx(0.1 * (1e-3 + 1) / 2)
+    assert rates[100] == pytest.approx(1e-4)
+    assert recipe.name == "fast"
+
+
+def test_one_cycle_of_a_single_step_does_not_divide_by_zero():
+    assert 0 < learning_rate(fast("mnist", epochs=1), 0, 1) <= 3e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"lr": math.nan}, "lr must be at least 0, got nan"),
+        ({"precision": "fp16"}, "must be fp32 or bf16, got 'fp16'"),
+    ],
+)
+def test_settings_are_checked(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Recipe(**changes)

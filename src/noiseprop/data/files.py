@@ -1,5 +1,6 @@
 """Bounded reading of files that may come from strangers: a declared size is never believed further than its limit."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -18,12 +19,14 @@ def read_bounded(path: Path, limit: int) -> bytes:
                 f"{path}: no such file; put the official file there, or name another folder with --data-dir"
             )
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise DataError(
+                    f"{path}: larger than the {limit:,} bytes that it may have; get the official file again"
+                )
+            return file.read(size)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-    if len(data) > limit:
-        raise DataError(f"{path}: larger than the {limit:,} bytes that it may have; get the official file again")
-    return data
 
 
 def gunzip(data: bytes, limit: int, path: Path) -> bytes:
@@ -51,3 +54,16 @@ def gunzip(data: bytes, limit: int, path: Path) -> bytes:
             f"{path}: {len(stream.unused_data):,} bytes follow its gzip stream; get the official file again"
         )
     return unpacked
+
+
+def check_member(name: str, path: Path) -> None:
+    """Refuse an archive one of whose members would climb out of the folder it is unpacked into.
+
+    noiseprop never unpacks archives into folders; such a name shows that this one was tampered with.
+
+    Raises:
+        DataError: the name is absolute, or has a `..` in it.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or parts[0] == "" or ":" in parts[0]:
+        raise DataError(f"{path}: its member {name!r} climbs out of the archive; get the official archive")

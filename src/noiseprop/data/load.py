@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from noiseprop.data.cifar10 import cifar10
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.mnist import mnist
 from noiseprop.data.mnist5k import mnist5k
+from noiseprop.data.tiny_imagenet import tiny_imagenet
 from noiseprop.errors import InputError
 
 _READERS: dict[str, Callable[[Path | None], Dataset]] = {
     "mnist": mnist,
     "mnist-5k": lambda data_dir: mnist5k(),
+    "cifar10": cifar10,
+    "tiny-imagenet": tiny_imagenet,
 }
 NAMES = tuple(_READERS)
 

@@ -1,10 +1,10 @@
 """MNIST from its four official IDX files."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.download import Remote, data_root, obtain
@@ -24,6 +24,9 @@ _FILES = (  # name, bytes and SHA-256 of the official file
 )
 REMOTES = tuple(Remote(f"mnist/{name}", f"{_MIRROR}/{name}", sha256, size) for name, size, sha256 in _FILES)
 TRAIN, TEST = 60_000, 10_000
+# SHA-256 of the official pixels and labels, pooled; the MD5 of the unpacked image files are
+# 6bbc9ace898e44ae57da46a324031adb (train) and 2646ac647ad5339dbf082846283269ea (test).
+OFFICIAL = "c2069063c1105f2bf96266aef1ff68c6e13bdda7a54e37bf19c16f1db24efc83"
 
 
 def mnist(data_dir: Path | None = None) -> Dataset:
@@ -39,17 +42,20 @@ def mnist(data_dir: Path | None = None) -> Dataset:
     train_images, train_labels, test_images, test_labels = (obtain(remote, root) for remote in REMOTES)
     train = _pair(train_images, train_labels, TRAIN)
     test = _pair(test_images, test_labels, TEST)
+    images, labels = np.concatenate([train[0], test[0]]), np.concatenate([train[1], test[1]])
+    official = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() == OFFICIAL
     return Dataset(
         name="mnist",
-        images=torch.cat([train[0], test[0]]),
-        labels=torch.cat([train[1], test[1]]),
+        images=torch.from_numpy(images).unsqueeze(1),
+        labels=torch.from_numpy(labels).long(),
         classes=DIGITS,
-        source=f"MNIST: {len(train[1]):,} training and {len(test[1]):,} test images from {train_images.parent}",
+        source=f"MNIST: {len(train[1]):,} training and {len(test[1]):,} test images from {train_images.parent}, "
+        + ("the official images" if official else "which are not the official images"),
     )
 
 
-def _pair(images_path: Path, labels_path: Path, most: int) -> tuple[Tensor, Tensor]:
-    """One half of MNIST: images (N, 1, 28, 28) and labels (N,)."""
+def _pair(images_path: Path, labels_path: Path, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """One half of MNIST: images (N, 28, 28) and labels (N,), both uint8."""
     pixels = read_idx(images_path, IMAGES_MAGIC, (SIDE, SIDE), most)
     labels = read_idx(labels_path, LABELS_MAGIC, (), most)
     if len(pixels) != len(labels):
@@ -59,7 +65,7 @@ def _pair(images_path: Path, labels_path: Path, most: int) -> tuple[Tensor, Tens
         )
     if labels.max() >= len(DIGITS):
         raise DataError(f"{labels_path}: label {labels.max()} is no digit; get the official file again")
-    return torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels).long()
+    return pixels, labels
 
 
 def read_idx(path: Path, magic: int, item: tuple[int, ...], most: int) -> np.ndarray:
@@ -75,7 +81,7 @@ def read_idx(path: Path, magic: int, item: tuple[int, ...], most: int) -> np.nda
         most: the most items that it may have.
 
     Returns:
-        uint8, (N, *item), writable.
+        uint8, (N, *item), a view of the unpacked bytes.
 
     Raises:
         DataError: the file is missing, truncated, too long, or its header is not the expected one.
@@ -103,4 +109,4 @@ def read_idx(path: Path, magic: int, item: tuple[int, ...], most: int) -> np.nda
             f"{path}: {len(raw) - header_size:,} bytes of data, its header claims {count * item_size:,}; "
             "get the official file again"
         )
-    return np.frombuffer(bytearray(raw), np.uint8, offset=header_size).reshape(count, *item)
+    return np.frombuffer(raw, np.uint8, offset=header_size).reshape(count, *item)

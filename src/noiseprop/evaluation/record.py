@@ -38,7 +38,7 @@ class Settings:
     attack_draws: tuple[int, ...] = (1, 20)
     vote_draws: int = 32
     attack_images: int = 1000
-    batch_size: int = 250
+    batch_size: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,276 @@
+"""One call that judges a network: clean, attacked with and without sight of it, and corrupted."""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.attacks.fgsm import fgsm
+from noiseprop.attacks.lbfgs import lbfgs
+from noiseprop.attacks.pgd import pgd
+from noiseprop.corruptions import corrupt, corruption_seed
+from noiseprop.data import Dataset, batches
+from noiseprop.errors import InputError
+from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_is_on, noise_key, parts, score
+from noiseprop.evaluation.record import (
+    ATTACKS,
+    CORRUPTIONS,
+    SEVERITIES,
+    TRANSFERS,
+    Evaluation,
+    Measurement,
+    Scalar,
+    Settings,
+)
+from noiseprop.noise.sampling import sampling
+from noiseprop.noise.stream import reset_noise
+
+# Table 2, and the corruption parameters that the paper's protocol applies to each data set
+SETTINGS = {
+    "mnist": Settings(batch_size=2000),
+    "cifar10": Settings(
+        pgd_eps=8 / 255, pgd_step=2 / 255, pgd_steps=5, lbfgs_step=0.05, lbfgs_steps=20, batch_size=256
+    ),
+    "tiny-imagenet": Settings(
+        fgsm_eps=2 / 255,
+        pgd_eps=5 / 255,
+        pgd_step=2 / 255,
+        pgd_steps=3,
+        lbfgs_step=0.05,
+        corruption_params="tiny-imagenet",
+        batch_size=64,
+    ),
+}
+SETTINGS["mnist-5k"] = SETTINGS["mnist"]
+
+_CHUNK = 512  # images that are corrupted and scored at once
+
+Progress = Callable[[int, int, str], None]
+
+
+Attack = Callable[[nn.Module, Tensor, Tensor, int], Tensor]  # model, x, y and draws to adversarial images
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    settings: Settings | None = None,
+    surrogate: nn.Module | None = None,
+    about: Mapping[str, Scalar] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Judge a network on a test split, clean, under attack and corrupted.
+
+    Clean and corrupted figures are over all images, attacks over the first `settings.attack_images`, which
+    `noiseprop.data.split` has put in random order. A network with noise at inference is scored with its noise off, in
+    one fresh draw, and by the vote over `settings.vote_draws`. Its white-box attacks see the noise: with noise off the
+    network that is scored is the one that was attacked; else the gradient is averaged over each of
+    `settings.attack_draws` draws, and what is scored draws noise that the attack has not seen. Transfers are crafted
+    once, on the surrogate. The noise starts again from a stated key for each measurement, so equal calls give equal
+    evaluations on the same machine and number of threads.
+
+    Args:
+        model: images (B, C, H, W) in [0, 1] to logits (B, classes); left in its mode, with its noise where it was.
+        dataset: the test split.
+        settings: what to measure and how; default SETTINGS of the data set's name.
+        surrogate: deterministic network on which the transfer attacks are crafted.
+        about: what to record of the run (model's name, training seed, protocol, ...).
+        progress: called before each step with the steps done, their number and the next one's name.
+
+    Returns:
+        Outcomes by image for every condition and state.
+
+    Raises:
+        InputError: no settings are known for the data set; transfers are asked for without a surrogate, or the
+            surrogate is random; the model does not take the images or returns NaN or wrong-shaped logits.
+    """
+    settings = settings or _known_settings(dataset.name)
+    _check_surrogate(surrogate, settings)
+    if len(dataset) == 0:
+        raise InputError(f"{dataset.name}: the test split holds no images; load the data set again.")
+    with judging(model):
+        _check_fits(model, dataset)
+        suite = _Suite(model, surrogate, dataset, settings)
+        measurements: list[Measurement] = []
+        steps = list(suite.steps())
+        for done, (name, measure) in enumerate(steps):
+            if progress is not None:
+                progress(done, len(steps), name)
+            measurements += measure()
+        if progress is not None:
+            progress(len(steps), len(steps), "done")
+        return Evaluation(
+            about=dict(about or {}),
+            dataset=dataset.name,
+            noisy=noise_is_on(model),
+            images=len(dataset),
+            settings=settings,
+            versions=_versions(model),
+            measurements=tuple(measurements),
+        )
+
+
+def attack_of(name: str, settings: Settings) -> Attack:
+    """One of ATTACKS with its settings bound.
+
+    Raises:
+        InputError: there is no such attack.
+    """
+    match name:
+        case "fgsm":
+            return lambda model, x, y, draws: fgsm(model, x, y, eps=settings.fgsm_eps, draws=draws)
+        case "lbfgs":
+            return lambda model, x, y, draws: lbfgs(
+                model, x, y, step=settings.lbfgs_step, steps=settings.lbfgs_steps, draws=draws
+            )
+        case "pgd":
+            return lambda model, x, y, draws: pgd(
+                model, x, y, eps=settings.pgd_eps, step=settings.pgd_step, steps=settings.pgd_steps, draws=draws
+            )
+        case _:
+            raise InputError(f"evaluate: unknown attack {name!r}; choose one of {', '.join(ATTACKS)}.")
+
+
+def craft(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:
+    """Adversarial images (N, C, H, W), crafted `rows` // `draws` at a time on the noise that the model has now."""
+    return torch.cat([attack(model, part, labels, draws) for part, labels in parts(x, y, rows // draws)])
+
+
+@dataclass(frozen=True)
+class _Suite:
+    """The steps of one evaluation; each returns its measurements."""
+
+    model: nn.Module
+    surrogate: nn.Module | None
+    dataset: Dataset
+    settings: Settings
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], list[Measurement]]]]:
+        for condition in self.settings.conditions:
+            if condition in CORRUPTIONS:
+                for severity in SEVERITIES:
+                    yield f"{condition} {severity}", lambda c=condition, s=severity: self.corrupted(c, s)
+            elif condition in ATTACKS:
+                yield f"{condition}, noise off", lambda c=condition: self.attacked_off(c)
+                if noise_is_on(self.model):
+                    for draws in self.settings.attack_draws:
+                        yield f"{condition}, EOT-{draws}", lambda c=condition, k=draws: self.attacked(c, k)
+            elif condition in TRANSFERS:
+                yield condition, lambda c=condition: self.transferred(c)
+            else:
+                yield condition, self.clean
+
+    def clean(self) -> list[Measurement]:
+        return self._record("clean", self._score(self._batches(), "clean"))
+
+    def corrupted(self, kind: str, severity: int) -> list[Measurement]:
+        generator = torch.Generator().manual_seed(corruption_seed(self.dataset.name, kind, severity))
+        params = self.settings.corruption_params
+
+        def images() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in self._batches():
+                yield corrupt(x, kind, severity=severity, params=params, generator=generator), y
+
+        return self._record(kind, self._score(images(), kind, severity), severity=severity)
+
+    def attacked_off(self, condition: str) -> list[Measurement]:
+        """The white-box attack on the network without its noise, which is what is scored."""
+        x, y = self._attack_images()
+        with sampling(self.model, "off"):
+            x_adv = craft(attack_of(condition, self.settings), self.model, x, y, draws=1, rows=self.settings.batch_size)
+            outcomes = self._score([(x_adv, y)], condition, "off")
+        return self._record(condition, {"off": outcomes["off"]})
+
+    def attacked(self, condition: str, draws: int) -> list[Measurement]:
+        """The white-box attack on the noisy network, `draws` draws to a gradient."""
+        x, y = self._attack_images()
+        reset_noise(self.model, noise_key(self.settings.seed, condition, draws, "attack"))
+        attack = attack_of(condition, self.settings)
+        x_adv = craft(attack, self.model, x, y, draws=draws, rows=self.settings.batch_size)
+        outcomes = self._score([(x_adv, y)], condition, draws)
+        del outcomes["off"]
+        return self._record(condition, outcomes, attack_draws=draws)
+
+    def transferred(self, condition: str) -> list[Measurement]:
+        """The attack on the surrogate, scored on the model in each of its states."""
+        assert self.surrogate is not None
+        x, y = self._attack_images()
+        with judging(self.surrogate):
+            attack = attack_of(condition.removesuffix("-transfer"), self.settings)
+            x_adv = craft(attack, self.surrogate, x, y, draws=1, rows=self.settings.batch_size)
+        return self._record(condition, self._score([(x_adv, y)], condition))
+
+    def _score(
+        self, images: Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]], *name: str | int
+    ) -> Outcomes:
+        reset_noise(self.model, noise_key(self.settings.seed, *name, "score"))
+        return score(self.model, images, draws=self.settings.vote_draws, rows=self.settings.batch_size)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = device_of(self.model)
+        for x, y in batches(self.dataset, _CHUNK, generator=None):
+            yield x.to(device), y.to(device)
+
+    def _attack_images(self) -> tuple[Tensor, Tensor]:
+        return attack_images(self.dataset, self.settings.attack_images, device_of(self.model))
+
+    @staticmethod
+    def _record(condition: str, outcomes: Outcomes, *, attack_draws: int = 0, severity: int = 0) -> list[Measurement]:
+        return [Measurement(condition, state, attack_draws, severity, correct) for state, correct in outcomes.items()]
+
+
+def attack_images(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first `count` images of a test split, or all if it has fewer: x (n, C, H, W) in [0, 1] and labels (n,)."""
+    subset = dataset[: min(count, len(dataset))]
+    x, y = next(batches(subset, len(subset), generator=None))
+    return x.to(device), y.to(device)
+
+
+def _known_settings(name: str) -> Settings:
+    if name not in SETTINGS:
+        raise InputError(f"evaluate: no settings are known for {name!r} ({', '.join(SETTINGS)} have); pass settings=.")
+    return SETTINGS[name]
+
+
+def _check_surrogate(surrogate: nn.Module | None, settings: Settings) -> None:
+    asked = [condition for condition in settings.conditions if condition in TRANSFERS]
+    if asked and surrogate is None:
+        raise InputError(f"evaluate: {', '.join(asked)} need a surrogate; pass surrogate= or leave them out.")
+    if surrogate is not None and noise_is_on(surrogate):
+        raise InputError("evaluate: the surrogate has noise at inference; craft transfer attacks on a plain network.")
+
+
+@torch.no_grad()
+def _check_fits(model: nn.Module, dataset: Dataset) -> None:
+    x, y = attack_images(dataset, 2, device_of(model))
+    shape = tuple(x.shape[1:])
+    with sampling(model, "off"):
+        try:
+            logits = model(x)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"evaluate: the model does not take images of {dataset.name} {shape} ({error}); "
+                "check that model and data set belong together."
+            ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (len(y), len(dataset.classes)):
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"evaluate: the model returns {came} for {len(y)} images, expected logits "
+            f"({len(y)}, {len(dataset.classes)}) for the classes of {dataset.name}; check that they belong together."
+        )
+
+
+def _versions(model: nn.Module) -> dict[str, Scalar]:
+    libraries = {name: version(name) for name in ("noiseprop", "torch", "numpy", "scipy")}
+    machine: dict[str, Scalar] = {"machine": platform.machine(), "system": platform.system()}
+    return {
+        "python": platform.python_version(),
+        **libraries,
+        **machine,
+        "threads": torch.get_num_threads(),
+        "device": str(device_of(model)),
+    }

@@ -1,0 +1,58 @@
+"""An evaluation in plain text: one line per condition, one column per state, and what makes a figure doubtful."""
+
+from noiseprop.evaluation.record import CONDITIONS, CORRUPTIONS, STATES, Evaluation, Measurement, State
+from noiseprop.evaluation.statistics import wilson
+
+_HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The table that `noiseprop evaluate` prints.
+
+    Single conditions come with Wilson's 95 % interval. The average over a corruption's severities comes without one:
+    its five figures share their images.
+    """
+    states: list[State] = [s for s in STATES if any(m.state == s for m in evaluation.measurements)]
+    rows = [["accuracy", *(_heading(s, evaluation) for s in states)]]
+    for condition in (c for c in CONDITIONS if c in evaluation.settings.conditions):
+        kept = [m for m in evaluation.measurements if m.condition == condition]
+        if condition in CORRUPTIONS:
+            rows.append([f"{condition} (mean of 5)", *(_mean_cell(kept, state) for state in states)])
+            continue
+        for draws in sorted({m.attack_draws for m in kept}):
+            label = f"{condition}, EOT-{draws}" if draws else condition
+            rows.append([label, *(_cell([m for m in kept if m.attack_draws == draws], state) for state in states)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*table, *_notes(evaluation)])
+
+
+def _heading(state: State, evaluation: Evaluation) -> str:
+    return f"vote of {evaluation.settings.vote_draws}" if state == "vote" else _HEADINGS[state]
+
+
+def _cell(measurements: list[Measurement], state: State) -> str:
+    for m in measurements:
+        if m.state == state:
+            interval = wilson(int(m.correct.sum()), m.correct.size)
+            return f"{m.accuracy:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return "-"
+
+
+def _mean_cell(measurements: list[Measurement], state: State) -> str:
+    found = [m.accuracy for m in measurements if m.state == state]
+    return f"{sum(found) / len(found):.3f}" if found else "-"
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    attacked = min(evaluation.images, evaluation.settings.attack_images)
+    notes = [
+        f"{evaluation.dataset}: {evaluation.images} test images clean and corrupted, the first {attacked} of them "
+        "under attack; [95 % Wilson interval, of this one training run]."
+    ]
+    if evaluation.noisy:
+        notes.append(
+            "One draw is a single pass with fresh noise. With noise off, the network without its noise is attacked."
+        )
+    notes += [f"{finding.outcome}: {finding.sentence}" for finding in evaluation.findings]
+    return notes

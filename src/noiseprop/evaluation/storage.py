@@ -59,23 +59,25 @@ def write(evaluation: Evaluation, path: Path) -> None:
     """Write an evaluation as JSON, aside and then renamed, so that `path` never holds half a file.
 
     Raises:
-        RunError: the folder does not exist or cannot be written to.
+        RunError: the folder does not exist, cannot be written to, or is full; an older file stays as it was.
     """
     text = to_json(evaluation)
     try:
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        aside = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.chmod(0o644)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(f"{path}: cannot write here ({error.strerror}); choose a folder that exists.") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(aside).chmod(0o644)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); choose a folder that exists and has room."
+        ) from error
 
 
 def read(path: Path) -> Evaluation:

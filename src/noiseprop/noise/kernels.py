@@ -1,41 +1,24 @@
-"""The noise in one pass over memory on the CPU: the stream of `noiseprop.noise.philox`, vectorised by LLVM through numba.
-
-What makes it fast: the counter's words stay in 64-bit lanes, where one multiplication gives both halves; logarithm, sine and
-cosine are branch-free polynomials; a block of 8 x `WIDTH` normals is made in the first-level cache by a loop of constant
-length, then added row by row, so that odd sizes cost no more than the rest of one block. Threads take tiles of neurons from
-a shared counter, and every sum over the batch runs in an order that depends on the shapes alone.
-"""
+"""The noise in one pass over memory on the CPU: the stream of `noiseprop.noise.philox`, by the loops of `compiled`."""
 
 import ctypes
 import math
 from functools import cache
-from typing import Any
+from importlib.util import find_spec
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from noiseprop.noise import threads
-from noiseprop.noise.philox import ANGLE_BITS, CALL, LANES, MULTIPLIERS, RADIUS_BITS, ROUNDS, WEYL
+from noiseprop.noise.philox import LANES
 
-try:
-    from llvmlite import ir
-    from numba import carray, cfunc, njit, types
-    from numba.extending import intrinsic
-except ImportError:  # the pure-torch path needs neither
-    available = False
-else:
-    available = True
-
-WIDTH = 64  # neurons in a block
-TILE = 1024  # neurons in a task
-CHUNK = 16  # groups of eight samples in a task: the unit in which sigma's gradient is summed
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+CHUNK = 16  # groups of eight samples whose part of sigma's gradient is summed in one go
+available = find_spec("numba") is not None  # without it, all goes the pure-torch way
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 
 
 def usable(x: Tensor) -> bool:
     """Whether the fused kernels can work on x; the pure-torch path takes what they cannot."""
-    return available and x.device.type == "cpu" and x.dtype in DTYPES
+    return available and x.device.type == "cpu" and x.dtype in NAMES
 
 
 def add_noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
@@ -68,7 +51,7 @@ def _groups_per_draw(batch: int, first: int) -> int:
 
 
 def _dense(x: Tensor) -> tuple[Tensor, int]:
-    """X in a memory layout that the kernels know, and its number of channels if these come last in memory (0 if not)."""
+    """X in a memory layout that the kernels know, and the number of channels if these come last in it (or 0)."""
     if x.is_contiguous():
         return x, 0
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -88,7 +71,7 @@ def _call(name: str, x: Tensor, out: int, sigma: int, mu: int, key: Tensor, draw
     rows, elements = x.shape[0], x.numel()
     if elements == 0:
         return
-    address, function = _compiled(name, x.dtype)
+    address, function = _kernel(name, x.dtype)
     arguments = (ctypes.c_int64 * 10)(
         0, x.data_ptr(), out, sigma, mu, key.data_ptr(), draws, rows // draws, elements // rows, channels
     )
@@ -96,235 +79,7 @@ def _call(name: str, x: Tensor, out: int, sigma: int, mu: int, key: Tensor, draw
 
 
 @cache
-def _compiled(name: str, dtype: torch.dtype) -> tuple[int, threads.Kernel]:
-    """Compile a kernel once, or take it from numba's cache on disk."""
-    function = cfunc(types.void(types.CPointer(types.int64)), cache=True)(_ENTRIES[name, dtype])
-    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    return function.address, prototype(function.address)
+def _kernel(name: str, dtype: torch.dtype) -> tuple[int, threads.Kernel]:
+    from noiseprop.noise import compiled  # numba takes its time to import
 
-
-if available:
-    F = np.float32
-    _m, _t = np.linspace(1, 2 - 1e-9, 20001), np.linspace(1e-12, 0.25, 20001)
-
-    def _fit(x: Any, y: Any, degree: int, domain: list[float]) -> list[np.float32]:
-        fitted = np.polynomial.Chebyshev.fit(x, y, degree, domain=domain)
-        return [F(c) for c in fitted.convert(kind=np.polynomial.Polynomial).coef]
-
-    # -2 log(u) = -2 log(2) (exponent + 1) + (m - 2) q(m) for u = m 2**exponent: exact where u nears 1 and the radius 0
-    L0, L1, L2, L3, L4, L5 = _fit(_m, -2 * np.log(_m / 2) / (_m - 2), 5, [1, 2])
-    S0, S1, S2, S3 = _fit(_t, np.sin(np.pi * np.sqrt(_t)) / np.sqrt(_t), 3, [0, 0.25])
-    C0, C1, C2, C3, C4 = _fit(_t, np.cos(np.pi * np.sqrt(_t)), 4, [0, 0.25])
-    M0, M1, W0, W1 = (np.uint64(v) for v in (*MULTIPLIERS, *WEYL))
-    LOW, WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
-    MANTISSA, ONE, EXPONENT = np.uint32(0x7FFFFF), np.uint32(0x3F800000), np.uint32(23)
-    ANGLE_SHIFT, ANGLE_MASK = np.uint32(ANGLE_BITS), np.uint32(2**ANGLE_BITS - 1)
-    MINUS_2_LN2, HALF, TWO, TOP = F(-2 * math.log(2)), F(0.5), F(2), F(127 + RADIUS_BITS - 1)
-    ANGLE_STEP, ANGLE_START = F(2.0**-ANGLE_BITS), F(0.5 - 0.5 * 2.0**-ANGLE_BITS)
-    EXACT = {"contract"}  # a NaN in x or in the gradient must come out as one
-
-    # numba widens 32-bit integers to 64 bits, which halves the vector; these operations keep the width.
-    _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-
-    def _binary(name: str) -> Any:
-        @intrinsic
-        def op(typingctx: Any, a: Any, b: Any) -> Any:
-            return types.uint32(types.uint32, types.uint32), lambda c, builder, s, v: getattr(builder, name)(*v)
-
-        return op
-
-    def _cast(name: str, source: Any, target: Any, llvm: Any) -> Any:
-        @intrinsic
-        def op(typingctx: Any, a: Any) -> Any:
-            return target(source), lambda c, builder, s, v: getattr(builder, name)(v[0], llvm)
-
-        return op
-
-    _shr, _and, _or = map(_binary, ("lshr", "and_", "or_"))
-    _bits = _cast("bitcast", types.float32, types.uint32, _I32)
-    _float = _cast("bitcast", types.uint32, types.float32, _F32)
-    _number = _cast("sitofp", types.uint32, types.float32, _F32)
-    _low = _cast("trunc", types.uint64, types.uint32, _I32)
-
-    @intrinsic
-    def _pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
-        """An address as a pointer to numbers of a dtype."""
-        pointer = types.CPointer(dtype.dtype)
-        convert = lambda c, builder, s, v: builder.inttoptr(v[0], c.get_value_type(pointer))  # noqa: E731
-        return pointer(types.int64, dtype), convert
-
-    @intrinsic
-    def _next_task(typingctx: Any, counter: Any) -> Any:
-        one = ir.Constant(_I64, 1)
-        return types.int64(counter), lambda c, builder, s, v: builder.atomic_rmw("add", v[0], one, "monotonic")
-
-    @intrinsic
-    def _widen(typingctx: Any, stored: Any) -> Any:
-        """A stored number as the float that is computed with; bfloat16 is stored as its 16 bits."""
-        if stored != types.uint16:
-            return stored(stored), lambda c, builder, s, v: v[0]
-
-        def shift_up(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            bits = builder.shl(builder.zext(values[0], _I32), ir.Constant(_I32, 16))
-            return builder.bitcast(bits, _F32)
-
-        return types.float32(stored), shift_up
-
-    @intrinsic
-    def _narrow(typingctx: Any, value: Any, like: Any) -> Any:
-        """A float as it is stored; bfloat16 rounds to nearest even, and a NaN stays one."""
-        if like != types.uint16:
-            return like(value, like), lambda c, builder, s, v: c.cast(builder, v[0], value, like)
-
-        def round_to_bfloat16(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            const = lambda n: ir.Constant(_I32, n)  # noqa: E731
-            bits = builder.bitcast(values[0], _I32)
-            even = builder.and_(builder.lshr(bits, const(16)), const(1))
-            rounded = builder.lshr(builder.add(bits, builder.add(even, const(0x7FFF))), const(16))
-            nan = builder.fcmp_unordered("uno", values[0], values[0])
-            return builder.trunc(builder.select(nan, const(0x7FC0), rounded), ir.IntType(16))
-
-        return types.uint16(types.float32, types.uint16), round_to_bfloat16
-
-    @njit(fastmath=True, inline="always")
-    def _box_muller(wide: Any) -> Any:
-        word = _low(wide)
-        uniform = _bits(_number(_shr(word, ANGLE_SHIFT)) + HALF)
-        m = _float(_or(_and(uniform, MANTISSA), ONE))
-        rest = (m - TWO) * (L0 + m * (L1 + m * (L2 + m * (L3 + m * (L4 + m * L5)))))
-        radius = F(math.sqrt((_number(_shr(uniform, EXPONENT)) - TOP) * MINUS_2_LN2 + rest))
-        v = _number(_and(word, ANGLE_MASK)) * ANGLE_STEP - ANGLE_START
-        t = v * v
-        sine = v * (S0 + t * (S1 + t * (S2 + t * S3)))  # of half the angle
-        cosine = C0 + t * (C1 + t * (C2 + t * (C3 + t * C4)))
-        twice = radius * sine
-        twice += twice
-        return radius - twice * sine, twice * cosine
-
-    @njit(fastmath=True)
-    def _normals(eps: Any, neurons: Any, group: Any, start: Any, layer: Any, seed: Any) -> None:
-        """eps[lane * WIDTH + j] = the normal of neuron neurons[j] in sample 8 * group + lane."""
-        for j in range(WIDTH):
-            c0, c1, c2, c3 = np.uint64(neurons[j]), group, start, layer
-            k0, k1 = seed & LOW, seed >> WORD
-            for _ in range(ROUNDS):
-                p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
-                c0, c1, c2, c3 = (p1 >> WORD) ^ c1 ^ k0, p1, (p0 >> WORD) ^ c3 ^ k1, p0
-                k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
-            eps[j], eps[WIDTH + j] = _box_muller(c0)
-            eps[2 * WIDTH + j], eps[3 * WIDTH + j] = _box_muller(c1)
-            eps[4 * WIDTH + j], eps[5 * WIDTH + j] = _box_muller(c2)
-            eps[6 * WIDTH + j], eps[7 * WIDTH + j] = _box_muller(c3)
-
-    @njit
-    def _number_neurons(neurons: Any, start: int, size: int, channels: int) -> None:
-        """Which neuron, counted as in a contiguous tensor, stands at each place of a block of memory."""
-        if channels == 0:
-            for j in range(WIDTH):
-                neurons[j] = start + j
-        else:
-            pixels = size // channels
-            channel, pixel = start % channels, start // channels
-            for j in range(WIDTH):
-                neurons[j] = channel * pixels + pixel
-                channel += 1
-                if channel == channels:
-                    channel, pixel = 0, pixel + 1
-
-    @njit(fastmath=EXACT)
-    def _add_rows(y: Any, x: Any, sigma: Any, mu: Any, has_mu: bool, eps: Any) -> None:
-        if has_mu:
-            for j in range(len(x)):
-                y[j] = _narrow(_widen(x[j]) + (mu[j] + sigma[j] * eps[j]), y[j])
-        else:
-            for j in range(len(x)):
-                y[j] = _narrow(_widen(x[j]) + sigma[j] * eps[j], y[j])
-
-    @njit(fastmath=EXACT)
-    def _forward(a: Any, stored: Any, wide: Any) -> None:
-        draws, batch, size, channels = a[6], a[7], a[8], a[9]
-        length = draws * batch * size
-        x, y = carray(_pointer(a[1], stored), (length,)), carray(_pointer(a[2], stored), (length,))
-        sigma = carray(_pointer(a[3], wide), (size,))
-        mu = carray(_pointer(a[4], wide), (size,)) if a[4] else sigma
-        key = carray(_pointer(a[5], types.int64), (5,))
-        first, layer = key[4], np.uint64(key[2] + key[3] * CALL)
-        per_draw = (first + batch - 1) // LANES - first // LANES + 1
-        groups, tiles = draws * per_draw, (size + TILE - 1) // TILE
-        eps, neurons = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32)
-        while True:
-            task = _next_task(a)
-            if task >= tiles * ((groups + CHUNK - 1) // CHUNK):
-                break
-            chunk, tile = task // tiles, task % tiles
-            for i in range(tile * TILE, min(size, (tile + 1) * TILE), WIDTH):
-                n = min(WIDTH, size - i)
-                _number_neurons(neurons, i, size, channels)
-                for g in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
-                    draw, group = g // per_draw, first // LANES + g % per_draw
-                    _normals(eps, neurons, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
-                    for lane in range(LANES):
-                        sample = group * LANES + lane - first
-                        if 0 <= sample < batch:
-                            o = (draw * batch + sample) * size + i
-                            e = eps[lane * WIDTH : lane * WIDTH + n]
-                            _add_rows(y[o : o + n], x[o : o + n], sigma[i : i + n], mu[i : i + n], a[4] != 0, e)
-
-    @njit(fastmath=EXACT)
-    def _backward(a: Any, stored: Any, wide: Any) -> None:
-        draws, batch, size, channels = a[6], a[7], a[8], a[9]
-        grad = carray(_pointer(a[1], stored), (draws * batch * size,))
-        key = carray(_pointer(a[5], types.int64), (5,))
-        first, layer = key[4], np.uint64(key[2] + key[3] * CALL)
-        per_draw = (first + batch - 1) // LANES - first // LANES + 1
-        groups, tiles = draws * per_draw, (size + TILE - 1) // TILE
-        chunks = (groups + CHUNK - 1) // CHUNK
-        parts = carray(_pointer(a[2], wide), (chunks * size,))
-        eps, neurons = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32)
-        while True:
-            task = _next_task(a)
-            if task >= tiles * chunks:
-                break
-            chunk, tile = task // tiles, task % tiles
-            for i in range(tile * TILE, min(size, (tile + 1) * TILE), WIDTH):
-                n = min(WIDTH, size - i)
-                total = parts[chunk * size + i : chunk * size + i + n]
-                total[:] = 0
-                _number_neurons(neurons, i, size, channels)
-                for g in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
-                    draw, group = g // per_draw, first // LANES + g % per_draw
-                    _normals(eps, neurons, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
-                    for lane in range(LANES):
-                        sample = group * LANES + lane - first
-                        if 0 <= sample < batch:
-                            o = (draw * batch + sample) * size + i
-                            row, e = grad[o : o + n], eps[lane * WIDTH : lane * WIDTH + n]
-                            for j in range(n):
-                                total[j] += _widen(row[j]) * e[j]
-
-    def _forward_f32(a: Any) -> None:
-        _forward(a, types.float32, types.float32)
-
-    def _forward_bf16(a: Any) -> None:
-        _forward(a, types.uint16, types.float32)
-
-    def _forward_f64(a: Any) -> None:
-        _forward(a, types.float64, types.float64)
-
-    def _backward_f32(a: Any) -> None:
-        _backward(a, types.float32, types.float32)
-
-    def _backward_bf16(a: Any) -> None:
-        _backward(a, types.uint16, types.float32)
-
-    def _backward_f64(a: Any) -> None:
-        _backward(a, types.float64, types.float64)
-
-    _ENTRIES = {
-        ("forward", torch.float32): _forward_f32,
-        ("forward", torch.bfloat16): _forward_bf16,
-        ("forward", torch.float64): _forward_f64,
-        ("backward", torch.float32): _backward_f32,
-        ("backward", torch.bfloat16): _backward_bf16,
-        ("backward", torch.float64): _backward_f64,
-    }
+    return compiled.kernel(f"{name}_{NAMES[dtype]}")

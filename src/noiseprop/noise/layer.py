@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import InputError
+from noiseprop.noise import likelihood_ratio
 from noiseprop.noise.op import gaussian_noise
 from noiseprop.noise.stream import NoiseStream, layer_key
 
 Init = float | Literal["normal"]
+Granularity = Literal["neuron", "channel", "layer"]
+Estimator = Literal["pathwise", "likelihood-ratio"]
 
 
 class NeuronNoise(nn.Module):
@@ -21,8 +24,12 @@ class NeuronNoise(nn.Module):
         shape: shape of sigma, broadcastable to the neurons of the input (B, *neurons).
         init: sigma's start: one number for all (units of the pre-activation), or "normal" for draws from N(0, 1).
         learn: whether sigma is a parameter that receives gradients; a buffer of the same name if not.
-        mean: whether there is a learned mean mu as well, starting at 0 (the paper's Figure 1); it is one of the weights.
+        mean: whether there is a learned mean mu as well, starting at 0 (the paper's Figure 1); it is one of the
+            weights.
         at_inference: whether noise acts in eval mode too. `sampling(model, "off")` silences it anyway.
+        batch_dim: axis of the batch in the input, such as 1 for time-first sequences (T, B, F), whose neurons are (T, F).
+        estimator: "pathwise" is Eq. 3; "likelihood-ratio" needs no derivative of what follows the noise, but wants
+            `likelihood_ratio_loss` to be back-propagated. An attribute of the same name may be changed at any time.
 
     A layer that stands alone draws its seed from torch's global generator, as other layers draw their weights, and each
     call is a pass of its own. `add_noise` gives the layers of a model one common stream instead.
@@ -47,6 +54,8 @@ class NeuronNoise(nn.Module):
         learn: bool = True,
         mean: bool = False,
         at_inference: bool = True,
+        batch_dim: int = 0,
+        estimator: Estimator = "pathwise",
     ) -> None:
         super().__init__()
         size = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -57,6 +66,10 @@ class NeuronNoise(nn.Module):
             self.register_buffer("sigma", sigma)
         self.mu = nn.Parameter(torch.zeros(size)) if mean else None
         self.at_inference = at_inference
+        self.batch_dim = batch_dim
+        self.path = ""  # of the module that add_noise gave the noise to, and how its sigmas are shared:
+        self.granularity: Granularity | None = None
+        self.estimator = _known(estimator)
         self.stream = NoiseStream(int(torch.randint(2**62, ()).item()))
         self.alone = True  # until bind()
         self.number = 0
@@ -76,21 +89,45 @@ class NeuronNoise(nn.Module):
         """Add noise to x (B, *neurons); returns a new tensor, or x itself where noise is off."""
         stream = self.stream
         if self.alone:
+            likelihood_ratio.check_used(stream)
             stream.begin()
         sampling = stream.sampling
         if not (self.training or self.at_inference) or (sampling is not None and sampling.off):
             return x
+        if self.batch_dim:
+            x = x.movedim(self.batch_dim, 0)
+        if self.granularity == "neuron" and x.shape[1:] != self.sigma.shape:
+            raise InputError(self._other_shape(x))
         draws = 1
         if sampling is not None and sampling.draws is not None:
             draws = sampling.draws
             x = sampling.repeat(x)
         key = stream.next_key(self.place, self.number, self.training)
-        return gaussian_noise(x, self.sigma, mu=self.mu, key=key, draws=draws)
+        try:
+            if self.estimator == "likelihood-ratio":
+                y = likelihood_ratio.sample(x, self.sigma, self.mu, key, draws, stream)
+            else:
+                y = gaussian_noise(x, self.sigma, mu=self.mu, key=key, draws=draws)
+        except InputError as error:
+            raise InputError(f"{self.path or 'NeuronNoise'}: {error}") from error
+        return y.movedim(0, self.batch_dim).contiguous() if self.batch_dim else y
+
+    def _other_shape(self, x: Tensor) -> str:
+        return (
+            f"{self.path}: there is a sigma for each neuron of {tuple(self.sigma.shape)}, but this call has neurons "
+            f"{tuple(x.shape[1:])}; for inputs of changing size call add_noise with granularity='channel'"
+        )
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
         learned = "learned" if isinstance(self.sigma, nn.Parameter) else "fixed"
         return f"{tuple(self.sigma.shape)}, {learned}, at_inference={self.at_inference}"
+
+
+def _known(estimator: Estimator) -> Estimator:
+    if estimator not in ("pathwise", "likelihood-ratio"):
+        raise InputError(f"NeuronNoise got estimator={estimator!r}; choose 'pathwise' or 'likelihood-ratio'")
+    return estimator
 
 
 def _start(size: tuple[int, ...], init: Init) -> Tensor:

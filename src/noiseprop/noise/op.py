@@ -1,4 +1,5 @@
 """``gaussian_noise``: Eq. 1 forward, Eq. 3 backward."""
+# pyright: reportPrivateUsage=false
 
 import math
 from collections.abc import Sequence
@@ -27,14 +28,15 @@ def gaussian_noise(
     """Add a neuron's own Gaussian noise: ``y = x + mu + sigma * eps`` with ``eps ~ N(0, 1)``.
 
     eps is independent for every element of every sample, and a pure function of the key (see
-    `noiseprop.noise.philox`). The gradient for sigma is Eq. 3, ``sum over the batch of grad * eps``, right for any sign of
-    sigma; x receives the gradient unchanged. The backward pass draws eps again, so nothing of x's size is kept.
+    `noiseprop.noise.philox`). The gradient for sigma is Eq. 3, ``sum over the batch of grad * eps``, right for any
+    sign of sigma; x receives the gradient unchanged. The backward pass draws eps again, so nothing of x's size is kept.
 
     Args:
         x: pre-activations (B, *neurons), float32, bfloat16, float16 or float64.
         sigma: standard deviations, in units of x, broadcastable to (*neurons).
         mu: means, in units of x, broadcastable to (*neurons); none if omitted.
-        key: int64 tensor of up to five numbers (seed, pass, layer, call, global index of the first sample); what is left
+        key: int64 tensor of up to five numbers (seed, pass, layer, call, global index of the first sample); what is
+        left
             out is 0. If omitted, a seed is drawn from `generator`.
         generator: only draws the seed when there is no key; torch's global one if omitted.
         draws: x holds this many draws of one batch, one after another; draw k uses the noise of pass + k.
@@ -91,9 +93,9 @@ def _sum_to(total: Tensor, shape: Sequence[int]) -> Tensor:
         return total
     lead = total.dim() - len(shape)
     axes = tuple(i for i in range(total.dim()) if i < lead or (shape[i - lead] == 1 and total.shape[i] != 1))
-    if kernels.usable(total) and type(total) is Tensor:
-        return torch.from_numpy(np.asarray(total.numpy().sum(axis=axes))).view(*shape)
-    return total.sum(axes).view(*shape)
+    if kernels.usable(total) and type(total) is Tensor and not total.requires_grad:
+        return torch.from_numpy(np.asarray(total.numpy().sum(axis=axes))).view(tuple(shape))
+    return total.sum(axes).view(tuple(shape))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -144,11 +146,11 @@ def _register() -> torch.library.Library:
     library.impl("sigma_gradient", _sigma_gradient, "CompositeExplicitAutograd")
     torch.library.register_fake("noiseprop::gaussian_noise", lambda x, *rest: torch.empty_like(x), lib=library)
     torch.library.register_fake(
-        "noiseprop::sigma_gradient", lambda grad, key, shape, draws: grad.new_empty(shape, dtype=_wide(grad)), lib=library
+        "noiseprop::sigma_gradient",
+        lambda grad, key, shape, draws: grad.new_empty(shape, dtype=_wide(grad)),
+        lib=library,
     )
-    torch.library.register_autograd(
-        "noiseprop::gaussian_noise", _gradients, setup_context=_remember, lib=library
-    )
+    torch.library.register_autograd("noiseprop::gaussian_noise", _gradients, setup_context=_remember, lib=library)
     torch.library.register_autograd(
         "noiseprop::sigma_gradient", _second_gradients, setup_context=_remember_gradient, lib=library
     )
@@ -168,23 +170,25 @@ def _full_key(key: Tensor | None, generator: torch.Generator | None, device: tor
         key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)
     elif key.dtype != torch.int64 or key.dim() != 1 or key.numel() > KEY_LENGTH:
         raise InputError(
-            f"gaussian_noise got a key of shape {tuple(key.shape)} and dtype {key.dtype}; pass a one-dimensional int64 tensor "
-            f"of at most {KEY_LENGTH} numbers: (seed, pass, layer, call, first sample)"
+            f"gaussian_noise got a key of shape {tuple(key.shape)} and dtype {key.dtype}; pass a one-dimensional "
+            f"int64 tensor of at most {KEY_LENGTH} numbers: (seed, pass, layer, call, first sample)"
         )
     if key.numel() < KEY_LENGTH:
         key = torch.cat([key, key.new_zeros(KEY_LENGTH - key.numel())])
-    return key if key.device == device else key.to(device)
+    return key if key.device == device and key.is_contiguous() else key.to(device).contiguous()
 
 
 def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
     if not x.is_floating_point() or x.dim() == 0:
-        raise InputError(f"gaussian_noise adds to floating-point tensors (B, *neurons), not to {x.dtype} of shape {tuple(x.shape)}")
+        raise InputError(
+            f"gaussian_noise adds to floating-point tensors (B, *neurons), not to {x.dtype} of shape {tuple(x.shape)}"
+        )
     neurons = x.shape[1:]
     for name, values in (("sigma", sigma), ("mu", mu)):
         if values is not None and values.shape != neurons and not _broadcasts(values.shape, neurons):
             raise InputError(
-                f"{name} has shape {tuple(values.shape)}, which does not broadcast to the neurons {tuple(neurons)} of x; "
-                f"make it {tuple(neurons)}, or 1 where an axis shares one value"
+                f"{name} has shape {tuple(values.shape)}, which does not broadcast to the neurons {tuple(neurons)} of "
+                f"x; make it {tuple(neurons)}, or 1 where an axis shares one value"
             )
     if draws < 1 or x.shape[0] % draws:
         raise InputError(f"x holds {x.shape[0]} rows, which are not {draws} draws of one batch; repeat the batch first")

@@ -1,5 +1,8 @@
 """``SigmaAdam``: Eq. 7, and the split of a model's parameters between the two optimizers."""
 
+# torch names its foreach operations as private ones:
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -36,7 +39,9 @@ class SigmaAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         if not lr >= 0 or not eps >= 0 or not all(0 <= b < 1 for b in betas):
-            raise InputError(f"SigmaAdam got lr={lr}, betas={betas}, eps={eps}; pass lr >= 0, eps >= 0 and betas in [0, 1)")
+            raise InputError(
+                f"SigmaAdam got lr={lr}, betas={betas}, eps={eps}; pass lr >= 0, eps >= 0 and betas in [0, 1)"
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()

@@ -5,9 +5,10 @@ Philox4x32-7 (Salmon et al., 2011: "Parallel random numbers: as easy as 1, 2, 3"
 
     counter = (neuron, sample // 8, pass, layer + 65536 * call),   key = the seed's 64 bits
 
-into four 32-bit words; Box and Muller (1958) turn each word into two normals, for the samples ``8 * (sample // 8) + 0 … 7``:
-the upper 20 bits are the radius' uniform ``(n + 1/2) / 2**20``, the lower 12 the angle. So no normal exceeds 5.38 in
-magnitude, one word has 2**32 outcomes, and the stream repeats after 2**32 passes, samples / 8 or neurons, 65,536 layers or calls.
+into four 32-bit words; Box and Muller (1958) turn each word into two normals, for the samples ``8 * (sample // 8) + 0
+… 7``: the upper 20 bits are the radius' uniform ``(n + 1/2) / 2**20``, the lower 12 the angle. So no normal exceeds
+5.38 in magnitude, one word has 2**32 outcomes, and the stream repeats after 2**32 passes, samples / 8 or neurons,
+65,536 layers or calls.
 
 This module is the definition in plain torch, for any device; `noiseprop.noise.kernels` computes the same numbers, up to
 rounding in the last bits, in one pass over the memory.

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from noiseprop.errors import InputError
 from noiseprop.noise.stream import NoiseStream, noise_streams, seed_key
@@ -42,7 +43,9 @@ class Sampling:
 
 
 @contextmanager
-def sampling(model: nn.Module, mode: Mode = "fresh", *, draws: int | None = None, key: int | None = None) -> Generator[None]:
+def sampling(
+    model: nn.Module, mode: Mode = "fresh", *, draws: int | None = None, key: int | None = None
+) -> Generator[None]:
     """Choose what the noise of a model does, and how many draws of it a pass makes.
 
     With ``draws=K`` the first noise layer that runs repeats its batch K times, so that all before it (a whole
@@ -91,7 +94,9 @@ def _state(mode: Mode, draws: int | None, key: int | None) -> Sampling:
     if draws is not None and draws < 1:
         raise InputError(f"sampling got draws={draws}; pass 1 or more, or None to keep the outputs' shape")
     if (mode == "frozen") != (key is not None):
-        raise InputError(f"sampling got mode {mode!r} with key={key}; frozen noise, and only that, needs a key such as key=0")
+        raise InputError(
+            f"sampling got mode {mode!r} with key={key}; frozen noise, and only that, needs a key such as key=0"
+        )
     return Sampling(off=mode == "off", frozen=None if key is None else seed_key(key), draws=draws)
 
 
@@ -127,14 +132,14 @@ def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) 
 def shares_prefix(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: Sampling, streams: list[NoiseStream]
 ) -> bool:
-    """Whether repeating the batch at the first noise layer gives what repeating the input gives; tried once per model."""
+    """Whether repeating the batch at the first noise layer equals repeating the input; tried once per model."""
     if model not in _shares_prefix:
         agrees = _try_shared(model, args, kwargs, state, streams)
         _shares_prefix[model] = agrees
         if not agrees:
             warnings.warn(
-                f"{type(model).__name__}: a noisy branch meets a noise-free one, so draws cannot share what comes before "
-                "the noise; the input is repeated instead, at the full price of every draw",
+                f"{type(model).__name__}: a noisy branch meets a noise-free one, so draws cannot share what "
+                "comes before the noise; the input is repeated instead, at the full price of every draw",
                 stacklevel=2,
             )
     return _shares_prefix[model]
@@ -155,7 +160,6 @@ def _try_shared(
     trial = Sampling(off=False, frozen=seed_key(1), draws=3)
     outputs: list[Any] = []
     sampled, keys = [stream.sampling for stream in streams], [stream.key.clone() for stream in streams]
-    training = [(m, m.training) for m in model.modules()]
     outer = model.__dict__.get("_sampling")
     model.__dict__["_sampling"] = trial  # silences the hooks of the block around
     for stream in streams:
@@ -169,12 +173,10 @@ def _try_shared(
         return False
     finally:
         model.__dict__["_sampling"] = outer
-        for module, mode in training:
-            module.training = mode
         for stream, previous, key in zip(streams, sampled, keys, strict=True):
             stream.sampling = previous
             stream.key.copy_(key)
-    one, other = (torch.utils._pytree.tree_leaves(output) for output in outputs)
+    one, other = (tree_leaves(output) for output in outputs)
     return all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + b.abs().max().item()))
         for a, b in zip(one, other, strict=True)
@@ -184,12 +186,14 @@ def _try_shared(
 
 def _refuse_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise InputError(f"{name} is a batch norm in training mode, which would mix the draws; call model.eval() first")
+        if isinstance(module, _BatchNorm) and module.training:
+            raise InputError(
+                f"{name} is a batch norm in training mode, which would mix the draws; call model.eval() first"
+            )
 
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+    for leaf in tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return leaf.shape[0]
     raise InputError("sampling with draws needs a model that is called with at least one batched tensor")

@@ -1,8 +1,11 @@
 """Which key each call of each noise layer gets: (seed, pass, layer, call within the pass, sample).
 
-A model has one stream. Its pass advances once per call of the model, so all layers of a pass agree on it, and a block that
-is run again in the backward pass (`torch.utils.checkpoint`) can be given the keys that it had.
+A model has one stream. Its pass advances once per call of the model, so all layers of a pass agree on it, and a block
+that is run again in the backward pass (`torch.utils.checkpoint`) can be given the keys that it had.
 """
+
+# torch tells only its private parts whether a graph is being run backwards:
+# pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -29,6 +32,7 @@ class NoiseStream(nn.Module):
     """
 
     key: Tensor
+    _one_pass: Tensor
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -37,13 +41,15 @@ class NoiseStream(nn.Module):
         self.first_sample = 0
         self.sampling: Sampling | None = None
         self._current = self.key.clone()
+        self.scores: list[Tensor] = []  # of this pass: see noiseprop.noise.likelihood_ratio
         self._calls: dict[int, int] = {}
         self._remembered: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
     def begin(self, *_: Any) -> None:
         """Start a pass; a forward pre-hook of the model."""
         sampling = self.sampling
-        self._calls.clear()
+        self.scores = []
+        self._calls = {}
         if sampling is not None and sampling.frozen is not None:
             self._current = sampling.frozen.to(self.key.device)
         else:
@@ -96,7 +102,7 @@ class NoiseStream(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle keeps: the stream's place, none of what belongs to a pass under way."""
-        return self.__dict__ | {"sampling": None, "_calls": {}, "_remembered": OrderedDict()}
+        return self.__dict__ | {"sampling": None, "scores": [], "_calls": {}, "_remembered": OrderedDict()}
 
 
 def seed_key(seed: int) -> Tensor:

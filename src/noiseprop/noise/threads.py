@@ -1,10 +1,10 @@
 """Run one compiled kernel on torch's own threads.
 
 numba's threading layers cannot be used here: OpenMP's dies after a fork, workqueue's with two calling threads, and both
-would compete with torch's threads for the cores. So the kernels are plain C functions that take their tasks from a shared
-counter, and the team that calls them is torch's own: `GOMP_parallel` of the OpenMP library that torch has loaded. Where
-torch has none, Python threads call the same function (it holds no GIL). A forked child runs serially, since no thread of
-its parent survives in it.
+would compete with torch's threads for the cores. So the kernels are plain C functions that take their tasks from a
+shared counter, and the team that calls them is torch's own: `GOMP_parallel` of the OpenMP library that torch has
+loaded. Where torch has none, Python threads call the same function (it holds no GIL). A forked child runs serially,
+since no thread of its parent survives in it.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _forked = False
 
 
 def _mark_fork() -> None:
-    global _forked  # noqa: PLW0603
+    global _forked
     _forked = True
 
 

@@ -4,11 +4,24 @@ import warnings
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
+
+from noiseprop.noise.attach import add_noise
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox 3.3.4 imports scipy.ndimage.filters
     import foolbox  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """These networks are too small to share: on a busy machine threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1, user_api="blas"):  # SciPy's L-BFGS-B solves 20 x 20 systems in OpenBLAS
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -50,6 +63,18 @@ def linear_optimum(linear):
         return (x + eps * torch.sign(rows[1 - y] - rows[y])).clamp(0, 1)
 
     return optimum
+
+
+@pytest.fixture
+def noisy_linear(linear):
+    """`linear` with noise of sigma 2 on both logits: most passes miss by luck, and the exact optimum is the same."""
+    return add_noise(linear, ["1"], init=2.0, example=torch.zeros(1, 30), key=11).eval()
+
+
+@pytest.fixture
+def noisy_conv(conv, batch):
+    """`conv` with noise of sigma 0.5 on its first Linear output and on its logits."""
+    return add_noise(conv, ["4", "6"], init=0.5, example=batch[0], key=12).eval()
 
 
 @pytest.fixture

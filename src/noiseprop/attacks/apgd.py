@@ -75,14 +75,15 @@ def apgd(
     x, y = check_images(x, y)
     eps, steps = check_number("eps", eps), check_count("steps", steps)
     restarts, draws = check_count("restarts", restarts), check_count("draws", draws)
-    low, high = ball(x, eps)
-
-    def run(start: Tensor, rows: Tensor) -> Tensor:
-        problem = _Climb.begin(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
-        return _climb(model, problem, steps=steps, draws=draws, stop=stop_when_broken)
 
     with attacking(model):
         refuse_luck(model, stop_when_broken)
+        low, high = ball(x, eps)
+
+        def run(start: Tensor, rows: Tensor) -> Tensor:
+            climb = _Climb.begin(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
+            return _climb(model, climb, steps=steps, draws=draws, stop=stop_when_broken)
+
         starts = start_points(x, low, high, eps=eps, restarts=restarts, from_image=False, generator=generator)
         return best_of(model, y, starts, run, draws=draws, stop=stop_when_broken)
 

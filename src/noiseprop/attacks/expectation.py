@@ -6,6 +6,11 @@ Every attack asks here for the gradient of
 
 over K independent noise draws, fresh for every image and every draw (expectation over transformation, Athalye et al.
 2018), so that none can mistake one lucky draw for the network.
+
+What noise that is, the model says: an attack inside `with sampling(model, "off")` or `"frozen"` meets that network,
+which has only one draw, so K is 1 there. Outside, noise is fresh in every pass. The passes of an attack come from the
+model's own noise stream and move it on, so that whoever scores the result next draws noise that the attack has not
+seen; for figures that can be repeated, call `reset_noise` before the attack, not between the attack and its score.
 """
 
 from collections.abc import Generator
@@ -18,9 +23,15 @@ from torch.nn import functional
 
 from noiseprop.attacks.threat import check_logits
 from noiseprop.errors import InputError
+from noiseprop.noise.layer import NeuronNoise
+from noiseprop.noise.sampling import sampling
 
 # Draws that decide which of several candidates has the higher expected loss.
 SCORE_DRAWS = 32
+
+# K draws of an image are K copies of it from the first noise layer on. A batch goes through in parts of at most this
+# many values of the images, all copies counted, so that memory does not grow with K.
+_VALUES = 1 << 20
 
 
 class LossGradient(NamedTuple):
@@ -32,23 +43,29 @@ class LossGradient(NamedTuple):
 
 
 def is_random(model: nn.Module) -> bool:
-    """Whether the model's noise is on."""
-    return any(type(module).__name__ == "NeuronNoise" for module in model.modules())
+    """Whether passes of the model differ: it has a noise layer that acts, and its noise is neither off nor frozen."""
+    for layer in model.modules():
+        if isinstance(layer, NeuronNoise) and (layer.training or layer.at_inference):
+            mode = layer.stream.sampling
+            if mode is None or not (mode.off or mode.frozen is not None):
+                return True
+    return False
 
 
 @contextmanager
 def attacking(model: nn.Module) -> Generator[None]:
     """Hold a model as attacks need it and give it back as it was, also after an exception.
 
-    Inside, every module but the noise layers is in eval mode (batch norm uses and keeps its running statistics,
-    dropout is off), parameters need no gradient (so none is computed, and `.grad` is not touched), and gradients with
-    respect to the images are recorded even under `torch.no_grad()` and `torch.inference_mode()`.
+    Inside, every module is in eval mode (batch norm uses and keeps its running statistics, dropout is off) but for
+    noise layers in training mode that would fall silent; parameters need no gradient (so none is computed, and `.grad`
+    is not touched); gradients with respect to the images are recorded even under `torch.no_grad()` and
+    `torch.inference_mode()`.
     """
     modules = [(module, module.training) for module in model.modules()]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for module, _ in modules:
-            module.training = False
+            module.training = module.training and isinstance(module, NeuronNoise) and not module.at_inference
         for parameter in parameters:
             parameter.requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad():
@@ -60,7 +77,7 @@ def attacking(model: nn.Module) -> Generator[None]:
             module.training = training
 
 
-def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> LossGradient:
+def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key: int | None = None) -> LossGradient:
     """The expected cross-entropy of each image and its gradient with respect to that image.
 
     The losses of the batch are summed, never averaged, so that an image's gradient does not depend on its batch.
@@ -70,38 +87,45 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> 
         model: images (B, ...) to logits (B, classes).
         x: images (B, ...) in [0, 1].
         y: labels (B,).
-        draws: K, the number of noise draws to average over.
+        draws: K, the number of noise draws to average over; a model without randomness gets by with one.
+        key: keep to the K draws of this key in every call, instead of fresh ones.
 
     Raises:
         InputError: if the model's logits are not finite or of another shape, y is out of range, or the logits do not
             depend on x in a differentiable way.
     """
-    x = x.detach().requires_grad_()
-    logits = _logits(model, x, y, draws)  # (K, B, classes)
-    loss = _expected_cross_entropy(logits, y)
-    gradient = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
-    if gradient is None:
-        raise InputError(
-            "attacks: the logits carry no gradient to the images; remove .detach(), rounding or no_grad from the "
-            "model's forward pass, or attack by transfer"
-        )
-    return LossGradient(loss.detach(), gradient, logits.detach())
+    if (draws > 1 or key is not None) and not is_random(model):
+        draws, key = 1, None
+    parts: list[LossGradient] = []
+    for rows in _parts(x, draws):
+        part = x[rows].detach().requires_grad_()
+        logits = _logits(model, part, y[rows], draws, key)  # (K, b, classes)
+        loss = _expected_cross_entropy(logits, y[rows])
+        gradient = torch.autograd.grad(loss.sum(), part, allow_unused=True)[0] if loss.requires_grad else None
+        if gradient is None:
+            raise InputError(
+                "attacks: the logits carry no gradient to the images; remove .detach(), rounding or no_grad from the "
+                "model's forward pass, or attack by transfer"
+            )
+        parts.append(LossGradient(loss.detach(), gradient, logits.detach()))
+    return parts[0] if len(parts) == 1 else _join(parts)
 
 
-@torch.no_grad()
 def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> tuple[Tensor, Tensor]:
-    """The expected cross-entropy (B,) of each image over fresh draws, and the logits (K, B, classes) behind it."""
-    logits = _logits(model, x, y, draws)
+    """The expected cross-entropy (B,) of each image over fresh draws, and the logits (K, B, classes) behind it.
+
+    Call it inside `attacking(model)`, where nothing needs a gradient and so no graph is built.
+    """
+    draws = draws if draws == 1 or is_random(model) else 1
+    logits = torch.cat([_logits(model, x[rows], y[rows], draws).detach() for rows in _parts(x, draws)], 1)
     return _expected_cross_entropy(logits, y), logits
 
 
-def _logits(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
-    """Logits (K, B, classes): one ordinary pass where draws is 1, else K fresh draws of the noise."""
-    if draws == 1:
+def _logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None = None) -> Tensor:
+    """Logits (K, B, classes): one ordinary pass where draws is 1, else K draws of the noise, fresh or of a key."""
+    if draws == 1 and key is None:
         return check_logits(model(x), y)[None]
-    from noiseprop.noise import sampling  # noise/ is being written
-
-    with sampling(model, "fresh", draws=draws):
+    with sampling(model, "fresh" if key is None else "frozen", draws=draws, key=key):
         return check_logits(model(x), y, draws)
 
 
@@ -109,3 +133,16 @@ def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Mean over draws of the cross-entropy: (K, B, classes) and (B,) to (B,), in float32 or wider."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)  # (K*B, classes)
     return functional.cross_entropy(wide, y.repeat(len(logits)), reduction="none").view(len(logits), -1).mean(0)
+
+
+def _parts(x: Tensor, draws: int) -> list[slice]:
+    """Slices of a batch whose `draws` copies stay within _VALUES; the whole batch where there is one draw."""
+    if draws == 1:
+        return [slice(None)]
+    size = max(1, _VALUES // (draws * x[0].numel()))
+    return [slice(start, start + size) for start in range(0, len(x), size)]
+
+
+def _join(parts: list[LossGradient]) -> LossGradient:
+    losses, gradients, logits = zip(*parts, strict=True)
+    return LossGradient(torch.cat(losses), torch.cat(gradients), torch.cat(logits, 1))

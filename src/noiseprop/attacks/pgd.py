@@ -66,14 +66,15 @@ def pgd(
     x, y = check_images(x, y)
     eps, step = check_number("eps", eps), check_number("step", step)
     steps, restarts, draws = check_count("steps", steps), check_count("restarts", restarts), check_count("draws", draws)
-    low, high = ball(x, eps)
-
-    def ascend(start: Tensor, rows: Tensor) -> Tensor:
-        box = (low, high) if len(rows) == len(low) else (low[rows], high[rows])
-        return _ascend(model, start, y[rows], *box, step=step, steps=steps, draws=draws, stop=stop_when_broken)
 
     with attacking(model):
         refuse_luck(model, stop_when_broken)
+        low, high = ball(x, eps)
+
+        def ascend(start: Tensor, rows: Tensor) -> Tensor:
+            box = (low, high) if len(rows) == len(low) else (low[rows], high[rows])
+            return _ascend(model, start, y[rows], *box, step=step, steps=steps, draws=draws, stop=stop_when_broken)
+
         starts = start_points(
             x, low, high, eps=eps, restarts=restarts, from_image=not random_start, generator=generator
         )

@@ -44,7 +44,9 @@ def check_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"attacks: images lie in [{low:.4g}, {high:.4g}], expected [0, 1]; divide 8-bit pixels by 255 and leave "
             "normalisation to the model"
         )
-    return x.detach(), y.detach().long()
+    with torch.inference_mode(False):  # where a copy of an inference tensor is one that gradients can be taken of
+        x, y = (v.clone() if v.is_inference() else v.detach() for v in (x, y))
+        return x, y.long()
 
 
 def check_logits(logits: object, y: Tensor, draws: int | None = None) -> Tensor:

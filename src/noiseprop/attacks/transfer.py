@@ -1,0 +1,74 @@
+"""Transfer: attack a model through another one, without its gradients."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from noiseprop.attacks.expectation import attacking, expected_loss
+from noiseprop.attacks.threat import check_count, check_images
+from noiseprop.errors import InputError
+
+# An attack with its settings: (model, x, y) to adversarial images like x.
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class Transferred(NamedTuple):
+    """Images crafted on a surrogate, and what the model under attack makes of them."""
+
+    x_adv: Tensor  # like x
+    logits: Tensor  # (draws, B, classes)
+
+
+def transfer(
+    model: nn.Module, x: Tensor, y: Tensor, *, surrogate: nn.Module, attack: Attack, draws: int = 1
+) -> Transferred:
+    """Craft adversarial images on a surrogate and score them on the model: the black-box threat.
+
+    The attack runs its whole course on the surrogate: images that it has broken there are not spared further steps,
+    since what breaks the surrogate barely may not break the model. Both models are left as found, but that a noisy
+    model's own noise moves on by the passes made. No success is claimed here: the logits are for the caller to judge.
+
+    Args:
+        model: the model under attack, images (B, ...) in [0, 1] to logits (B, classes); no gradient of it is taken.
+        x: images (B, ...) in [0, 1].
+        y: true labels (B,).
+        surrogate: the model whose gradients are used.
+        attack: any attack with its settings bound, such as `partial(fgsm, eps=0.1)`.
+        draws: noise draws for which the model is scored; a model without randomness has only one.
+
+    Returns:
+        The crafted images, like x, and the model's logits for them (draws, B, classes).
+
+    Raises:
+        InputError: for an attack that stops when broken or returns anything but images like x, and for whatever the
+            attack refuses.
+
+    Example:
+        >>> import torch
+        >>> from noiseprop.attacks import fgsm
+        >>> model, surrogate = nn.Linear(4, 3), nn.Linear(4, 3)
+        >>> x, y = torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
+        >>> found = transfer(model, x, y, surrogate=surrogate, attack=partial(fgsm, eps=0.1))
+        >>> found.logits.shape
+        torch.Size([1, 5, 3])
+
+    Source: Papernot et al. 2017; section 4 of Xiao, Zhang and Peng (2021).
+    """
+    draws = check_count("draws", draws)
+    x, y = check_images(x, y)
+    if isinstance(attack, partial) and attack.keywords.get("stop_when_broken"):
+        raise InputError(
+            "transfer: the attack has stop_when_broken set, but images that barely break the surrogate transfer badly; "
+            "leave it off when crafting for another model"
+        )
+    x_adv = attack(surrogate, x, y)
+    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+        raise InputError(
+            f"transfer: the attack returned {x_adv.dtype} of shape {tuple(x_adv.shape)}, expected images like the "
+            f"{x.dtype} of shape {tuple(x.shape)} that it was given; check what it returns"
+        )
+    check_images(x_adv, y)
+    with attacking(model):
+        return Transferred(x_adv, expected_loss(model, x_adv, y, draws=draws)[1])

@@ -1,0 +1,78 @@
+"""What rule 3 of judging asks: the expected loss decides, never a lucky miss."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from noiseprop.attacks import apgd, fgsm, pgd
+from noiseprop.attacks.expectation import attacking
+from noiseprop.attacks.restarts import best_of
+from noiseprop.errors import InputError
+from noiseprop.noise.attach import add_noise
+from noiseprop.noise.sampling import sampling
+
+ATTACKS = {
+    "pgd": lambda model, x, y, **settings: pgd(model, x, y, eps=0.1, step=0.025, steps=20, **settings),
+    "apgd": lambda model, x, y, **settings: apgd(model, x, y, eps=0.1, steps=20, **settings),
+}
+
+
+@pytest.fixture(params=ATTACKS)
+def attack(request):
+    return ATTACKS[request.param]
+
+
+@pytest.mark.parametrize("draws", [1, 20])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_reaches_the_exact_optimum_through_lucky_misses(
+    noisy_linear, linear_batch, linear_optimum, attack, draws, restarts
+):
+    """With sigma 2 on the logits about every third pass misses on clean images already: whoever stops at one, loses."""
+    x, y = linear_batch
+    with torch.no_grad():
+        misses = torch.stack([noisy_linear(x).argmax(1) != y for _ in range(200)]).float().mean(0)
+    assert misses.min() > 0.2
+    optimum = linear_optimum(x, y, 0.1)
+    x_adv = attack(noisy_linear, x, y, draws=draws, restarts=restarts)
+    torch.testing.assert_close(x_adv, optimum, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fgsm(noisy_linear, x, y, eps=0.1, draws=draws), optimum, rtol=0, atol=1e-6)
+
+
+def test_more_draws_find_a_higher_expected_loss(conv, batch):
+    """Where noise hides the slope, one step along the mean of 200 draws climbs further than along a single draw."""
+    x, y = batch
+    add_noise(conv, ["0", "4"], init=2.0, example=x, key=13)
+    expected = {}
+    for draws in (1, 200):
+        x_adv = fgsm(conv, x, y, eps=0.2, draws=draws)
+        with torch.no_grad(), sampling(conv, draws=500):
+            losses = functional.cross_entropy(conv(x_adv).flatten(0, 1), y.repeat(500), reduction="none")
+        expected[draws] = losses.view(500, -1).mean(0)
+    assert (expected[200] > expected[1]).float().mean() > 0.7
+    assert expected[200].mean() > 1.01 * expected[1].mean()
+
+
+def test_of_several_results_the_higher_expected_loss_wins_by_fresh_draws(noisy_linear, linear_batch, linear_optimum):
+    """Three candidates in a bad order; one of them is best, but single passes would rank them by luck."""
+    x, y = linear_batch
+    noisy_linear[1].noise.sigma.data.fill_(0.5)
+    best = linear_optimum(x, y, 0.5)
+    candidates = [x, best, linear_optimum(x, 1 - y, 0.5)]
+    with attacking(noisy_linear):
+        found = best_of(noisy_linear, y, iter(candidates), lambda start, _rows: start, draws=1, stop=False)
+    assert torch.equal(found, best)
+
+
+def test_stopping_when_broken_is_refused_where_a_miss_may_be_luck(noisy_linear, linear_batch, attack):
+    with pytest.raises(InputError, match="a miss may be the luck of one draw"):
+        attack(noisy_linear, *linear_batch, stop_when_broken=True)
+
+
+@pytest.mark.parametrize("mode", [{"mode": "off"}, {"mode": "frozen", "key": 3}])
+def test_stopping_when_broken_is_allowed_where_noise_is_off_or_frozen(noisy_linear, linear_batch, attack, mode):
+    x, y = linear_batch
+    with sampling(noisy_linear, **mode):
+        full, short = (attack(noisy_linear, x, y, stop_when_broken=stop) for stop in (False, True))
+        broken, still = (noisy_linear(v).argmax(1) != y for v in (full, short))
+    assert broken.any()
+    assert torch.equal(broken, still)

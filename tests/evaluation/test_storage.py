@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from noiseprop.errors import RunError
-from noiseprop.evaluation.record import Evaluation, Finding, Measurement, Settings
+from noiseprop.evaluation.record import Evaluation, Finding, Measurement
+from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.storage import from_json, read, to_json, write
 
 

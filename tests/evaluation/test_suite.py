@@ -8,12 +8,13 @@ from torch import nn
 
 from noiseprop import add_noise, reset_noise, sampling
 from noiseprop.attacks import fgsm, pgd
+from noiseprop.corruptions import SEVERITIES
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
 from noiseprop.evaluation.measure import noise_key, score
-from noiseprop.evaluation.record import CONDITIONS, CORRUPTIONS, SEVERITIES, Settings
+from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, SETTINGS, Settings
 from noiseprop.evaluation.storage import to_json
-from noiseprop.evaluation.suite import SETTINGS, evaluate
+from noiseprop.evaluation.suite import evaluate
 from noiseprop.evaluation.summary import summary
 from noiseprop.nets.mlp import mlp
 

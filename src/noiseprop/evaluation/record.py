@@ -1,59 +1,22 @@
 """What one evaluation found: settings, seeds, versions and per-sample outcomes, enough to remake every table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from noiseprop.errors import InputError
+from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.statistics import Interval, wilson
 
 Scalar = str | int | float | bool | None
 State = Literal["off", "one", "vote"]
 Outcome = Literal["passed", "failed", "not applicable"]
 
-ATTACKS = ("fgsm", "lbfgs", "pgd")
-TRANSFERS = ("fgsm-transfer", "lbfgs-transfer")
-CORRUPTIONS = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
-CONDITIONS = ("clean", *ATTACKS, *TRANSFERS, *CORRUPTIONS)
-SEVERITIES = (1, 2, 3, 4, 5)
 STATES: tuple[State, ...] = ("off", "one", "vote")
 OUTCOMES: tuple[Outcome, ...] = ("passed", "failed", "not applicable")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides an evaluation's figures, apart from the model and the images. All eps are in [0, 1]."""
-
-    fgsm_eps: float = 0.1
-    pgd_eps: float = 25 / 255
-    pgd_step: float = 5 / 255
-    pgd_steps: int = 10
-    lbfgs_step: float = 0.5
-    lbfgs_steps: int = 10
-    corruption_params: str = "cifar10"
-    conditions: tuple[str, ...] = CONDITIONS
-    attack_draws: tuple[int, ...] = (1, 20)
-    vote_draws: int = 32
-    attack_images: int = 1000
-    batch_size: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse settings under which no honest figure can come out."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and field.name != "seed" and not 0 < value < 1e9:
-                raise InputError(f"settings: {field.name} is {value}, expected a number above 0.")
-        unknown = set(self.conditions) - set(CONDITIONS)
-        if unknown or not self.conditions or len(set(self.conditions)) != len(self.conditions):
-            raise InputError(f"settings: conditions are {self.conditions}, expected different ones of {CONDITIONS}.")
-        if not self.attack_draws or min(self.attack_draws) < 1 or len(set(self.attack_draws)) != len(self.attack_draws):
-            raise InputError(f"settings: attack_draws are {self.attack_draws}, expected different numbers from 1 up.")
-        if not 0 <= self.seed < 2**62:
-            raise InputError(f"settings: seed is {self.seed}, expected 0 <= seed < 2**62.")
 
 
 @dataclass(frozen=True)

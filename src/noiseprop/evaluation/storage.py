@@ -14,19 +14,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from noiseprop.corruptions import SEVERITIES
 from noiseprop.errors import InputError, RunError
-from noiseprop.evaluation.record import (
-    CONDITIONS,
-    CORRUPTIONS,
-    OUTCOMES,
-    SEVERITIES,
-    STATES,
-    Evaluation,
-    Finding,
-    Measurement,
-    Scalar,
-    Settings,
-)
+from noiseprop.evaluation.record import OUTCOMES, STATES, Evaluation, Finding, Measurement, Scalar
+from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, Settings
 
 FORMAT = "noiseprop evaluation"
 VERSION = 1

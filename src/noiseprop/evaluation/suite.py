@@ -3,55 +3,26 @@
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.fgsm import fgsm
-from noiseprop.attacks.lbfgs import lbfgs
-from noiseprop.attacks.pgd import pgd
-from noiseprop.corruptions import corrupt, corruption_seed
+from noiseprop.corruptions import SEVERITIES, corrupt, corruption_seed
 from noiseprop.data import Dataset, batches
 from noiseprop.errors import InputError
-from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_is_on, noise_key, parts, score
-from noiseprop.evaluation.record import (
-    ATTACKS,
-    CORRUPTIONS,
-    SEVERITIES,
-    TRANSFERS,
-    Evaluation,
-    Measurement,
-    Scalar,
-    Settings,
-)
+from noiseprop.evaluation.crafting import attack_of, craft
+from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_is_on, noise_key, score
+from noiseprop.evaluation.record import Evaluation, Finding, Measurement, Scalar
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, known_settings
+from noiseprop.evaluation.trust import CHECKS, Subject
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
-
-# Table 2, and the corruption parameters that the paper's protocol applies to each data set
-SETTINGS = {
-    "mnist": Settings(batch_size=2000),
-    "cifar10": Settings(
-        pgd_eps=8 / 255, pgd_step=2 / 255, pgd_steps=5, lbfgs_step=0.05, lbfgs_steps=20, batch_size=256
-    ),
-    "tiny-imagenet": Settings(
-        fgsm_eps=2 / 255,
-        pgd_eps=5 / 255,
-        pgd_step=2 / 255,
-        pgd_steps=3,
-        lbfgs_step=0.05,
-        corruption_params="tiny-imagenet",
-        batch_size=64,
-    ),
-}
-SETTINGS["mnist-5k"] = SETTINGS["mnist"]
 
 _CHUNK = 512  # images that are corrupted and scored at once
 
 Progress = Callable[[int, int, str], None]
-
-
-Attack = Callable[[nn.Module, Tensor, Tensor, int], Tensor]  # model, x, y and draws to adversarial images
 
 
 def evaluate(
@@ -76,33 +47,37 @@ def evaluate(
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes); left in its mode, with its noise where it was.
         dataset: the test split.
-        settings: what to measure and how; default SETTINGS of the data set's name.
+        settings: what to measure and how; default those of the data set's name.
         surrogate: deterministic network on which the transfer attacks are crafted.
         about: what to record of the run (model's name, training seed, protocol, ...).
         progress: called before each step with the steps done, their number and the next one's name.
 
     Returns:
-        Outcomes by image for every condition and state.
+        Outcomes by image for every condition and state, and the findings of `trust`.
 
     Raises:
         InputError: no settings are known for the data set; transfers are asked for without a surrogate, or the
             surrogate is random; the model does not take the images or returns NaN or wrong-shaped logits.
     """
-    settings = settings or _known_settings(dataset.name)
+    settings = settings or known_settings(dataset.name)
     _check_surrogate(surrogate, settings)
     if len(dataset) == 0:
         raise InputError(f"{dataset.name}: the test split holds no images; load the data set again.")
+    tell = progress or (lambda done, total, name: None)
     with judging(model):
         _check_fits(model, dataset)
         suite = _Suite(model, surrogate, dataset, settings)
         measurements: list[Measurement] = []
-        steps = list(suite.steps())
+        findings: list[Finding] = []
+        steps, checks = list(suite.steps()), suite.checks()
+        total = len(steps) + len(checks)
         for done, (name, measure) in enumerate(steps):
-            if progress is not None:
-                progress(done, len(steps), name)
+            tell(done, total, name)
             measurements += measure()
-        if progress is not None:
-            progress(len(steps), len(steps), "done")
+        for done, (name, check) in enumerate(checks, len(steps)):
+            tell(done, total, name)
+            findings.append(check())
+        tell(total, total, "done")
         return Evaluation(
             about=dict(about or {}),
             dataset=dataset.name,
@@ -111,33 +86,8 @@ def evaluate(
             settings=settings,
             versions=_versions(model),
             measurements=tuple(measurements),
+            findings=tuple(findings),
         )
-
-
-def attack_of(name: str, settings: Settings) -> Attack:
-    """One of ATTACKS with its settings bound.
-
-    Raises:
-        InputError: there is no such attack.
-    """
-    match name:
-        case "fgsm":
-            return lambda model, x, y, draws: fgsm(model, x, y, eps=settings.fgsm_eps, draws=draws)
-        case "lbfgs":
-            return lambda model, x, y, draws: lbfgs(
-                model, x, y, step=settings.lbfgs_step, steps=settings.lbfgs_steps, draws=draws
-            )
-        case "pgd":
-            return lambda model, x, y, draws: pgd(
-                model, x, y, eps=settings.pgd_eps, step=settings.pgd_step, steps=settings.pgd_steps, draws=draws
-            )
-        case _:
-            raise InputError(f"evaluate: unknown attack {name!r}; choose one of {', '.join(ATTACKS)}.")
-
-
-def craft(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:
-    """Adversarial images (N, C, H, W), crafted `rows` // `draws` at a time on the noise that the model has now."""
-    return torch.cat([attack(model, part, labels, draws) for part, labels in parts(x, y, rows // draws)])
 
 
 @dataclass(frozen=True)
@@ -163,6 +113,12 @@ class _Suite:
                 yield condition, lambda c=condition: self.transferred(c)
             else:
                 yield condition, self.clean
+
+    def checks(self) -> list[tuple[str, Callable[[], Finding]]]:
+        """The checks of `trust`, on their subset."""
+        x, y = attack_images(self.dataset, self.settings.trust_images, device_of(self.model))
+        subject = Subject(self.model, x, y, self.settings, self.surrogate)
+        return [(check.__name__.replace("_", " "), partial(check, subject)) for check in CHECKS]
 
     def clean(self) -> list[Measurement]:
         return self._record("clean", self._score(self._batches(), "clean"))
@@ -228,12 +184,6 @@ def attack_images(dataset: Dataset, count: int, device: torch.device) -> tuple[T
     subset = dataset[: min(count, len(dataset))]
     x, y = next(batches(subset, len(subset), generator=None))
     return x.to(device), y.to(device)
-
-
-def _known_settings(name: str) -> Settings:
-    if name not in SETTINGS:
-        raise InputError(f"evaluate: no settings are known for {name!r} ({', '.join(SETTINGS)} have); pass settings=.")
-    return SETTINGS[name]
 
 
 def _check_surrogate(surrogate: nn.Module | None, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """An evaluation in plain text: one line per condition, one column per state, and what makes a figure doubtful."""
 
-from noiseprop.evaluation.record import CONDITIONS, CORRUPTIONS, STATES, Evaluation, Measurement, State
+from noiseprop.evaluation.record import STATES, Evaluation, Measurement, State
+from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS
 from noiseprop.evaluation.statistics import wilson
 
 _HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}

@@ -157,7 +157,7 @@ def check_transfer(subject: Subject) -> Finding:
         "transfer",
         bool(stronger),
         numbers,
-        f"{' and '.join(stronger)} by transfer beat the white box, a sign of masked gradients or short steps: {figures}.",
+        f"Transferred {' and '.join(stronger)} beat the white box, a sign of masked gradients or short steps: {figures}.",
         f"Transfer is no stronger than the white box: {figures}.",
     )
 

@@ -1,0 +1,141 @@
+"""The likelihood-ratio estimator: gradients through noise whose consequences cannot be differentiated.
+
+Where an activation has no useful derivative (a sign, a threshold, a sampled decision), Eq. 3 finds nothing, yet the expected
+loss is smooth in sigma and in the weights. For ``z ~ N(x + mu, sigma^2)`` and the loss L of a sample
+
+    d E[L] / d sigma = E[ (L - b) (eps^2 - 1) / sigma ]        d E[L] / d x = E[ (L - b) eps / sigma ]
+
+for any baseline b that does not depend on that sample's eps (Williams, 1992: "Simple statistical gradient-following
+algorithms", REINFORCE; Glynn, 1990: "Likelihood ratio gradient estimation"; Schulman et al., 2015: "Gradient estimation
+using stochastic computation graphs", for several layers of it, and for a mixture with the pathwise estimator).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.errors import InputError, NoisepropError
+from noiseprop.noise.op import gaussian_noise
+from noiseprop.noise.stream import NoiseStream, noise_streams
+
+
+def likelihood_ratio_loss(model: nn.Module, losses: Tensor) -> Tensor:
+    """The mean loss, with a gradient that needs no derivative of what comes after the noise.
+
+    To be called once after each forward pass of a model with layers of ``estimator="likelihood-ratio"``. Each loss is
+    compared with a baseline that leaves itself out: the mean of the same sample's other draws, or, with one draw, of the
+    batch's other samples. Parameters that the losses do depend on differentiably, such as those after the last noise,
+    and layers of the pathwise estimator get their ordinary gradients.
+
+    Args:
+        model: the network that gave the losses in its last pass.
+        losses: one loss per sample (B,), or (K, B) under ``sampling(model, draws=K)``. A sample's loss must depend on no
+            other sample's noise.
+
+    Returns:
+        A scalar: its value is ``losses.mean()``, its gradient an unbiased estimate of the expected loss's.
+
+    Raises:
+        InputError: the losses are not one per sample, or a batch norm in training mode mixes the samples.
+        NoisepropError: the last pass drew no noise with this estimator.
+
+    Example:
+        >>> import noiseprop
+        >>> net = nn.Sequential(nn.Linear(2, 3), noiseprop.NeuronNoise(3, estimator="likelihood-ratio"))
+        >>> losses = (net(torch.ones(8, 2)) > 0).float().sum(1)
+        >>> likelihood_ratio_loss(net, losses).backward()
+        >>> net[0].weight.grad.shape, net[1].sigma.grad.shape
+        (torch.Size([3, 2]), torch.Size([3]))
+    """
+    streams = noise_streams(model)
+    scores = [score for stream in streams for score in stream.scores]
+    for stream in streams:
+        stream.scores = []
+    _check(model, losses, scores)
+    advantages = _advantages(losses.detach()).flatten()
+    return losses.mean() + torch.stack([score @ advantages.to(score.dtype) for score in scores]).sum() / len(advantages)
+
+
+def sample(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int, stream: NoiseStream) -> Tensor:
+    """``x + mu + sigma * eps`` with the noise of `gaussian_noise`; its log-density is noted in the stream."""
+    if not torch.is_grad_enabled():
+        return gaussian_noise(x, sigma, mu=mu, key=key, draws=draws)
+    y, score = _Sample.apply(x, sigma, mu, key, draws)  # pyright: ignore[reportGeneralTypeIssues]
+    if torch._C._current_graph_task_id() == -1:  # not when a checkpointed block is run again
+        stream.scores.append(score)
+    return y
+
+
+def check_used(stream: NoiseStream) -> None:
+    """Refuse to forget the scores of a layer that stands alone, to which every call is a pass of its own."""
+    if stream.scores and torch.is_grad_enabled():
+        raise NoisepropError(
+            "a NeuronNoise with estimator='likelihood-ratio' was called again before likelihood_ratio_loss(model, losses); "
+            "if it is used twice in a pass, let add_noise attach it; if the first pass was no training, use torch.no_grad()"
+        )
+
+
+class _Sample(torch.autograd.Function):
+    """The sample y, which passes no gradient on, and per row a zero whose gradient is that of y's log-density."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(sigma, key)
+        ctx.draws, ctx.mu_shape = draws, None if mu is None else mu.shape
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        ctx.zeros = {"size": x.shape, "dtype": wide, "device": x.device}
+        return gaussian_noise(x, sigma, mu=mu, key=key, draws=draws), x.new_zeros(x.shape[0], dtype=wide)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_y: Tensor | None, to_score: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if to_score is None:
+            raise NoisepropError(
+                "a noise layer with estimator='likelihood-ratio' passes no gradient on; back-propagate "
+                "likelihood_ratio_loss(model, losses), or set the layer's estimator to 'pathwise'"
+            )
+        sigma, key = ctx.saved_tensors
+        if bool((sigma == 0).any()):
+            raise InputError(
+                "a sigma is 0, where the likelihood-ratio estimator does not exist; use the pathwise estimator, or keep "
+                "sigma away from 0 with noise.objectives.Floor"
+            )
+        eps = gaussian_noise(torch.zeros(**ctx.zeros), sigma.new_ones(()), key=key, draws=ctx.draws)
+        row = to_score.view(-1, *[1] * (eps.dim() - 1))
+        to_x = row * eps / sigma
+        to_sigma = (to_x * eps - row / sigma).sum_to_size(sigma.shape) if ctx.needs_input_grad[1] else None
+        to_mu = to_x.sum_to_size(ctx.mu_shape) if ctx.needs_input_grad[2] else None
+        return to_x, to_sigma, to_mu, None, None
+
+
+def _advantages(losses: Tensor) -> Tensor:
+    """Each loss minus the mean of the others: of the same sample's draws where there are several, else of the batch."""
+    others = losses.shape[0] - 1
+    if others == 0 and losses.dim() == 2:  # one draw of each sample
+        return _advantages(losses[0])[None]
+    if others == 0:
+        return losses  # nothing to compare with: no baseline
+    return (losses - losses.mean(0)) * (1 + 1 / others)
+
+
+def _check(model: nn.Module, losses: Tensor, scores: list[Tensor]) -> None:
+    if not scores:
+        raise NoisepropError(
+            "the model's last pass drew no noise with estimator='likelihood-ratio'; choose it in add_noise or NeuronNoise, "
+            "run the pass with gradients and with its noise on, and call likelihood_ratio_loss once per pass"
+        )
+    if losses.dim() not in (1, 2) or any(len(score) != losses.numel() for score in scores):
+        raise InputError(
+            f"likelihood_ratio_loss got losses of shape {tuple(losses.shape)} for noise of {len(scores[0])} samples; pass one "
+            "loss per sample, (B,), or (K, B) with draws=K; cross_entropy gives them with reduction='none'"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise InputError(
+                f"{name} is a batch norm in training mode, through which a sample's noise reaches the losses of others; "
+                "call .eval() on it"
+            )

@@ -5,3 +5,4 @@ from noiseprop.corruptions.corrupt import PARAMS as PARAMS
 from noiseprop.corruptions.corrupt import SEVERITIES as SEVERITIES
 from noiseprop.corruptions.corrupt import corrupt as corrupt
 from noiseprop.corruptions.corrupt import corruption_seed as corruption_seed
+from noiseprop.corruptions.released import read_cifar10_c as read_cifar10_c

@@ -152,13 +152,13 @@ def check_transfer(subject: Subject) -> Finding:
         numbers |= {f"{name}_white_box": white, f"{name}_transfer": transferred}
         if white - transferred > TOLERANCE:
             stronger.append(name.upper() if name == "fgsm" else "L-BFGS")
-    figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()) + "."
     return _verdict(
         "transfer",
         bool(stronger),
         numbers,
-        f"Transferred {' and '.join(stronger)} beat the white box, a sign of masked gradients or short steps: {figures}.",
-        f"Transfer is no stronger than the white box: {figures}.",
+        f"{' and '.join(stronger)} by transfer beat the white box; gradients may be masked, or steps short: {figures}",
+        f"Transfer is no stronger than the white box: {figures}",
     )
 
 

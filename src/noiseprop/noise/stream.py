@@ -48,7 +48,8 @@ class NoiseStream(nn.Module):
     def begin(self, *_: Any) -> None:
         """Start a pass; a forward pre-hook of the model."""
         sampling = self.sampling
-        self.scores = []
+        if torch.is_grad_enabled():
+            self.scores = []
         self._calls = {}
         if sampling is not None and sampling.frozen is not None:
             self._current = sampling.frozen.to(self.key.device)

@@ -1,7 +1,7 @@
 """The likelihood-ratio estimator: gradients through noise whose consequences cannot be differentiated.
 
-Where an activation has no useful derivative (a sign, a threshold, a sampled decision), Eq. 3 finds nothing, yet the expected
-loss is smooth in sigma and in the weights. For ``z ~ N(x + mu, sigma^2)`` and the loss L of a sample
+Where an activation has no useful derivative (a sign, a threshold, a sampled decision), Eq. 3 finds nothing, yet the
+expected loss is smooth in sigma and in the weights. For ``z ~ N(x + mu, sigma^2)`` and the loss L of a sample
 
     d E[L] / d sigma = E[ (L - b) (eps^2 - 1) / sigma ]        d E[L] / d x = E[ (L - b) eps / sigma ]
 
@@ -9,6 +9,9 @@ for any baseline b that does not depend on that sample's eps (Williams, 1992: "S
 algorithms", REINFORCE; Glynn, 1990: "Likelihood ratio gradient estimation"; Schulman et al., 2015: "Gradient estimation
 using stochastic computation graphs", for several layers of it, and for a mixture with the pathwise estimator).
 """
+
+# torch tells only its private parts whether a graph is being run backwards:
+# pyright: reportPrivateUsage=false
 
 from typing import Any
 
@@ -24,14 +27,14 @@ def likelihood_ratio_loss(model: nn.Module, losses: Tensor) -> Tensor:
     """The mean loss, with a gradient that needs no derivative of what comes after the noise.
 
     To be called once after each forward pass of a model with layers of ``estimator="likelihood-ratio"``. Each loss is
-    compared with a baseline that leaves itself out: the mean of the same sample's other draws, or, with one draw, of the
-    batch's other samples. Parameters that the losses do depend on differentiably, such as those after the last noise,
-    and layers of the pathwise estimator get their ordinary gradients.
+    compared with a baseline that leaves itself out: the mean of the same sample's other draws, or, with one draw, of
+    the batch's other samples. Parameters that the losses do depend on differentiably, such as those after the last
+    noise, and layers of the pathwise estimator get their ordinary gradients.
 
     Args:
         model: the network that gave the losses in its last pass.
-        losses: one loss per sample (B,), or (K, B) under ``sampling(model, draws=K)``. A sample's loss must depend on no
-            other sample's noise.
+        losses: one loss per sample (B,), or (K, B) under ``sampling(model, draws=K)``. A sample's loss must depend
+            on no other sample's noise.
 
     Returns:
         A scalar: its value is ``losses.mean()``, its gradient an unbiased estimate of the expected loss's.
@@ -71,8 +74,8 @@ def check_used(stream: NoiseStream) -> None:
     """Refuse to forget the scores of a layer that stands alone, to which every call is a pass of its own."""
     if stream.scores and torch.is_grad_enabled():
         raise NoisepropError(
-            "a NeuronNoise with estimator='likelihood-ratio' was called again before likelihood_ratio_loss(model, losses); "
-            "if it is used twice in a pass, let add_noise attach it; if the first pass was no training, use torch.no_grad()"
+            "a NeuronNoise with estimator='likelihood-ratio' was called again before likelihood_ratio_loss; if it is "
+            "used twice in a pass, let add_noise attach it; if the first pass was no training, use torch.no_grad()"
         )
 
 
@@ -101,8 +104,8 @@ class _Sample(torch.autograd.Function):
         sigma, key = ctx.saved_tensors
         if bool((sigma == 0).any()):
             raise InputError(
-                "a sigma is 0, where the likelihood-ratio estimator does not exist; use the pathwise estimator, or keep "
-                "sigma away from 0 with noise.objectives.Floor"
+                "a sigma is 0, where the likelihood-ratio estimator does not exist; use the pathwise estimator, or "
+                "keep sigma away from 0 with noise.objectives.Floor"
             )
         eps = gaussian_noise(torch.zeros(**ctx.zeros), sigma.new_ones(()), key=key, draws=ctx.draws)
         row = to_score.view(-1, *[1] * (eps.dim() - 1))
@@ -125,17 +128,17 @@ def _advantages(losses: Tensor) -> Tensor:
 def _check(model: nn.Module, losses: Tensor, scores: list[Tensor]) -> None:
     if not scores:
         raise NoisepropError(
-            "the model's last pass drew no noise with estimator='likelihood-ratio'; choose it in add_noise or NeuronNoise, "
-            "run the pass with gradients and with its noise on, and call likelihood_ratio_loss once per pass"
+            "the model's last pass drew no noise with estimator='likelihood-ratio'; choose it for its layers, "
+            "run the pass with gradients and noise on, and call likelihood_ratio_loss once per pass"
         )
     if losses.dim() not in (1, 2) or any(len(score) != losses.numel() for score in scores):
         raise InputError(
-            f"likelihood_ratio_loss got losses of shape {tuple(losses.shape)} for noise of {len(scores[0])} samples; pass one "
-            "loss per sample, (B,), or (K, B) with draws=K; cross_entropy gives them with reduction='none'"
+            f"likelihood_ratio_loss got losses of shape {tuple(losses.shape)} for noise of {len(scores[0])} samples; "
+            "pass one loss per sample, (B,), or (K, B) with draws=K; cross_entropy gives them with reduction='none'"
         )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise InputError(
-                f"{name} is a batch norm in training mode, through which a sample's noise reaches the losses of others; "
+                f"{name} is a batch norm in training mode, through which a sample's noise reaches others' losses; "
                 "call .eval() on it"
             )

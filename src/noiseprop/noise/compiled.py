@@ -21,7 +21,8 @@ from numba.extending import intrinsic
 from noiseprop.noise.kernels import CHUNK
 from noiseprop.noise.philox import ANGLE_BITS, CALL, LANES, MULTIPLIERS, RADIUS_BITS, ROUNDS, WEYL
 
-WIDTH = 64  # neurons in a block
+WIDTH = 256  # neurons in a block
+VECTOR = np.uintp(16)
 TILE = 1024  # neurons in a task
 
 F = np.float32
@@ -39,6 +40,7 @@ S0, S1, S2, S3 = _fit(_t, np.sin(np.pi * np.sqrt(_t)) / np.sqrt(_t), 3, [0, 0.25
 C0, C1, C2, C3, C4 = _fit(_t, np.cos(np.pi * np.sqrt(_t)), 4, [0, 0.25])
 M0, M1, W0, W1 = (np.uint64(v) for v in (*MULTIPLIERS, *WEYL))
 LOW, WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
+R1, R2, R3, R4, R5, R6, R7 = (np.uintp(row * WIDTH) for row in range(1, LANES))
 MANTISSA, ONE, EXPONENT = np.uint32(0x7FFFFF), np.uint32(0x3F800000), np.uint32(23)
 ANGLE_SHIFT, ANGLE_MASK = np.uint32(ANGLE_BITS), np.uint32(2**ANGLE_BITS - 1)
 MINUS_2_LN2, HALF, TWO, TOP = F(-2 * math.log(2)), F(0.5), F(2), F(127 + RADIUS_BITS - 1)
@@ -133,19 +135,21 @@ def _box_muller(wide: Any) -> Any:
 
 
 @njit(fastmath=True)
-def _normals(eps: Any, neurons: Any, group: Any, start: Any, layer: Any, seed: Any) -> None:
+def _normals(eps: Any, neurons: Any, n: Any, group: Any, start: Any, layer: Any, seed: Any) -> None:
     """eps[lane * WIDTH + j] = the normal of neuron neurons[j] in sample 8 * group + lane."""
-    for j in range(WIDTH):
-        c0, c1, c2, c3 = np.uint64(neurons[j]), group, start, layer
-        k0, k1 = seed & LOW, seed >> WORD
-        for _ in range(ROUNDS):
-            p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
-            c0, c1, c2, c3 = (p1 >> WORD) ^ c1 ^ k0, p1, (p0 >> WORD) ^ c3 ^ k1, p0
-            k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
-        eps[j], eps[WIDTH + j] = _box_muller(c0)
-        eps[2 * WIDTH + j], eps[3 * WIDTH + j] = _box_muller(c1)
-        eps[4 * WIDTH + j], eps[5 * WIDTH + j] = _box_muller(c2)
-        eps[6 * WIDTH + j], eps[7 * WIDTH + j] = _box_muller(c3)
+    for block in range(np.uintp(0), n, VECTOR):
+        for lane in range(VECTOR):  # of constant length, so that it becomes straight vector code without a rest
+            j = block + lane
+            c0, c1, c2, c3 = np.uint64(neurons[j]), group, start, layer
+            k0, k1 = seed & LOW, seed >> WORD
+            for _ in range(ROUNDS):
+                p0, p1 = (c0 & LOW) * M0, (c2 & LOW) * M1
+                c0, c1, c2, c3 = (p1 >> WORD) ^ c1 ^ k0, p1, (p0 >> WORD) ^ c3 ^ k1, p0
+                k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
+            eps[j], eps[R1 + j] = _box_muller(c0)
+            eps[R2 + j], eps[R3 + j] = _box_muller(c1)
+            eps[R4 + j], eps[R5 + j] = _box_muller(c2)
+            eps[R6 + j], eps[R7 + j] = _box_muller(c3)
 
 
 @njit
@@ -164,27 +168,25 @@ def _number_neurons(neurons: Any, start: int, size: int, channels: int) -> None:
                 channel, pixel = 0, pixel + 1
 
 
-@njit(fastmath=EXACT)
-def _add_rows(y: Any, x: Any, sigma: Any, mu: Any, has_mu: bool, eps: Any) -> None:
-    if has_mu:
-        for j in range(len(x)):
-            y[j] = _narrow(_widen(x[j]) + (mu[j] + sigma[j] * eps[j]), y[j])
-    else:
-        for j in range(len(x)):
-            y[j] = _narrow(_widen(x[j]) + sigma[j] * eps[j], y[j])
+@njit(fastmath=EXACT, inline="always")
+def _plan(a: Any) -> Any:
+    """The sizes that both kernels loop over, from their arguments."""
+    key = carray(_pointer(a[5], types.int64), (5,))
+    draws, batch, size = a[6], a[7], a[8]
+    first, layer = key[4], np.uint64(key[2] + key[3] * CALL)
+    per_draw = (first + batch - 1) // LANES - first // LANES + 1
+    groups, tiles = draws * per_draw, (size + TILE - 1) // TILE
+    return key, draws, batch, size, a[9], first, layer, per_draw, groups, tiles
 
 
 @njit(fastmath=EXACT)
 def _forward(a: Any, stored: Any, wide: Any) -> None:
-    draws, batch, size, channels = a[6], a[7], a[8], a[9]
+    key, draws, batch, size, channels, first, layer, per_draw, groups, tiles = _plan(a)
     length = draws * batch * size
     x, y = carray(_pointer(a[1], stored), (length,)), carray(_pointer(a[2], stored), (length,))
     sigma = carray(_pointer(a[3], wide), (size,))
-    mu = carray(_pointer(a[4], wide), (size,)) if a[4] else sigma
-    key = carray(_pointer(a[5], types.int64), (5,))
-    first, layer = key[4], np.uint64(key[2] + key[3] * CALL)
-    per_draw = (first + batch - 1) // LANES - first // LANES + 1
-    groups, tiles = draws * per_draw, (size + TILE - 1) // TILE
+    has_mu = a[4] != 0
+    mu = carray(_pointer(a[4], wide), (size,)) if has_mu else sigma
     eps, neurons = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32)
     while True:
         task = _next_task(a)
@@ -192,27 +194,32 @@ def _forward(a: Any, stored: Any, wide: Any) -> None:
             break
         chunk, tile = task // tiles, task % tiles
         for i in range(tile * TILE, min(size, (tile + 1) * TILE), WIDTH):
-            n = min(WIDTH, size - i)
+            n, s = np.uintp(min(WIDTH, size - i)), np.uintp(i)  # unsigned: no index can count from the end
+            whole = n - n % VECTOR
             _number_neurons(neurons, i, size, channels)
             for g in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
                 draw, group = g // per_draw, first // LANES + g % per_draw
-                _normals(eps, neurons, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
+                _normals(eps, neurons, n, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
                 for lane in range(LANES):
                     sample = group * LANES + lane - first
                     if 0 <= sample < batch:
-                        o = (draw * batch + sample) * size + i
-                        e = eps[lane * WIDTH : lane * WIDTH + n]
-                        _add_rows(y[o : o + n], x[o : o + n], sigma[i : i + n], mu[i : i + n], a[4] != 0, e)
+                        o, e = np.uintp((draw * batch + sample) * size + i), np.uintp(lane * WIDTH)
+                        if has_mu:
+                            for j in range(n):
+                                z = mu[s + j] + sigma[s + j] * eps[e + j]
+                                y[o + j] = _narrow(_widen(x[o + j]) + z, y[o + j])
+                        else:
+                            for block in range(np.uintp(0), whole, VECTOR):
+                                for j in range(block, block + VECTOR):
+                                    y[o + j] = _narrow(_widen(x[o + j]) + sigma[s + j] * eps[e + j], y[o + j])
+                            for j in range(whole, n):
+                                y[o + j] = _narrow(_widen(x[o + j]) + sigma[s + j] * eps[e + j], y[o + j])
 
 
 @njit(fastmath=EXACT)
 def _backward(a: Any, stored: Any, wide: Any) -> None:
-    draws, batch, size, channels = a[6], a[7], a[8], a[9]
+    key, draws, batch, size, channels, first, layer, per_draw, groups, tiles = _plan(a)
     grad = carray(_pointer(a[1], stored), (draws * batch * size,))
-    key = carray(_pointer(a[5], types.int64), (5,))
-    first, layer = key[4], np.uint64(key[2] + key[3] * CALL)
-    per_draw = (first + batch - 1) // LANES - first // LANES + 1
-    groups, tiles = draws * per_draw, (size + TILE - 1) // TILE
     chunks = (groups + CHUNK - 1) // CHUNK
     parts = carray(_pointer(a[2], wide), (chunks * size,))
     eps, neurons = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32)
@@ -222,20 +229,23 @@ def _backward(a: Any, stored: Any, wide: Any) -> None:
             break
         chunk, tile = task // tiles, task % tiles
         for i in range(tile * TILE, min(size, (tile + 1) * TILE), WIDTH):
-            n = min(WIDTH, size - i)
-            total = parts[chunk * size + i : chunk * size + i + n]
-            total[:] = 0
+            n, t = np.uintp(min(WIDTH, size - i)), np.uintp(chunk * size + i)
+            whole = n - n % VECTOR
+            for j in range(n):
+                parts[t + j] = 0
             _number_neurons(neurons, i, size, channels)
             for g in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
                 draw, group = g // per_draw, first // LANES + g % per_draw
-                _normals(eps, neurons, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
+                _normals(eps, neurons, n, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
                 for lane in range(LANES):
                     sample = group * LANES + lane - first
                     if 0 <= sample < batch:
-                        o = (draw * batch + sample) * size + i
-                        row, e = grad[o : o + n], eps[lane * WIDTH : lane * WIDTH + n]
-                        for j in range(n):
-                            total[j] += _widen(row[j]) * e[j]
+                        o, e = np.uintp((draw * batch + sample) * size + i), np.uintp(lane * WIDTH)
+                        for block in range(np.uintp(0), whole, VECTOR):
+                            for j in range(block, block + VECTOR):
+                                parts[t + j] += _widen(grad[o + j]) * eps[e + j]
+                        for j in range(whole, n):
+                            parts[t + j] += _widen(grad[o + j]) * eps[e + j]
 
 
 def _forward_float32(a: Any) -> None:

@@ -1,0 +1,101 @@
+"""Paired timing: every candidate once a round, in turn, so that what slows the machine slows all of them alike."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
+
+
+def paired(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int = 5,
+    rounds: int = 30,
+    most: int = 400,
+    precision: float = 0.02,
+    seconds: float = 60.0,
+) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round; goes on until every median ratio to the first is known to ±`precision`.
+
+    Stops after `rounds` at the earliest, at `most` rounds or after `seconds` at the latest.
+    """
+    for _ in range(warmup):
+        for run in candidates.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    started = time.perf_counter()
+    while len(next(iter(times.values()))) < most and time.perf_counter() - started < seconds:
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+        done = len(times[name])
+        if done >= rounds and done % 10 == 0 and max(ratio(times, name)["error"] for name in times) < precision:
+            break
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
+    """A candidate's time over the first one's, round by round: median, quartiles, and the median's 95 % half-width."""
+    first = next(iter(times.values()))
+    ratios = sorted(a / b for a, b in zip(times[name], first, strict=True))
+    n = len(ratios)
+    half = 0.98 * n**0.5  # ranks of the sign test's interval for a median
+    low, high = ratios[max(0, int(n / 2 - half))], ratios[min(n - 1, int(n / 2 + half))]
+    median = statistics.median(ratios)
+    return {
+        "median": median,
+        "quartile_1": ratios[n // 4],
+        "quartile_3": ratios[(3 * n) // 4],
+        "error": (high - low) / 2 / median,
+        "rounds": n,
+        "milliseconds": statistics.median(times[name]) * 1e3,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
+    platform.processor()) flags = next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")),
+    []) return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "vector": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "numba", "noiseprop")},
+        "commit": _commit(),
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _commit() -> str:
+    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def write(name: str, compared_with: str, figures: Any) -> None:
+    """Keep the figures as results/benchmarks/<name>.json, written aside and renamed."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps({"compared_with": compared_with, "machine": machine(), "figures": figures}, indent=1) +
+    "\n") aside.replace(path)
+    print(f"written to {path.relative_to(RESULTS.parent.parent)}")

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,11 @@ def ratio(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
-    platform.processor()) flags = next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")),
-    []) return {
+    cpu = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    flags = next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")), [])
+    return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -77,7 +79,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "numba", "noiseprop")},
         "commit": _commit(),
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -96,6 +98,7 @@ def write(name: str, compared_with: str, figures: Any) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"compared_with": compared_with, "machine": machine(), "figures": figures}, indent=1) +
-    "\n") aside.replace(path)
+    content = {"compared_with": compared_with, "machine": machine(), "figures": figures}
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)
     print(f"written to {path.relative_to(RESULTS.parent.parent)}")

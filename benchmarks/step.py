@@ -1,0 +1,210 @@
+"""What noise adds to a training step: time, bytes kept, peak memory. `python benchmarks/step.py [NETWORK …]`.
+
+Every figure is a ratio to the same network without noise, in one run. Compared with what a user would use instead: the
+plain expression, the paper's released code, PNI's noise on weights, and an op that does nothing, which is the price of
+calling one op per site. Learned noise is trained (`SigmaAdam`) in every row that has a sigma.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from measure import paired, ratio, write
+from noiseprop import SigmaAdam, add_noise, noise_layers, sigmas, weights
+from noiseprop.nets import cnn, mlp, resnet18
+
+BATCH = 128
+NETWORKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], str, bool, bool]] = {
+    # name: (network, image, sites, bfloat16 autocast, channels_last)
+    "MLP fp32": (mlp, (1, 28, 28), "fc", False, False),
+    "CNN fp32": (cnn, (1, 28, 28), "all", False, False),
+    "CNN bf16": (cnn, (1, 28, 28), "all", True, True),
+    "ResNet18 fp32": (lambda: resnet18(head=()), (3, 32, 32), "all", False, True),
+    "ResNet18 bf16": (lambda: resnet18(head=()), (3, 32, 32), "all", True, True),
+}
+VARIANTS = ("no noise", "an op that does nothing", "plain", "released code", "PNI", "noiseprop")
+COMPILED = ("no noise, compiled", "noiseprop, compiled")
+
+
+class Nothing(torch.autograd.Function):
+    """The price of one op call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Give x back."""
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Give the gradient back."""
+        return grad
+
+
+class Released(torch.autograd.Function):
+    """The released code's layer: the noise is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sigma: Tensor) -> Tensor:
+        """``x + |sigma| * eps``."""
+        noise = sigma.abs() * torch.randn(x.shape)
+        ctx.save_for_backward(noise, sigma)
+        return x + noise
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """``grad * noise / |sigma|``, summed over the batch."""
+        noise, sigma = ctx.saved_tensors
+        return grad, (grad * noise / sigma.abs()).sum(0)
+
+
+class Plain(nn.Module):
+    """A sigma per neuron, for the variants written as a user would."""
+
+    def __init__(self, shape: torch.Size, how: str) -> None:
+        super().__init__()
+        self.sigma, self.how = nn.Parameter(torch.ones(shape)), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add noise as `how` says."""
+        if self.how == "plain":
+            return x + self.sigma.to(x.dtype) * torch.randn_like(x)
+        return Released.apply(x, self.sigma).to(x.dtype)
+
+
+def pni(module: nn.Module, args: Any) -> None:
+    """Noise on the weights, scaled by their standard deviation (He et al., 2019), as a forward pre-hook."""
+    w = module.raw_weight
+    module.weight = w + module.alpha * w.std() * torch.randn_like(w)
+
+
+def variant(network: str, name: str) -> tuple[nn.Module, list[Tensor], list[Tensor], Tensor]:
+    """A network with its noise, the parameters of the two optimizers, and a batch."""
+    build, image, where, _, channels_last = NETWORKS[network]
+    torch.manual_seed(0)
+    model = build()
+    x = torch.rand(BATCH, *image)
+    sites = [model.get_submodule(path) for path in model.sites[where]]
+    if name.startswith("noiseprop"):
+        add_noise(model, model.sites[where], example=x[:1])
+        levels: list[Tensor] = list(sigmas(model))
+    elif name in ("plain", "released code"):
+        shaped = add_noise(build(), model.sites[where], example=x[:1])
+        noises = [Plain(layer.sigma.shape, name) for layer in noise_layers(shaped).values()]
+        for site, noise in zip(sites, noises, strict=True):
+            site.register_forward_hook(lambda m, a, out, noise=noise: noise(out))
+        levels = [noise.sigma for noise in noises]
+    elif name == "PNI":
+        for site in sites:
+            raw = nn.Parameter(site.weight.detach())
+            del site.weight
+            site.raw_weight, site.alpha = raw, nn.Parameter(torch.tensor(0.25))
+            site.register_forward_pre_hook(pni)
+        levels = [site.alpha for site in sites]
+    else:
+        levels = []
+        if name == "an op that does nothing":
+            for site in sites:
+                site.register_forward_hook(lambda m, a, out: Nothing.apply(out))
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    known = {id(level) for level in levels}
+    return model, [p for p in weights(model) if id(p) not in known], levels, x
+
+
+def step(network: str, name: str) -> Callable[[], Tensor]:
+    """One training step: both passes and both optimizers."""
+    model, rest, levels, x = variant(network, name)
+    low = NETWORKS[network][3]
+    optimizers: list[Any] = [torch.optim.Adam(rest, 1e-3, weight_decay=1e-4, fused=True)]
+    if levels:
+        optimizers.append(SigmaAdam(levels))
+    y = torch.randint(10, (BATCH,))
+    call = torch.compile(model) if name.endswith("compiled") else model
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            loss = cross_entropy(call(x), y)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+    return run
+
+
+def bytes_saved(run: Callable[[], Tensor]) -> int:
+    """Bytes of all storages that the forward pass keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+def peak(network: str, name: str) -> float:
+    """Peak memory (MiB) of a process's third step above what it holds before."""
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch, step
+run = step.step({network!r}, {name!r}); run(); run()
+memory = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
+before = memory("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+run()
+print(memory("VmHWM") - before, memory("VmHWM"))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(run.stdout.split()[1])
+
+
+def measure(network: str, compiled: bool) -> dict[str, Any]:
+    """All variants of one network."""
+    names = VARIANTS + (COMPILED if compiled else ())
+    runs = {name: step(network, name) for name in names}
+    saved = {name: bytes_saved(run) for name, run in runs.items() if not name.endswith("compiled")}
+    heavy = network.startswith("ResNet")
+    times = paired(
+        runs, warmup=2 if heavy else 20, rounds=20 if heavy else 100, most=2000, seconds=420 if heavy else 120
+    )
+    peaks = {name: peak(network, name) for name in ("no noise", "plain", "released code", "noiseprop")}
+    figures: dict[str, Any] = {}
+    print(
+        f"\n{network}: {ratio(times, 'no noise')['milliseconds']:.2f} ms without noise, {len(times['no noise'])} rounds"
+    )
+    for name in names:
+        figures[name] = ratio(times, name)
+        if name == "noiseprop, compiled":
+            pair = {key: times[key] for key in COMPILED}
+            figures[name]["over no noise, compiled"] = ratio(pair, name)
+        if name in saved:
+            figures[name]["bytes"] = saved[name] / saved["no noise"]
+        if name in peaks:
+            figures[name]["peak"] = peaks[name] / peaks["no noise"]
+        f = figures[name]
+        extra = "".join(f"  {key} {f[key]:.3f} x" for key in ("bytes", "peak") if key in f)
+        print(f"  {name:24} {f['median']:.3f} x  [{f['quartile_1']:.3f}, {f['quartile_3']:.3f}]{extra}", flush=True)
+    return figures
+
+
+def main() -> None:
+    """Measure the networks named on the command line, or all."""
+    torch.set_flush_denormal(True)
+    chosen = [name for name in NETWORKS if not sys.argv[1:] or name in sys.argv[1:]]
+    for name in chosen:
+        write(f"step-{name.lower().replace(' ', '-')}", "the same network without noise", measure(name, compiled=True))
+
+
+if __name__ == "__main__":
+    main()

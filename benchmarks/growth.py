@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from measure import paired, ratio, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from measure import paired, ratio, write
 from noiseprop import SigmaAdam, add_noise, sigmas, weights
 
 

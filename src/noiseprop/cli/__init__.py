@@ -1,0 +1,61 @@
+"""The command `noiseprop`; one file per command, each a typed dataclass with a `run` method."""
+
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+from tyro.conf import subcommand
+
+from noiseprop.cli.demo import Demo
+from noiseprop.cli.evaluate import Evaluate
+from noiseprop.cli.train import Train
+from noiseprop.errors import NoisepropError
+
+COMMANDS: dict[str, type[Any]] = {"demo": Demo, "train": Train, "evaluate": Evaluate}
+
+_DESCRIPTION = """Learn how much noise each neuron should carry, and judge what it does.
+
+Start with: noiseprop demo
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 after an error that the user can put right, told in one sentence on stderr; 130 after Ctrl-C. Arguments
+        that make no sense end with SystemExit(2).
+    """
+    try:
+        _parse(sys.argv[1:] if arguments is None else list(arguments)).run()
+        sys.stdout.flush()
+    except NoisepropError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _fail(f"{error.filename or 'the system'}: {error.strerror}; check the path, its rights and the space", 1)
+    return 0
+
+
+def _parse(arguments: list[str]) -> Any:
+    """A command's dataclass. Its own help has the whole docstring, the list of commands only first lines."""
+    if arguments and arguments[0] in COMMANDS:
+        name, *rest = arguments
+        return tyro.cli(COMMANDS[name], prog=f"noiseprop {name}", args=rest)
+    listed = tuple(
+        Annotated[command, subcommand(name, description=(inspect.getdoc(command) or "").partition("\n")[0])]
+        for name, command in COMMANDS.items()
+    )
+    union: Any = Union[listed]  # noqa: UP007 - made while running
+    return tyro.cli(union, prog="noiseprop", description=_DESCRIPTION, args=arguments)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"noiseprop: {sentence}", file=sys.stderr)
+    return code

@@ -2,14 +2,12 @@
 
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from noiseprop.errors import RunError
+from noiseprop.training.machine import made_with
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -54,21 +52,31 @@ def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Non
     Raises:
         RunError: the run exists and `resume` is off, the folder holds other things, or its settings differ.
     """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise RunError(f"{run_dir} is a file, not a run folder; choose another folder")
-    if run_dir.is_dir() and any(run_dir.iterdir()):
-        if not (run_dir / CONFIG).exists():
-            raise RunError(f"{run_dir} holds other things than a run (no {CONFIG}); choose another folder")
-        if not resume:
-            raise RunError(f"{run_dir} holds a run already; continue it with --resume or choose another folder")
+    if refuse_taken(run_dir, resume=resume):
         _compare(run_dir, read_config(run_dir)["settings"], json.loads(json.dumps(settings)))
         return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{run_dir} could not be made ({error.strerror}); choose another folder") from error
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    write_json(run_dir / CONFIG, {"format": _FORMAT, "settings": settings, "made_with": machine})
+    write_json(run_dir / CONFIG, {"format": _FORMAT, "settings": settings, "made_with": made_with()})
+
+
+def refuse_taken(run_dir: Path, *, resume: bool) -> bool:
+    """Whether the folder holds a run.
+
+    Raises:
+        RunError: it holds one and `resume` is off, or it holds other things, or it is no folder.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file, not a run folder; choose another folder")
+    if not (run_dir.is_dir() and any(run_dir.iterdir())):
+        return False
+    if not (run_dir / CONFIG).exists():
+        raise RunError(f"{run_dir} holds other things than a run (no {CONFIG}); choose another folder")
+    if not resume:
+        raise RunError(f"{run_dir} holds a run already; continue it with --resume or choose another folder")
+    return True
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

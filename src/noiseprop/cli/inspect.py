@@ -1,0 +1,77 @@
+"""`noiseprop inspect`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show the noise of a trained network: how large, how large beside the signal, where it is heading.
+
+    Measured on validation images, with batches as in training. Prints a table; writes a picture,
+    RUN/noise.png, and every neuron's figures, RUN/noise.safetensors.
+
+    For example:
+      noiseprop inspect runs/mlpn
+    """
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A folder that `noiseprop train` wrote."""
+    batches: Annotated[int, arg(metavar="INT")] = 64
+    """Batches to measure gradients on; validation images come again, with fresh noise, when they are used up."""
+    data_dir: Annotated[
+        Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
+    ] = None
+    """Folder of the official files."""
+
+    def run(self) -> None:
+        """Measure, print the table, write the files and say where they are."""
+        from itertools import islice
+
+        import torch
+
+        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.data import batches, load, split
+        from noiseprop.errors import InputError, RunError
+        from noiseprop.noise.attach import is_noisy
+        from noiseprop.noise.inspection import inspect_noise
+        from noiseprop.paper.runs import load_run
+        from noiseprop.report.inspect import draw, save, table
+
+        if self.batches < 2:
+            raise InputError(f"--batches must be at least 2, got {self.batches}")
+        model, settings = load_run(self.run_dir)
+        if not is_noisy(model):
+            raise RunError(f"{self.run_dir} holds {settings['model']['name']}, which has no noise; choose a noisy run")
+        data, size = settings["data"], settings["recipe"]["batch_size"]
+        images = split(load(data["name"], self.data_dir), seed=data["split_seed"]).validation
+        size = min(size, len(images))
+        generator = torch.Generator().manual_seed(0)
+
+        with progress_bar(f"inspecting {self.run_dir}") as progress:
+
+            def endless():
+                while True:
+                    yield from batches(images, size, generator=generator, drop_last=True)
+
+            def told():
+                for done, batch in enumerate(islice(endless(), self.batches)):
+                    progress(done, self.batches, "batches")
+                    yield batch
+
+            layers = inspect_noise(model, told())
+        title = f"{settings['model']['name']} on {data['name']}: {self.batches} batches of {size}"
+        draw(layers, self.run_dir / "noise.png", title=title)
+        save(layers, self.run_dir / "noise.safetensors")
+        out.print(table(layers), markup=False)
+        out.print(
+            "Medians, [10 %, 90 %]. SNR: |mean| / std of one batch's gradient; less, more: sigmas that descent moves "
+            "down or up, beyond 2 standard errors.",
+            markup=False,
+        )
+        out.print(
+            f"The picture is in {self.run_dir / 'noise.png'}, every neuron in {self.run_dir / 'noise.safetensors'}."
+        )

@@ -1,0 +1,210 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from noiseprop.cli import COMMANDS, main
+from noiseprop.data import load, split
+from noiseprop.evaluation.storage import read
+from noiseprop.paper import NAMES
+from noiseprop.paper.runs import load_run
+from noiseprop.training import loss_and_accuracy, read_metrics
+
+TRAIN = ["train", "--data", "mnist-5k", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of one epoch that several tests look at and none changes."""
+    folder = tmp_path_factory.mktemp("runs") / "mlpn"
+    assert main([*TRAIN, "--model", "MLPN", "--seed", "3", "--out", str(folder)]) == 0
+    return folder
+
+
+def ends(capsys, arguments: list[str], code: int = 1) -> str:
+    """What a command says on stderr as it fails: one line, no traceback."""
+    assert main(arguments) == code
+    said = capsys.readouterr().err
+    assert said.startswith("noiseprop: ")
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    return said
+
+
+def test_train_keeps_what_it_says(run, capsys):
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert settings["model"] == {"name": "MLPN", "seed": 3, "classes": 10, "activation": "relu"}
+    assert (settings["seed"], settings["recipe"]["epochs"], settings["recipe"]["name"]) == (3, 1, "table1")
+    assert settings["data"]["images"] == {"train": 3572, "validation": 714, "test": 714}
+    model, _ = load_run(run)
+    validation = split(load("mnist-5k")).validation
+    logged = read_metrics(run)[0]["validation_accuracy"]
+    assert abs(loss_and_accuracy(model, validation)[1] - logged) < 0.05  # other noise, the same network
+    assert main([*TRAIN, "--model", "MLPN", "--seed", "3", "--out", str(run), "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert f"validation  loss {read_metrics(run)[0]['validation_loss']:.4f}  accuracy {logged:.4f}" in said
+    assert "|sigma| of fc1: mean 0.9" in said
+    assert f"noiseprop evaluate {run}" in said
+
+
+def test_sigmoid_and_bf16_are_passed_on(tmp_path):
+    options = ["--activation", "sigmoid", "--precision", "bf16"]
+    assert main([*TRAIN, "--model", "MLP", "--out", str(tmp_path / "run"), *options]) == 0
+    model, settings = load_run(tmp_path / "run")
+    assert isinstance(model.activation, torch.nn.Sigmoid)
+    assert settings["recipe"]["precision"] == "bf16"
+
+
+def test_the_same_command_gives_the_same_bytes(run, tmp_path):
+    assert main([*TRAIN, "--model", "MLPN", "--seed", "3", "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_an_existing_run_is_refused_before_anything_is_read(run, capsys, monkeypatch):
+    monkeypatch.setattr("noiseprop.data.load", None)
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    said = ends(capsys, [*TRAIN, "--model", "MLPN", "--out", str(run)])
+    assert said == f"noiseprop: {run} holds a run already; continue it with --resume or choose another folder\n"
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
+def test_resume_with_other_settings_is_refused_by_name(run, capsys):
+    said = ends(capsys, [*TRAIN, "--model", "MLP+", "--seed", "3", "--out", str(run), "--resume"])
+    assert "model.name = 'MLPN' there and 'MLP+' now" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "MLPX"], "'MLPX' is no network of the paper; choose one of MLP, MLP+"),
+        (["--model", "MLP", "--data", "svhn"], "'svhn' is no data set; choose one of mnist, mnist-5k"),
+        (["--model", "ResNet18"], "ResNet18 takes images of shape (3, 32, 32), those of mnist-5k have (1, 28, 28)"),
+        (["--model", "CNN", "--activation", "sigmoid"], "only the MLP has a sigmoid variant"),
+        (["--model", "MLP", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--model", "MLP", "--seed", "-1"], "--seed must be at least 0, got -1"),
+    ],
+)
+def test_bad_input_of_train_is_one_sentence_and_leaves_no_folder(options, sentence, capsys, tmp_path):
+    assert sentence in ends(capsys, [*TRAIN, *options, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_damaged_data_are_one_sentence(capsys, tmp_path, monkeypatch):
+    options = ["train", "--data", "mnist", "--model", "MLP", "--out", str(tmp_path / "run")]
+    said = ends(capsys, [*options, "--data-dir", str(tmp_path / "nowhere")])
+    assert "nowhere" in said
+    (tmp_path / "mnist").mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / "mnist" / f"{name}-ubyte.gz").write_bytes(b"\x1f\x8b\x08nonsense")
+    assert "-ubyte.gz" in ends(capsys, [*options, "--data-dir", str(tmp_path)])
+
+
+def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
+    from noiseprop.evaluation import settings
+
+    few = replace(settings.SETTINGS["mnist-5k"], conditions=("clean", "fgsm", "fgsm-transfer"), attack_images=50)
+    few = replace(few, trust_images=8, vote_draws=4)
+    monkeypatch.setitem(settings.SETTINGS, "mnist-5k", few)
+    assert main(["evaluate", str(run)]) == 0
+    said = capsys.readouterr().out
+    evaluation = read(run / "evaluation.json")
+    assert evaluation.about["model"] == "MLPN"
+    assert evaluation.images == 714
+    assert f"{evaluation.accuracy('fgsm', attack_draws=20):.3f}" in said
+    assert "No attacks by transfer" in said
+    assert evaluation.settings.conditions == ("clean", "fgsm")
+
+    surrogate = run.parent / "surrogate"
+    assert main([*TRAIN, "--model", "MLP-surrogate", "--out", str(surrogate)]) == 0
+    assert main(["evaluate", str(run), "--surrogate", str(surrogate)]) == 0
+    assert "fgsm-transfer" in capsys.readouterr().out
+    assert 0 < read(run / "evaluation.json").accuracy("fgsm-transfer") < 1
+
+
+def test_bad_input_of_evaluate_is_one_sentence(run, capsys, tmp_path):
+    assert "is not a run folder: it has no config.json" in ends(capsys, ["evaluate", str(tmp_path)])
+    config = (run / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    assert "has not finished its first epoch" in ends(capsys, ["evaluate", str(tmp_path)])
+    whole = (run / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-1])
+    assert "is damaged" in ends(capsys, ["evaluate", str(tmp_path)])
+    (tmp_path / "config.json").write_text(config.replace('"name": "MLPN"', '"name": "MLP"'))
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    assert "is of another network" in ends(capsys, ["evaluate", str(tmp_path)])
+    (tmp_path / "config.json").write_text(config.replace('"activation": "relu"', '"colour": "red"'))
+    assert "does not name a network of the paper" in ends(capsys, ["evaluate", str(tmp_path)])
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["train", "--model", "MLP"], ["train", "--epochs", "many"]])
+def test_usage_errors_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_one_screen_of_80_columns(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"] if command else ["--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 40
+    assert (f"usage: noiseprop {command}" if command else "usage: noiseprop") in lines[0]
+
+
+def test_help_of_train_names_every_network(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    for name in NAMES:
+        base, _, ending = name.partition("-")
+        stem = f"CNN-{ending}" if base.startswith("ResNet") and ending in ("MLP+", "A+", "MLPN", "AN") else f"{base}-"
+        assert (stem if ending else name) in said
+
+
+def test_interrupts_and_full_disks_are_told(monkeypatch, capsys, tmp_path):
+    for error, code, sentence in (
+        (KeyboardInterrupt(), 130, "stopped"),
+        (OSError(28, "No space left on device", "/there"), 1, "/there: No space left on device"),
+    ):
+
+        def fails(self, error=error):
+            raise error
+
+        monkeypatch.setattr(COMMANDS["train"], "run", fails)
+        assert sentence in ends(capsys, [*TRAIN, "--model", "MLP", "--out", str(tmp_path)], code)
+
+
+def test_a_closed_pipe_is_no_error():
+    code = "import sys; from noiseprop import cli; cli.COMMANDS['train'].run = lambda self: print('x' * 10**6); "
+    command = f"{code} sys.exit(cli.main(['train', '--model', 'MLP', '--out', 'x']))"
+    reader = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    reader.stdout.read(10)
+    reader.stdout.close()
+    said = reader.stderr.read()
+    assert reader.wait() == 0
+    reader.stderr.close()
+    assert said == b""
+
+
+def test_the_installed_command_answers(tmp_path):
+    """Through the console script, in a process of its own, without a terminal and with NO_COLOR."""
+    script = Path(sys.executable).with_name("noiseprop")
+    done = subprocess.run(
+        [script, "train", "--model", "nope", "--out", tmp_path / "x"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("noiseprop: 'nope' is no network of the paper")

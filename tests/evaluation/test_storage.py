@@ -22,6 +22,7 @@ def sample():
         dataset="mnist",
         noisy=True,
         images=1003,
+        digest="ab" * 32,
         settings=Settings(conditions=("clean", "pgd", "contrast"), attack_images=13),
         versions={"torch": "2.6", "threads": 2},
         measurements=(
@@ -40,7 +41,7 @@ def same(a, b):
         assert one.key == other.key
         assert one.correct.dtype == other.correct.dtype == np.bool_
         np.testing.assert_array_equal(one.correct, other.correct)
-    for name in ("about", "dataset", "noisy", "images", "settings", "versions", "findings"):
+    for name in ("about", "dataset", "noisy", "images", "digest", "settings", "versions", "findings"):
         assert getattr(a, name) == getattr(b, name), name
 
 

@@ -72,6 +72,7 @@ class Evaluation:
         dataset: name of the data set.
         noisy: whether the network is random at inference; if not, there is only the state "off".
         images: number of images of the test split that were scored clean and corrupted.
+        digest: SHA-256 of the test split's images and labels, so that only figures of the same images are compared.
         settings: everything that decides the figures.
         versions: of Python and the libraries, threads and device.
         measurements: outcomes, one per condition, state, attack draws and severity.
@@ -82,6 +83,7 @@ class Evaluation:
     dataset: str
     noisy: bool
     images: int
+    digest: str
     settings: Settings
     versions: Mapping[str, Scalar]
     measurements: tuple[Measurement, ...]

@@ -1,5 +1,6 @@
 """One call that judges a network: clean, attacked with and without sight of it, and corrupted."""
 
+import hashlib
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def evaluate(
             dataset=dataset.name,
             noisy=noise_is_on(model),
             images=len(dataset),
+            digest=_digest(dataset),
             settings=settings,
             versions=_versions(model),
             measurements=tuple(measurements),
@@ -212,6 +214,14 @@ def _check_fits(model: nn.Module, dataset: Dataset) -> None:
             f"evaluate: the model returns {came} for {len(y)} images, expected logits "
             f"({len(y)}, {len(dataset.classes)}) for the classes of {dataset.name}; check that they belong together."
         )
+
+
+def _digest(dataset: Dataset) -> str:
+    digest = hashlib.sha256(str(tuple(dataset.images.shape)).encode())
+    for start in range(0, len(dataset), _CHUNK):
+        digest.update(dataset.images[start : start + _CHUNK].cpu().numpy().tobytes())
+    digest.update(dataset.labels.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _versions(model: nn.Module) -> dict[str, Scalar]:

@@ -1,0 +1,56 @@
+"""Two networks on the same images: the paired test between two evaluations."""
+
+from noiseprop.errors import InputError
+from noiseprop.evaluation.record import Evaluation, Measurement, State
+from noiseprop.evaluation.settings import CORRUPTIONS
+from noiseprop.evaluation.statistics import Paired, paired
+
+
+def compare(
+    a: Evaluation,
+    b: Evaluation,
+    condition: str,
+    *,
+    severity: int = 0,
+    state: State | None = None,
+    attack_draws: int | None = None,
+) -> Paired:
+    """Test whether two networks differ under one condition, image by image (McNemar; see `statistics.paired`).
+
+    Args:
+        a: evaluation of the first network.
+        b: evaluation of the second.
+        condition: one of CONDITIONS.
+        severity: 1 to 5 of a corruption, which must be given: over all five the same images would count five times.
+        state: "off", "one" or "vote" of both; default of each network "one" if it is noisy, else "off".
+        attack_draws: of both; default the most draws that each was attacked with.
+
+    Returns:
+        Accuracies, difference a - b with its 95 % interval, and the exact p-value. They say what the images say of
+        these two trained networks; how far training seeds scatter is another matter (`statistics.mean_std`).
+
+    Raises:
+        InputError: the two saw other images, another number of them, or other attacks; or there is no such figure.
+    """
+    if (a.dataset, a.digest) != (b.dataset, b.digest):
+        raise InputError(
+            f"compare: the evaluations are of different test images ({a.dataset} {a.digest[:8]} and "
+            f"{b.dataset} {b.digest[:8]}); evaluate both runs on one split."
+        )
+    attacks = [
+        (s.fgsm_eps, s.pgd_eps, s.pgd_step, s.pgd_steps, s.lbfgs_step, s.lbfgs_steps, s.corruption_params)
+        for s in (a.settings, b.settings)
+    ]
+    if attacks[0] != attacks[1]:
+        raise InputError("compare: the evaluations used attacks or corruptions of different strength; use one setting.")
+    if (severity > 0) != (condition in CORRUPTIONS):
+        raise InputError(f"compare: {condition} with severity {severity}; give 1 to 5 for corruptions, 0 otherwise.")
+    first, second = (_one(e, condition, severity, state, attack_draws) for e in (a, b))
+    return paired(first.correct, second.correct)
+
+
+def _one(e: Evaluation, condition: str, severity: int, state: State | None, attack_draws: int | None) -> Measurement:
+    for m in e.select(condition, state=state, attack_draws=attack_draws):
+        if m.severity == severity:
+            return m
+    raise InputError(f"compare: {condition} was not measured at severity {severity}; evaluate the run again.")

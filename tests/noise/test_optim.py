@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from noiseprop import InputError, SigmaAdam, add_noise, sigmas, weights
+from noiseprop.noise import kernels
 
 
 def eq_7(sigma, gradients, lr=1e-3, b1=0.9, b2=0.999, eps=1e-8):
@@ -20,6 +21,15 @@ def eq_7(sigma, gradients, lr=1e-3, b1=0.9, b2=0.999, eps=1e-8):
         h_hat, v_hat = h / (1 - b1**n), v / (1 - b2**n)
         sigma = abs(sigma - lr * h_hat / math.sqrt(v_hat + eps))
     return sigma
+
+
+@pytest.fixture(params=["kernel", "torch"], autouse=True)
+def path(request, monkeypatch):
+    """Every test runs on both paths."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "usable", lambda x: False)
+    elif not kernels.available:
+        pytest.skip("numba is missing")
 
 
 @pytest.mark.parametrize("lr", [1e-3, 0.05])

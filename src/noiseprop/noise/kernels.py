@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -22,12 +23,11 @@ def usable(x: Tensor) -> bool:
 
 
 def add_noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
-    """``x + mu + sigma * eps`` in a new tensor with x's memory format; sigma and mu have the neurons' shape."""
+    """``x + mu + sigma * eps`` in a new tensor with x's memory format; sigma and mu broadcast to the neurons."""
     x, channels = _dense(x)
     y = torch.empty_like(x)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    level = _vector(sigma, wide, channels)
-    mean = None if mu is None else _vector(mu, wide, channels)
+    level = _vector(sigma, x, channels)
+    mean = None if mu is None else _vector(mu, x, channels)
     _call("forward", x, y.data_ptr(), level.data_ptr(), 0 if mean is None else mean.data_ptr(), key, draws, channels)
     return y
 
@@ -35,19 +35,29 @@ def add_noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: i
 def sigma_gradient(grad: Tensor, key: Tensor, draws: int) -> Tensor:
     """Eq. 3 for every neuron: the sum over the rows of ``grad * eps``, in float32 or float64."""
     grad, channels = _dense(grad)
-    neurons = grad[0].numel() if grad.shape[0] else math.prod(grad.shape[1:])
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    groups = draws * _groups_per_draw(grad.shape[0] // draws, int(key[4]))
-    parts = torch.empty(-(-groups // CHUNK), neurons, dtype=wide)
+    batch, neurons = grad.shape[0] // draws, grad.shape[1:]
+    first = key.tolist()[-1]
+    groups = draws * ((first + batch - 1) // LANES - first // LANES + 1)
+    chunks = (groups + CHUNK - 1) // CHUNK
+    parts = torch.empty(chunks, math.prod(neurons), dtype=_wide(grad))
     _call("backward", grad, parts.data_ptr(), 0, 0, key, draws, channels)
-    total = parts[0] if len(parts) == 1 else torch.from_numpy(parts.numpy().sum(axis=0))  # numpy's order is fixed
-    if channels:
-        return total.view(*grad.shape[2:], channels).movedim(-1, 0)
-    return total.view(grad.shape[1:])
+    total = parts[0] if chunks == 1 else torch.from_numpy(parts.numpy().sum(axis=0))  # numpy's order is fixed
+    return total.view(*neurons[1:], channels).movedim(-1, 0) if channels else total.view(neurons)
 
 
-def _groups_per_draw(batch: int, first: int) -> int:
-    return (first + batch - 1) // LANES - first // LANES + 1
+def sigma_adam(rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], *, settings: Sequence[float]) -> bool:
+    """Eq. 7 in place for (sigma, gradient, h, v) of each parameter, in one call; False where they are not for a kernel.
+
+    The settings are (beta 1, beta 2, lr / (1 - beta1^N), 1 / (1 - beta2^N), eps).
+    """
+    dtype = rows[0][0].dtype
+    if not all(usable(t) and t.dtype == dtype and t.is_contiguous() for row in rows for t in row[:2]):
+        return False
+    table = [number for row in rows for number in (*(t.data_ptr() for t in row), row[0].numel())]
+    pointers, numbers = (ctypes.c_int64 * len(table))(*table), (ctypes.c_double * 5)(*settings)
+    arguments = (ctypes.c_int64 * 4)(0, len(rows), ctypes.addressof(pointers), ctypes.addressof(numbers))
+    _kernel("adam", dtype)[1](ctypes.addressof(arguments))
+    return True
 
 
 def _dense(x: Tensor) -> tuple[Tensor, int]:
@@ -61,10 +71,16 @@ def _dense(x: Tensor) -> tuple[Tensor, int]:
     return x.contiguous(), 0
 
 
-def _vector(values: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
+def _vector(values: Tensor, x: Tensor, channels: int) -> Tensor:
     """One number per neuron, in the order of x's memory."""
-    values = values.detach().to(dtype)
-    return (values.movedim(0, -1) if channels else values).contiguous()
+    neurons = x.shape[1:]
+    if values.shape != neurons:
+        values = values.expand(neurons)
+    return (values.movedim(0, -1) if channels else values).to(_wide(x)).contiguous()
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _call(name: str, x: Tensor, out: int, sigma: int, mu: int, key: Tensor, draws: int, channels: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from noiseprop.errors import InputError
 from noiseprop.noise import likelihood_ratio
 from noiseprop.noise.op import gaussian_noise
-from noiseprop.noise.stream import NoiseStream, layer_key
+from noiseprop.noise.stream import NoiseStream
 
 Init = float | Literal["normal"]
 Granularity = Literal["neuron", "channel", "layer"]
@@ -27,7 +27,7 @@ class NeuronNoise(nn.Module):
         mean: whether there is a learned mean mu as well, starting at 0 (the paper's Figure 1); it is one of the
             weights.
         at_inference: whether noise acts in eval mode too. `sampling(model, "off")` silences it anyway.
-        batch_dim: axis of the batch in the input, such as 1 for time-first sequences (T, B, F), whose neurons are (T, F).
+        batch_dim: axis of the batch, such as 1 for time-first sequences (T, B, F), whose neurons are (T, F).
         estimator: "pathwise" is Eq. 3; "likelihood-ratio" needs no derivative of what follows the noise, but wants
             `likelihood_ratio_loss` to be back-propagated. An attribute of the same name may be changed at any time.
 
@@ -73,7 +73,6 @@ class NeuronNoise(nn.Module):
         self.stream = NoiseStream(int(torch.randint(2**62, ()).item()))
         self.alone = True  # until bind()
         self.number = 0
-        self.register_buffer("place", layer_key(0), persistent=False)
 
     def bind(self, stream: NoiseStream, number: int) -> None:
         """Draw from a model's stream as its layer `number`; layer 0 holds the stream for all."""
@@ -83,7 +82,7 @@ class NeuronNoise(nn.Module):
         else:
             self.__dict__["stream"] = stream  # not a child: state_dict() must not see it again
         self.alone, self.number = False, number
-        self.place = layer_key(number).to(self.sigma.device)
+        stream.make_room(number + 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add noise to x (B, *neurons); returns a new tensor, or x itself where noise is off."""
@@ -102,7 +101,7 @@ class NeuronNoise(nn.Module):
         if sampling is not None and sampling.draws is not None:
             draws = sampling.draws
             x = sampling.repeat(x)
-        key = stream.next_key(self.place, self.number, self.training)
+        key = stream.next_key(self.number, self.training)
         try:
             if self.estimator == "likelihood-ratio":
                 y = likelihood_ratio.sample(x, self.sigma, self.mu, key, draws, stream)

@@ -67,8 +67,7 @@ def gaussian_noise(
 def _noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
     """Eq. 1: ``x + mu + sigma * eps``."""
     if kernels.usable(x):
-        neurons = x.shape[1:]
-        return kernels.add_noise(x, sigma.expand(neurons), None if mu is None else mu.expand(neurons), key, draws)
+        return kernels.add_noise(x, sigma, mu, key, draws)
     eps = _eps(x, key, draws)
     y = x + sigma * eps if mu is None else x + (mu + sigma * eps)
     return y.to(x.dtype)
@@ -108,7 +107,9 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (key,) = ctx.saved_tensors
     to_sigma = to_mu = None
     if ctx.needs_input_grad[1]:
-        to_sigma = torch.ops.noiseprop.sigma_gradient(grad, key, ctx.sigma_shape, ctx.draws)
+        again = torch.is_grad_enabled() or type(grad) not in _EAGER  # differentiated twice, or traced
+        eq_3 = torch.ops.noiseprop.sigma_gradient if again else _sigma_gradient
+        to_sigma = eq_3(grad, key, ctx.sigma_shape, ctx.draws)
     if ctx.needs_input_grad[2]:
         to_mu = _sum_to(grad.sum(0), ctx.mu_shape)
     return grad, to_sigma, to_mu, None, None
@@ -173,9 +174,10 @@ def _full_key(key: Tensor | None, generator: torch.Generator | None, device: tor
             f"gaussian_noise got a key of shape {tuple(key.shape)} and dtype {key.dtype}; pass a one-dimensional "
             f"int64 tensor of at most {KEY_LENGTH} numbers: (seed, pass, layer, call, first sample)"
         )
-    if key.numel() < KEY_LENGTH:
-        key = torch.cat([key, key.new_zeros(KEY_LENGTH - key.numel())])
-    return key if key.device == device and key.is_contiguous() else key.to(device).contiguous()
+    missing = KEY_LENGTH - key.numel()
+    if missing:
+        key = torch.cat([key, key.new_zeros(missing)])
+    return key.to(device).contiguous()
 
 
 def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
@@ -183,15 +185,20 @@ def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
         raise InputError(
             f"gaussian_noise adds to floating-point tensors (B, *neurons), not to {x.dtype} of shape {tuple(x.shape)}"
         )
-    neurons = x.shape[1:]
-    for name, values in (("sigma", sigma), ("mu", mu)):
-        if values is not None and values.shape != neurons and not _broadcasts(values.shape, neurons):
-            raise InputError(
-                f"{name} has shape {tuple(values.shape)}, which does not broadcast to the neurons {tuple(neurons)} of "
-                f"x; make it {tuple(neurons)}, or 1 where an axis shares one value"
-            )
-    if draws < 1 or x.shape[0] % draws:
+    _check_shape("sigma", sigma, x)
+    if mu is not None:
+        _check_shape("mu", mu, x)
+    if draws != 1 and (draws < 1 or x.shape[0] % draws):
         raise InputError(f"x holds {x.shape[0]} rows, which are not {draws} draws of one batch; repeat the batch first")
+
+
+def _check_shape(name: str, values: Tensor, x: Tensor) -> None:
+    shape, neurons = values.shape, x.shape[1:]
+    if shape != neurons and not _broadcasts(shape, neurons):
+        raise InputError(
+            f"{name} has shape {tuple(shape)}, which does not broadcast to the neurons {tuple(neurons)} of x; "
+            f"make it {tuple(neurons)}, or 1 where an axis shares one value"
+        )
 
 
 def _broadcasts(shape: Sequence[int], neurons: Sequence[int]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import InputError
+from noiseprop.noise import kernels
 from noiseprop.noise.layer import NeuronNoise
 
 
@@ -70,15 +71,19 @@ class SigmaAdam(torch.optim.Optimizer):
 
     def _move(self, sigmas: list[Tensor], step: int, group: dict[str, Any]) -> None:
         (b1, b2), lr, eps = group["betas"], group["lr"], group["eps"]
+        correction1, correction2 = 1 - b1**step, 1 - b2**step
         gradients = [cast(Tensor, sigma.grad) for sigma in sigmas]
         h, v = ([self.state[sigma][name] for sigma in sigmas] for name in "hv")
+        rows = list(zip(sigmas, gradients, h, v, strict=True))
+        if kernels.sigma_adam(rows, settings=(b1, b2, lr / correction1, 1 / correction2, eps)):
+            return
         torch._foreach_lerp_(h, gradients, 1 - b1)
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, gradients, gradients, 1 - b2)
-        root = torch._foreach_div(v, 1 - b2**step)
+        root = torch._foreach_div(v, correction2)
         torch._foreach_add_(root, eps)
         torch._foreach_sqrt_(root)
-        torch._foreach_addcdiv_(sigmas, h, root, -lr / (1 - b1**step))
+        torch._foreach_addcdiv_(sigmas, h, root, -lr / correction1)
         torch._foreach_abs_(sigmas)
 
 

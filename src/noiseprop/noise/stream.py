@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noiseprop.errors import NoisepropError
 from noiseprop.noise.op import KEY_LENGTH
+from noiseprop.noise.waiting import refuse_waiting
 
 if TYPE_CHECKING:
     from noiseprop.noise.sampling import Sampling
@@ -33,77 +34,89 @@ class NoiseStream(nn.Module):
 
     key: Tensor
     _one_pass: Tensor
+    _layers: Tensor
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.register_buffer("key", seed_key(seed))
         self.register_buffer("_one_pass", _one_hot(_PASS), persistent=False)
+        self.register_buffer("_layers", layer_keys(1), persistent=False)
         self.first_sample = 0
         self.sampling: Sampling | None = None
-        self._current = self.key.clone()
         self.scores: list[Tensor] = []  # of this pass: see noiseprop.noise.likelihood_ratio
-        self._calls: dict[int, int] = {}
-        self._remembered: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.now = _Pass()
+
+    def make_room(self, layers: int) -> None:
+        """Serve so many layers, numbered from 0."""
+        if layers > len(self._layers):
+            self._layers = layer_keys(layers).to(self.key.device)
 
     def begin(self, *_: Any) -> None:
         """Start a pass; a forward pre-hook of the model."""
-        sampling = self.sampling
-        if torch.is_grad_enabled():
+        sampling, now = self.sampling, self.now
+        if self.scores and torch.is_grad_enabled():
             self.scores = []
-        self._calls = {}
+        now.calls = {}
+        start, layers, one_pass = (self._buffers[name] for name in ("key", "_layers", "_one_pass"))
+        assert start is not None
+        assert layers is not None
+        assert one_pass is not None
         if sampling is not None and sampling.frozen is not None:
-            self._current = sampling.frozen.to(self.key.device)
+            keys = sampling.frozen.to(start.device) + layers
         else:
-            self._current = self.key.clone()
-            passes = 1 if sampling is None or sampling.draws is None else sampling.draws
-            self.key.add_(self._one_pass, alpha=passes)
+            keys = start + layers  # before the next line moves on: keys of a pass stay as they are
+            start.add_(one_pass, alpha=1 if sampling is None or sampling.draws is None else sampling.draws)
         if self.first_sample:
-            self._current = self._current + self.first_sample * _one_hot(_FIRST).to(self.key.device)
+            keys = keys + self.first_sample * _one_hot(_FIRST).to(keys.device)
+        now.keys = keys.unbind(0)
 
-    def next_key(self, layer: Tensor, number: int, training: bool) -> Tensor:
-        """The key of a layer's next call in this pass; `layer` is its place in the key, one int64 (5,)."""
+    def next_key(self, layer: int, training: bool) -> Tensor:
+        """The key of a layer's next call in this pass."""
         if torch.compiler.is_compiling() or not _may_be_checkpointed(training):
-            return self._draw_key(layer, number)
-        return self._recall_key(layer, number)
+            return self._draw_key(layer)
+        return self._recall_key(layer)
 
-    def _draw_key(self, layer: Tensor, number: int) -> Tensor:
-        call = self._calls.get(number, 0)
-        self._calls[number] = call + 1
-        key = self._current + layer
+    def _draw_key(self, layer: int) -> Tensor:
+        now = self.now
+        if not now.keys:
+            self.begin()  # the layer is called before its model ever was
+        call = now.calls.get(layer, 0)
+        now.calls[layer] = call + 1
+        key = now.keys[layer]
         return key if call == 0 else key + call * _one_hot(_CALL).to(key.device)
 
-    def _recall_key(self, layer: Tensor, number: int) -> Tensor:
+    def _recall_key(self, layer: int) -> Tensor:
         """Inside a checkpointed block: the same key in the recomputation as in the forward pass.
 
         `checkpoint` restores torch's global random state before it runs a block again, so a number drawn from it
         names this very call, in whatever order, and however late, blocks and passes are recomputed.
         """
-        name = (number, int(torch.empty((), dtype=torch.int64).random_().item()))
+        name = (layer, int(torch.empty((), dtype=torch.int64).random_().item()))
         if torch._C._current_graph_task_id() == -1:  # the forward pass
-            key = self._draw_key(layer, number)
-            self._remembered[name] = key
-            if len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
+            key = self._draw_key(layer)
+            self.now.remembered[name] = key
+            if len(self.now.remembered) > _REMEMBERED:
+                self.now.remembered.popitem(last=False)
             return key
-        if name not in self._remembered:
+        if name not in self.now.remembered:
             raise NoisepropError(
                 "a noise layer was run again in the backward pass, but not with the random state of its forward pass; "
                 "use torch.utils.checkpoint with preserve_rng_state=True and use_reentrant=False"
             )
-        return self._remembered[name]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "NoiseStream":
-        copy = NoiseStream(0)
-        memo[id(self)] = copy
-        copy.key = self.key.clone()
-        copy._one_pass = self._one_pass.clone()
-        copy._current = copy.key.clone()
-        copy.first_sample = self.first_sample
-        return copy
+        return self.now.remembered[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle keeps: the stream's place, none of what belongs to a pass under way."""
-        return self.__dict__ | {"sampling": None, "scores": [], "_calls": {}, "_remembered": OrderedDict()}
+        """What a copy or a pickle keeps: the stream's place, nothing of a pass under way."""
+        return self.__dict__ | {"sampling": None, "scores": [], "now": _Pass()}
+
+
+class _Pass:
+    """What changes with every pass, in an object of its own, since a module's attributes are slow to set."""
+
+    def __init__(self) -> None:
+        self.keys: tuple[Tensor, ...] = ()  # by layer
+        self.calls: dict[int, int] = {}  # by layer, so far
+        self.remembered: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
 
 def seed_key(seed: int) -> Tensor:
@@ -113,13 +126,18 @@ def seed_key(seed: int) -> Tensor:
     return key
 
 
-def layer_key(number: int) -> Tensor:
-    """What a layer adds to the key of a pass."""
-    return number * _one_hot(_LAYER)
+def layer_keys(layers: int) -> Tensor:
+    """What each layer adds to the key of a pass: int64 (layers, 5)."""
+    return torch.arange(layers).view(-1, 1) * _one_hot(_LAYER)
 
 
 def noise_streams(model: nn.Module) -> list[NoiseStream]:
-    """All streams inside a model: one in a model given noise once, none in a noise-free one."""
+    """All streams inside a model: one in a model given noise once, none in a noise-free one.
+
+    Raises:
+        InputError: the noise still waits for a first batch, so that there is no stream yet.
+    """
+    refuse_waiting(model)
     return [module for module in model.modules() if isinstance(module, NoiseStream)]
 
 

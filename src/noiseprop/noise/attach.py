@@ -1,76 +1,294 @@
 """``add_noise``: give a model noise where it stands, and take it away again."""
 
-from collections.abc import Sequence
-from typing import Any
+# torch has no public way to list or remove the hooks of a module:
+# pyright: reportPrivateUsage=false
+
+import math
+import operator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from noiseprop.errors import InputError
-from noiseprop.noise.layer import Init, NeuronNoise
+from noiseprop.noise.layer import Granularity, Init, NeuronNoise
+from noiseprop.noise.outputs import add_to_input, add_to_output, add_to_sequence
+from noiseprop.noise.plan import Plan, plan_seen, plan_unseen
+from noiseprop.noise.probe import as_call, probe
 from noiseprop.noise.sampling import forget_prefix
+from noiseprop.noise.sites import Site, Where, choose
 from noiseprop.noise.stream import NoiseStream
+from noiseprop.noise.waiting import FirstBatch, forget_first_batch, refuse_waiting
+
+_HOOKS = (add_to_output, add_to_input, add_to_sequence)
 
 
-def _apply(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """The forward hook of a noisy module."""
-    return module.noise(output)  # pyright: ignore[reportCallIssue]
+@dataclass(frozen=True)
+class Settings:
+    """How the noise that one call of `add_noise` adds is made."""
+
+    granularity: Granularity = "neuron"
+    init: Init = 1.0
+    learn: bool = True
+    mean: bool = False
+    at_inference: bool = True
+    key: int = 0
+    batch_dim: int = 0
 
 
 def add_noise(
     model: nn.Module,
-    where: Sequence[str],
+    where: Where = "all",
     *,
-    granularity: str = "neuron",
+    granularity: Granularity = "neuron",
     init: Init = 1.0,
     learn: bool = True,
     mean: bool = False,
     at_inference: bool = True,
-    example: Tensor,
+    example: Any = None,
     key: int = 0,
+    batch_dim: int = 0,
 ) -> nn.Module:
-    """Provisional: see the issue "Any network"."""
-    named = dict(model.named_modules())
-    shapes: dict[str, torch.Size] = {}
-    handles = [
-        named[name].register_forward_hook(lambda m, a, out, name=name: shapes.__setitem__(name, out.shape[1:]))
-        for name in where
-    ]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
-    stream = NoiseStream(key)
-    generator = torch.Generator().manual_seed(key)
-    for number, name in enumerate(where):
-        module = named[name]
-        if hasattr(module, "noise"):
-            raise InputError(f"{name or 'the model'} has noise already; call remove_noise(model) first")
-        shape = shapes[name] if granularity == "neuron" else (shapes[name][0], *([1] * (len(shapes[name]) - 1)))
-        with torch.random.fork_rng(devices=[]):
-            noise = NeuronNoise(shape, init=1.0 if init == "normal" else init, learn=learn, mean=mean, at_inference=at_inference)
-        if init == "normal":
-            noise.sigma.data.normal_(generator=generator)
-        noise.bind(stream, number)
-        noise.train(module.training)
-        module.noise = noise
-        module.register_forward_hook(_apply)
-    model.register_forward_pre_hook(stream.begin)
+    """Give a model learned noise, in place: ``y + mu + sigma * eps`` on the outputs y of the modules that `where` says.
+
+    Each of them gets a forward hook and a child module `noise`, a `NeuronNoise`, so parameters `<path>.noise.sigma`
+    join the model's. Its class, its own parameters and their names, and how it is called stay. A second call adds noise
+    to further modules. Of a tuple or dict the first tensor gets the noise; of an RNN, the output sequence and with it
+    the last hidden states. The noise of an `nn.Sequential` stands on its last module.
+
+    Args:
+        model: any module; add noise before `torch.compile` and DistributedDataParallel, and before making optimizers.
+        where: "linear", "conv", "recurrent", "attention" or "all" of these; a module's path, or wildcards that fit
+            whole paths ("encoder.*.linear?"); a module type; a sequence of paths and types; a predicate
+            (path, module) -> bool; or `before(...)` any of these: noise on what these modules are called with.
+        granularity: a sigma for each "neuron" of the example's shape, for each "channel" (at any input size), or one
+            for the whole "layer".
+        init: sigma's start, in units of the output: one number, or "normal" for draws from N(0, 1) seeded with `key`.
+        learn: whether sigma is a parameter, or a buffer that stays as it is.
+        mean: whether a mean mu is learned too.
+        at_inference: whether noise acts in eval mode too. `sampling(model, "off")` silences it anyway.
+        example: inputs to call the model with once, in eval mode, to see the shapes: a tensor, a tuple of arguments or
+            a dict of them by name. If omitted, the modules' own sizes are taken where they suffice ("channel" and
+            "layer"); where they do not, noise is added when the model is first called, and sigma does not exist before.
+        key: seed of the noise. Models whose noise shall be independent need different keys.
+        batch_dim: axis of the batch in the outputs, such as 1 in time-first models. RNNs, attention and the layers of
+            nn.Transformer know theirs.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        InputError: nothing matches, what matches cannot carry noise or has noise already; the model is as it was.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> net = add_noise(net, "linear", init=0.5, example=torch.zeros(1, 4))
+        >>> {path: tuple(noise.sigma.shape) for path, noise in noise_layers(net).items()}
+        {'0.noise': (3,), '2.noise': (2,)}
+        >>> is_noisy(remove_noise(net))
+        False
+
+    Source: Xiao, Zhang and Peng (2021), Eq. 1.
+    """
+    settings = Settings(
+        granularity, init, learn, mean, at_inference, _whole("key", key), _whole("batch_dim", batch_dim)
+    )
+    _check_model(model)
+    sites = choose(model, where)
+    _check_sites(sites)
+    _check_settings(settings, sites[0])
+    _own_stream(model)
+    if example is not None:
+        attach(model, _plan_by_probe(model, sites, settings, *as_call(example)), settings)
+    elif (plans := plan_unseen(model, sites, granularity, batch_dim)) is not None:
+        attach(model, plans, settings)
+    else:
+        FirstBatch(partial(_attach_and_begin, where=where, settings=settings)).wait(model)
+    return model
+
+
+def remove_noise(model: nn.Module) -> nn.Module:
+    """Take away all that `add_noise` added to a model, which is then as it was before; nothing happens without noise.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        InputError: the noise was added to a larger model or to a part of this one; remove it there.
+    """
+    forget_first_batch(model)
+    stream = _own_stream(model)
+    for _, module in list(_attached(model)):
+        _drop_hooks(module, lambda hook: hook in _HOOKS)
+        del module.noise
+    _drop_hooks(model, lambda hook: stream is not None and getattr(hook, "__self__", None) is stream)
+    for module in model.modules():
+        if module.__dict__.pop("_nested_without_noise", False):
+            module.__dict__["use_nested_tensor"] = True
     forget_prefix(model)
     return model
 
 
 def noise_layers(model: nn.Module) -> dict[str, NeuronNoise]:
-    """The noise layers of a model by module path."""
+    """The noise layers of a model by module path, such as "fc1.noise".
+
+    Raises:
+        InputError: the noise still waits for a first batch.
+    """
+    refuse_waiting(model)
     return {name: module for name, module in model.named_modules() if isinstance(module, NeuronNoise)}
 
 
 def is_noisy(model: nn.Module) -> bool:
     """Whether a model has any noise layer."""
     return bool(noise_layers(model))
+
+
+def attach(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> NoiseStream:
+    """Put noise layers of the planned shapes in their places; all that can fail has been checked before."""
+    stream = _own_stream(model)
+    first = max((layer.number for layer in noise_layers(model).values() if layer.stream is stream), default=-1) + 1
+    if stream is None:
+        stream = NoiseStream(settings.key)
+        stream.to(plans[0].like.device)
+    generator = torch.Generator().manual_seed((settings.key + first) % 2**64)
+    layers = [_new_layer(plan, settings, generator) for plan in plans]
+    for number, (plan, layer) in enumerate(zip(plans, layers, strict=True), start=first):
+        layer.bind(stream, number)
+        module = plan.site.module
+        module.add_module("noise", layer)
+        if plan.site.before:
+            module.register_forward_pre_hook(add_to_input, with_kwargs=True)
+        else:
+            module.register_forward_hook(add_to_sequence if isinstance(module, nn.RNNBase) else add_to_output)
+    if first == 0:
+        model.register_forward_pre_hook(stream.begin)
+    _keep_dense(model, {plan.site.module for plan in plans})
+    forget_prefix(model)
+    return stream
+
+
+def _attach_and_begin(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, where: Where, settings: Settings
+) -> None:
+    """What the first batch of a model without an example sets off; its own pass is noisy already."""
+    sites = choose(model, where)
+    _check_sites(sites)
+    attach(model, _plan_by_probe(model, sites, settings, args, kwargs), settings).begin()
+
+
+def _plan_by_probe(
+    model: nn.Module, sites: Sequence[Site], settings: Settings, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Plan]:
+    seen = probe(model, sites, args, kwargs)
+    return plan_seen(model, sites, seen, settings.granularity, settings.batch_dim)
+
+
+def _new_layer(plan: Plan, settings: Settings, generator: torch.Generator) -> NeuronNoise:
+    init, normal = settings.init, settings.init == "normal"
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        layer = NeuronNoise(
+            plan.shape,
+            init=1.0 if normal else init,
+            learn=settings.learn,
+            mean=settings.mean,
+            at_inference=settings.at_inference,
+            batch_dim=plan.batch_dim,
+        )
+        if normal:
+            layer.sigma.data.normal_(generator=generator)
+        layer.to(plan.like.device, torch.float64 if plan.like.dtype == torch.float64 else torch.float32)
+    layer.path, layer.granularity = str(plan.site), settings.granularity
+    return layer.train(plan.site.module.training)
+
+
+def _keep_dense(model: nn.Module, modules: set[nn.Module]) -> None:
+    """In eval mode a TransformerEncoder makes masked batches nested tensors, which only its fused kernels can take."""
+    for encoder in model.modules():
+        nests = isinstance(encoder, nn.TransformerEncoder) and encoder.use_nested_tensor
+        if nests and not modules.isdisjoint(encoder.modules()):
+            encoder.__dict__["use_nested_tensor"] = False
+            encoder.__dict__["_nested_without_noise"] = True
+
+
+def _attached(model: nn.Module) -> Generator[tuple[str, nn.Module]]:
+    """The modules that `add_noise` gave noise to, with their paths."""
+    for path, module in model.named_modules():
+        if any(hook in _HOOKS for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())):
+            yield path, module
+
+
+def _own_stream(model: nn.Module) -> NoiseStream | None:
+    """The stream of the noise that was added to just this model; an error if there is noise of another's."""
+    begun = {id(getattr(hook, "__self__", None)) for hook in model._forward_pre_hooks.values()}
+    own = None
+    for path, module in _attached(model):
+        stream = cast(NeuronNoise, module.noise).stream
+        if id(stream) not in begun:
+            raise InputError(
+                f"the noise of {path or 'the model itself'} was not added to this {type(model).__name__} as a whole, "
+                "but to a larger model or to a part of it; call remove_noise on that one first"
+            )
+        own = stream
+    return own
+
+
+def _drop_hooks(module: nn.Module, ours: Any) -> None:
+    for hooks, with_kwargs in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for number, hook in list(hooks.items()):
+            if ours(hook):
+                del hooks[number]
+                with_kwargs.pop(number, None)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"add_noise got {name}={value!r}; pass a whole number") from None
+
+
+def _check_settings(settings: Settings, site: Site) -> None:
+    if settings.granularity not in ("neuron", "channel", "layer"):
+        raise InputError(f"add_noise got granularity={settings.granularity!r}; choose 'neuron', 'channel' or 'layer'")
+    if settings.init != "normal" and (isinstance(settings.init, str) or not math.isfinite(settings.init)):
+        raise InputError(
+            f"{site}: sigma cannot start at {settings.init!r}; pass a finite number, or 'normal' for N(0, 1)"
+        )
+    if settings.batch_dim < 0:
+        raise InputError(f"{site}: the batch axis cannot be {settings.batch_dim}; pass batch_dim=0 or more")
+
+
+def _check_model(model: nn.Module) -> None:
+    refuse_waiting(model)
+    name = type(model).__name__
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
+        raise InputError(f"{name} is a model that is wrapped or compiled already; call add_noise before that")
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(
+                f"{path} has no shape yet, as {name} has lazy modules; call the model once, then add_noise"
+            )
+        if tensor.is_meta:
+            raise InputError(
+                f"{path} is on the meta device, where nothing can be computed; load the weights, then add_noise"
+            )
+
+
+def _check_sites(sites: Sequence[Site]) -> None:
+    for site in sites:
+        if isinstance(getattr(site.module, "noise", None), NeuronNoise):
+            raise InputError(f"{site} has noise already; call remove_noise(model) first, or name other modules")
+        if hasattr(site.module, "noise"):
+            raise InputError(
+                f"{site} has an attribute `noise` of its own, where the noise would stand; name the module inside it "
+                "that computes the output, or one after it"
+            )

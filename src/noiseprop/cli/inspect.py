@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 class Inspect:
     """Show the noise of a trained network: how large, how large beside the signal, where it is heading.
 
-    Measured on validation images, with batches as in training. Prints a table; writes a picture,
+    Measured on training images, with batches as in training. Prints a table; writes a picture,
     RUN/noise.png, and every neuron's figures, RUN/noise.safetensors.
 
     For example:
@@ -21,7 +21,7 @@ class Inspect:
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """A folder that `noiseprop train` wrote."""
     batches: Annotated[int, arg(metavar="INT")] = 64
-    """Batches to measure gradients on; validation images come again, with fresh noise, when they are used up."""
+    """Batches to measure gradients on; once all images were used they come again, with fresh noise."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
     ] = None
@@ -47,7 +47,7 @@ class Inspect:
         if not is_noisy(model):
             raise RunError(f"{self.run_dir} holds {settings['model']['name']}, which has no noise; choose a noisy run")
         data, size = settings["data"], settings["recipe"]["batch_size"]
-        images = split(load(data["name"], self.data_dir), seed=data["split_seed"]).validation
+        images = split(load(data["name"], self.data_dir), seed=data["split_seed"]).train
         size = min(size, len(images))
         generator = torch.Generator().manual_seed(0)
 

@@ -1,9 +1,9 @@
 """The command `noiseprop`; one file per command, each a typed dataclass with a `run` method."""
 
-import inspect
 import os
 import sys
 from collections.abc import Sequence
+from inspect import getdoc
 from typing import Annotated, Any, Union
 
 import tyro
@@ -11,10 +11,11 @@ from tyro.conf import subcommand
 
 from noiseprop.cli.demo import Demo
 from noiseprop.cli.evaluate import Evaluate
+from noiseprop.cli.inspect import Inspect
 from noiseprop.cli.train import Train
 from noiseprop.errors import NoisepropError
 
-COMMANDS: dict[str, type[Any]] = {"demo": Demo, "train": Train, "evaluate": Evaluate}
+COMMANDS: dict[str, type[Any]] = {"demo": Demo, "train": Train, "evaluate": Evaluate, "inspect": Inspect}
 
 _DESCRIPTION = """Learn how much noise each neuron should carry, and judge what it does.
 
@@ -49,7 +50,7 @@ def _parse(arguments: list[str]) -> Any:
         name, *rest = arguments
         return tyro.cli(COMMANDS[name], prog=f"noiseprop {name}", args=rest)
     listed = tuple(
-        Annotated[command, subcommand(name, description=(inspect.getdoc(command) or "").partition("\n")[0])]
+        Annotated[command, subcommand(name, description=(getdoc(command) or "").partition("\n")[0])]
         for name, command in COMMANDS.items()
     )
     union: Any = Union[listed]  # noqa: UP007 - made while running

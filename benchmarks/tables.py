@@ -1,0 +1,123 @@
+"""Write the tables of docs/performance.md from results/benchmarks/*.json. `python benchmarks/tables.py [--check]`."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+STEPS = ("mlp-fp32", "cnn-fp32", "cnn-bf16", "resnet18-fp32", "resnet18-bf16")
+
+
+def read(name: str) -> dict[str, Any]:
+    """One benchmark's file."""
+    return json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text())
+
+
+def rows(header: list[str], body: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])
+
+
+def spread(figure: dict[str, float]) -> str:
+    """A median ratio with its quartiles."""
+    return f"{figure['median']:.3f} ({figure['quartile_1']:.3f}–{figure['quartile_3']:.3f})"
+
+
+def step_time() -> str:
+    """Step time over the noise-free network's."""
+    files = {name: read(f"step-{name}")["figures"] for name in STEPS}
+    variants = [v for v in next(iter(files.values())) if v != "no noise"]
+    body = []
+    for variant in variants:
+        body.append([variant, *(spread(figures[variant]) for figures in files.values())])
+    pair = "noiseprop, compiled"
+    body.append(
+        [
+            "noiseprop over no noise, both compiled",
+            *(spread(f[pair]["over no noise, compiled"]) for f in files.values()),
+        ]
+    )
+    plain = ["no noise, ms", *(f"{figures['no noise']['milliseconds']:.2f}" for figures in files.values())]
+    rounds = ["rounds", *(str(figures["no noise"]["rounds"]) for figures in files.values())]
+    return rows(["step time, ×", *STEPS], [plain, *body, rounds])
+
+
+def step_memory() -> str:
+    """Bytes saved for backward, and the process's peak, over the noise-free network's."""
+    files = {name: read(f"step-{name}")["figures"] for name in STEPS}
+    body = []
+    for variant in ("plain", "released code", "PNI", "noiseprop"):
+        cells = []
+        for figures in files.values():
+            figure = figures[variant]
+            peak = f", {figure['peak']:.3f}" if "peak" in figure else ""
+            cells.append(f"{figure['bytes']:.4f}{peak}")
+        body.append([variant, *cells])
+    return rows(["bytes saved ×, peak memory ×", *STEPS], body)
+
+
+def kernel() -> str:
+    """Nanoseconds an element."""
+    figures = {name: f for name, f in read("kernel")["figures"].items() if "autograd" not in name}
+    names = list(next(iter(figures.values())))
+    body = [[name, *(f"{f[name]['nanoseconds']:.2f}" for f in figures.values())] for name in names]
+    return rows(["ns an element", *figures], body)
+
+
+def eot() -> str:
+    """EOT-K over EOT-1."""
+    body = []
+    for name, figure in read("eot")["figures"].items():
+        body.append([name, *(spread(figure[k]) if k in figure else "" for k in ("5", "20"))])
+    return rows(["network, tool", "K = 5 over K = 1", "K = 20 over K = 1"], body)
+
+
+def growth() -> str:
+    """Step time against batch, width and number of noisy layers."""
+    body = []
+    for varied, figures in read("growth")["figures"].items():
+        for figure in figures:
+            size = [str(figure[name]) for name in ("batch", "width", "noisy layers")]
+            body.append([varied, *size, f"{figure['milliseconds without']:.2f}", spread(figure)])
+    return rows(["varied", "batch", "width", "noisy layers", "no noise, ms", "noise, ×"], body)
+
+
+def machine() -> str:
+    """Where the figures come from."""
+    m = read("kernel")["machine"]
+    return (
+        f"{m['cpu']}, {m['cores']} cores ({', '.join(m['vector'])}), {m['threads']} threads, torch {m['torch']}, "
+        f"numba {m['numba']}, NumPy {m['numpy']}, Python {m['python']}."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (machine, step_time, step_memory, kernel, eot, growth)}
+
+
+def filled(page: str) -> str:
+    """The page with every table between its markers made anew."""
+    for name, make in TABLES.items():
+        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        page, found = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, page, flags=re.DOTALL)
+        if found != 1:
+            raise SystemExit(f"{PAGE} has {found} places marked <!-- {name} -->, not one")
+    return page
+
+
+def main() -> int:
+    """Fill the page in, or with --check say whether it holds what the results say."""
+    page = PAGE.read_text()
+    new = filled(page)
+    if "--check" in sys.argv:
+        return int(new != page)
+    PAGE.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The errors that noiseprop raises on purpose: one sentence that says what came, what was expected and what to do next."""
+"""The errors raised on purpose: one sentence that says what came, what was expected and what to do next."""
 
 
 class NoisepropError(Exception):

@@ -1,0 +1,1 @@
+"""The method, usable alone on any torch.nn.Module: noise of its own for every neuron, and its gradient."""

@@ -124,11 +124,23 @@ def test_big_batches_of_draws_go_through_in_parts(noisy_linear, linear_batch, mo
     with attacking(model):
         whole = loss_gradient(model, x, y, draws=4)
         model.sizes.clear()  # sampling has tried whether draws may share their prefix
-        monkeypatch.setattr(expectation, "_VALUES", 5 * 4 * 30)
+        monkeypatch.setattr(expectation, "_VALUES", 5 * 4 * 30)  # 12 images in 3 parts
         parts = loss_gradient(model, x, y, draws=4)
         loss, logits = expected_loss(model, x, y, draws=4)
-    assert model.sizes == [5, 5, 2, 5, 5, 2]
+    assert model.sizes == [4, 4, 4, 4, 4, 4]
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(loss, whole.loss)
     torch.testing.assert_close(logits, whole.logits)
+
+
+def test_big_batches_of_a_noise_free_model_go_through_in_parts_too(conv, batch, monkeypatch):
+    x, y = batch
+    model = Rows(conv)
+    with attacking(model):
+        whole = loss_gradient(model, x, y)
+        monkeypatch.setattr(expectation, "_VALUES", 3 * x[0].numel())
+        parts = loss_gradient(model, x, y)
+    assert model.sizes == [16, 3, 3, 3, 3, 3, 1]
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b)

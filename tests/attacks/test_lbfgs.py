@@ -93,6 +93,24 @@ def test_raises_the_loss_in_float32(conv, batch):
     assert (after > before).all()
 
 
+def test_steps_that_grow_without_bound_end_in_finite_images():
+    """Hardly any curvature: every pair that counts makes the next step longer, until float32 would overflow."""
+
+    class Runaway(nn.Module):
+        def forward(self, x):
+            sizes.append(float(x.detach().abs().max()))
+            v = torch.log1p(x.abs().sum(1, keepdim=True))
+            return torch.cat([-v, v], 1)
+
+    sizes = []
+    x, y = torch.full((1, 4), 0.5), torch.tensor([0])
+    x_adv = lbfgs(Runaway(), x, y, step=1e18, steps=30)
+    assert max(sizes) > 1e17
+    assert torch.isfinite(x_adv).all()
+    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+    assert not torch.equal(x_adv, x)
+
+
 @pytest.mark.parametrize("change", [{"step": -1}, {"steps": 0}])
 def test_bad_settings_are_refused(conv, batch, change):
     with pytest.raises(InputError, match="expected a"):

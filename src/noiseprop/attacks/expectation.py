@@ -13,6 +13,7 @@ model's own noise stream and move it on, so that whoever scores the result next 
 seen; for figures that can be repeated, call `reset_noise` before the attack, not between the attack and its score.
 """
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -29,9 +30,10 @@ from noiseprop.noise.sampling import sampling
 # Draws that decide which of several candidates has the higher expected loss.
 SCORE_DRAWS = 32
 
-# K draws of an image are K copies of it from the first noise layer on. A batch goes through in parts of at most this
-# many values of the images, all copies counted, so that memory does not grow with K.
-_VALUES = 1 << 20
+# A batch goes through the model in parts of about this many values of the images (334 digits), all their K copies
+# counted: memory does not grow with the batch or with K, and feature maps that stay in the cache make the paper's CNN a
+# fifth faster than one pass of 500 digits.
+_VALUES = 1 << 18
 
 
 class LossGradient(NamedTuple):
@@ -132,14 +134,14 @@ def _logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None 
 def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Mean over draws of the cross-entropy: (K, B, classes) and (B,) to (B,), in float32 or wider."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)  # (K*B, classes)
-    return functional.cross_entropy(wide, y.repeat(len(logits)), reduction="none").view(len(logits), -1).mean(0)
+    labels = y.expand(len(logits), -1).flatten()  # (K*B,), for K = 1 without a copy
+    return functional.cross_entropy(wide, labels, reduction="none").view(len(logits), -1).mean(0)
 
 
 def _parts(x: Tensor, draws: int) -> list[slice]:
-    """Slices of a batch whose `draws` copies stay within _VALUES; the whole batch where there is one draw."""
-    if draws == 1:
-        return [slice(None)]
-    size = max(1, _VALUES // (draws * x[0].numel()))
+    """Slices of a batch, as equal as may be, whose `draws` copies have about _VALUES values or less."""
+    count = min(len(x), math.ceil(draws * x.numel() / _VALUES))
+    size = math.ceil(len(x) / count)
     return [slice(start, start + size) for start in range(0, len(x), size)]
 
 

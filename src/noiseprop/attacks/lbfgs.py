@@ -25,7 +25,9 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
     H_t is the L-BFGS estimate of the inverse Hessian of minus the loss, from the whole history; step_t is `step`, but
     for the first, which is `step * min(1, 1/|gradient|_1)` as in torch. There is no line search, no cap on evaluations,
     no bound on the distance from x, and no clamp on the way: the iterates z_t may leave [0, 1]. Every image has its own
-    history, so its result does not depend on its batch. An image whose gradient is exactly zero stays where it is.
+    history, so its result does not depend on its batch. An image whose gradient is exactly zero stays where it is, and
+    so does one whose next iterate would be so far away that logits overflow (on piecewise linear networks the steps can
+    grow without bound, as there is no curvature out there).
 
     Departures from the released code, which calls `torch.optim.LBFGS` once for a whole batch: one history per image and
     the sum of the losses rather than their mean, no early stop, no cap of 1.25 N evaluations.
@@ -60,6 +62,7 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
     step, steps, draws = check_number("step", step), check_count("steps", steps), check_count("draws", draws)
     with attacking(model):
         z = x.flatten(1).clone()  # (B, n)
+        furthest = math.sqrt(torch.finfo(z.dtype).max)
         move, before, history = torch.zeros_like(z), torch.zeros_like(z), _History(z)
         for t in range(steps):
             descent = loss_gradient(model, z.view(x.shape), y, draws=draws).gradient.flatten(1)  # of minus the loss
@@ -69,7 +72,8 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
             else:
                 history.remember(move, before - descent)
                 move = history.direction(descent).mul_(step)
-            z += move
+            moved = z + move
+            z = torch.where(moved.abs().amax(1, keepdim=True) < furthest, moved, z)  # false for NaN too
             before = descent
         return z.clamp_(0, 1).view(x.shape)
 

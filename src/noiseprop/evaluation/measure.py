@@ -112,4 +112,4 @@ def parts(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 def _vote(logits: Tensor) -> Tensor:
     """Most frequent class over draws: (K, B, classes) to (B,). Mean probabilities, at most 1/2 here, break ties."""
     votes = functional.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)  # (B, classes)
-    return (votes + logits.double().softmax(-1).mean(0) / 2).argmax(-1)
+    return (votes + logits.float().softmax(-1).mean(0) / 2).argmax(-1)

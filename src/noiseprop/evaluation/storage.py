@@ -4,8 +4,6 @@ import base64
 import binascii
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ from noiseprop.corruptions import SEVERITIES
 from noiseprop.errors import InputError, RunError
 from noiseprop.evaluation.record import OUTCOMES, STATES, Evaluation, Finding, Measurement, Scalar
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, Settings
+from noiseprop.training.run_folder import write_aside
 
 FORMAT = "noiseprop evaluation"
 VERSION = 1
@@ -54,22 +53,7 @@ def write(evaluation: Evaluation, path: Path) -> None:
         RunError: the folder does not exist, cannot be written to, or is full; an older file stays as it was.
     """
     text = to_json(evaluation)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        aside = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.chmod(0o644)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror}); choose a folder that exists and has room."
-        ) from error
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def read(path: Path) -> Evaluation:

@@ -2,7 +2,6 @@
 
 from noiseprop.evaluation.record import STATES, Evaluation, Measurement, State
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS
-from noiseprop.evaluation.statistics import wilson
 
 _HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
 
@@ -35,8 +34,7 @@ def _heading(state: State, evaluation: Evaluation) -> str:
 def _cell(measurements: list[Measurement], state: State) -> str:
     for m in measurements:
         if m.state == state:
-            interval = wilson(int(m.correct.sum()), m.correct.size)
-            return f"{m.accuracy:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+            return f"{m.accuracy:.3f} [{m.interval.low:.3f}, {m.interval.high:.3f}]"
     return "-"
 
 

@@ -65,7 +65,7 @@ class Subject:
 
 def check_noise(subject: Subject) -> Finding:
     """Noise dead, shared across the batch, or none of noiseprop's: equal rows and two passes must differ."""
-    rows, noisy = subject.x[:1].expand(8, *subject.x.shape[1:]), noise_is_on(subject.model)
+    rows, noisy = subject.x[:1].repeat(8, *[1] * (subject.x.dim() - 1)), noise_is_on(subject.model)
     with torch.no_grad():
         first, second = subject.model(rows), subject.model(rows)
     size = 1e-5 * max(1.0, float(first.abs().max()))

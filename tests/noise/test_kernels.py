@@ -147,6 +147,22 @@ def test_torch_brings_openmp_on_linux():
     assert threads.openmp() is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the process's threads in /proc")
+def test_the_kernels_start_no_threads_beside_torch():
+    script = """
+import os, torch
+from noiseprop.noise import kernels
+torch.set_num_threads(3)
+x, key = torch.randn(512, 4096), torch.tensor([1, 0, 0, 0, 0])
+(x @ x.T, x.exp())  # torch's own team is there now
+before = len(os.listdir("/proc/self/task"))
+kernels.add_noise(x, torch.ones(4096), None, key, 1)
+kernels.sigma_gradient(x, key, 1)
+assert len(os.listdir("/proc/self/task")) == before, (before, os.listdir("/proc/self/task"))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
 def test_two_python_threads_at_once():
     expected, results = both(), {}
     workers = [threading.Thread(target=lambda i=i: results.__setitem__(i, both(10))) for i in range(2)]

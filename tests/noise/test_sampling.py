@@ -76,6 +76,17 @@ def test_the_noise_free_prefix_runs_once():
     assert rows == [("conv", 4), ("head", 4), ("out", 20)]
 
 
+def test_repeating_keeps_channels_last():
+    model = network(("conv",)).to(memory_format=torch.channels_last)
+    seen = []
+    model.relu.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    with sampling(model, draws=3):
+        model(X.contiguous(memory_format=torch.channels_last))
+    assert seen[-1].shape == (12, 3, 4, 4)
+    assert seen[-1].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(seen[-1].var((0, 2, 3)), torch.ones(3), rtol=0.5, atol=0)  # and the noise is there
+
+
 def test_a_noisy_branch_that_meets_a_noise_free_one_falls_back_and_says_so_once():
     model = add_noise(Residual(), ["branch"], example=X)
     reset_noise(model, 3)

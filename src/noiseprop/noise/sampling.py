@@ -205,6 +205,6 @@ def _map_batch(inputs: Any, batch: int, function: Any) -> Any:
 
 def _repeat(x: Tensor, draws: int) -> Tensor:
     """K copies of a batch, one after another, in x's memory format: (B, ...) to (K*B, ...)."""
-    if draws == 1:
-        return x
-    return torch.cat([x] * draws)
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return x.movedim(1, -1).repeat(draws, 1, 1, 1).movedim(-1, 1)
+    return x.repeat(draws, *[1] * (x.dim() - 1))

@@ -5,7 +5,7 @@
 
 import math
 import operator
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from noiseprop.errors import InputError
-from noiseprop.noise.layer import Granularity, Init, NeuronNoise
-from noiseprop.noise.outputs import add_to_input, add_to_output, add_to_sequence
+from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise
+from noiseprop.noise.outputs import add_by_input, add_to_input, add_to_output, add_to_sequence
 from noiseprop.noise.plan import Plan, plan_seen, plan_unseen
 from noiseprop.noise.probe import as_call, probe
 from noiseprop.noise.sampling import forget_prefix
@@ -24,7 +24,7 @@ from noiseprop.noise.sites import Site, Where, choose
 from noiseprop.noise.stream import NoiseStream
 from noiseprop.noise.waiting import FirstBatch, forget_first_batch, refuse_waiting
 
-_HOOKS = (add_to_output, add_to_input, add_to_sequence)
+_HOOKS = (add_to_output, add_to_input, add_to_sequence, add_by_input)
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Settings:
     at_inference: bool = True
     key: int = 0
     batch_dim: int = 0
+    estimator: Estimator = "pathwise"
+    make: Callable[..., NeuronNoise] = NeuronNoise
 
 
 def add_noise(
@@ -52,6 +54,7 @@ def add_noise(
     example: Any = None,
     key: int = 0,
     batch_dim: int = 0,
+    estimator: Estimator = "pathwise",
 ) -> nn.Module:
     """Give a model learned noise, in place: ``y + mu + sigma * eps`` on the outputs y of the modules that `where` says.
 
@@ -77,6 +80,8 @@ def add_noise(
         key: seed of the noise. Models whose noise shall be independent need different keys.
         batch_dim: axis of the batch in the outputs, such as 1 in time-first models. RNNs, attention and the layers of
             nn.Transformer know theirs.
+        estimator: "pathwise" is Eq. 3; "likelihood-ratio" needs no derivative of what follows the noise, but wants
+            `likelihood_ratio_loss` to be back-propagated.
 
     Returns:
         The model itself.
@@ -95,8 +100,13 @@ def add_noise(
     Source: Xiao, Zhang and Peng (2021), Eq. 1.
     """
     settings = Settings(
-        granularity, init, learn, mean, at_inference, _whole("key", key), _whole("batch_dim", batch_dim)
+        granularity, init, learn, mean, at_inference, _whole("key", key), _whole("batch_dim", batch_dim), estimator
     )
+    return place(model, where, settings, example)
+
+
+def place(model: nn.Module, where: Where, settings: Settings, example: Any) -> nn.Module:
+    """Do what `add_noise` says, with noise layers that `settings.make` makes."""
     _check_model(model)
     sites = choose(model, where)
     _check_sites(sites)
@@ -104,7 +114,7 @@ def add_noise(
     _own_stream(model)
     if example is not None:
         attach(model, _plan_by_probe(model, sites, settings, *as_call(example)), settings)
-    elif (plans := plan_unseen(model, sites, granularity, batch_dim)) is not None:
+    elif (plans := plan_unseen(model, sites, settings.granularity, settings.batch_dim)) is not None:
         attach(model, plans, settings)
     else:
         FirstBatch(partial(_attach_and_begin, where=where, settings=settings)).wait(model)
@@ -163,6 +173,8 @@ def attach(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> Noise
         module.add_module("noise", layer)
         if plan.site.before:
             module.register_forward_pre_hook(add_to_input, with_kwargs=True)
+        elif hasattr(layer, "add_by_input"):
+            module.register_forward_hook(add_by_input)
         else:
             module.register_forward_hook(add_to_sequence if isinstance(module, nn.RNNBase) else add_to_output)
     if first == 0:
@@ -191,13 +203,14 @@ def _plan_by_probe(
 def _new_layer(plan: Plan, settings: Settings, generator: torch.Generator) -> NeuronNoise:
     init, normal = settings.init, settings.init == "normal"
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        layer = NeuronNoise(
+        layer = settings.make(
             plan.shape,
             init=1.0 if normal else init,
             learn=settings.learn,
             mean=settings.mean,
             at_inference=settings.at_inference,
             batch_dim=plan.batch_dim,
+            estimator=settings.estimator,
         )
         if normal:
             layer.sigma.data.normal_(generator=generator)
@@ -262,6 +275,8 @@ def _check_settings(settings: Settings, site: Site) -> None:
         raise InputError(
             f"{site}: sigma cannot start at {settings.init!r}; pass a finite number, or 'normal' for N(0, 1)"
         )
+    if settings.estimator not in ("pathwise", "likelihood-ratio"):
+        raise InputError(f"add_noise got estimator={settings.estimator!r}; choose 'pathwise' or 'likelihood-ratio'")
     if settings.batch_dim < 0:
         raise InputError(f"{site}: the batch axis cannot be {settings.batch_dim}; pass batch_dim=0 or more")
 

@@ -103,13 +103,16 @@ class NeuronNoise(nn.Module):
             x = sampling.repeat(x)
         key = stream.next_key(self.number, self.training)
         try:
-            if self.estimator == "likelihood-ratio":
-                y = likelihood_ratio.sample(x, self.sigma, self.mu, key, draws, stream)
-            else:
-                y = gaussian_noise(x, self.sigma, mu=self.mu, key=key, draws=draws)
+            y = self.noisy(x, key, draws)
         except InputError as error:
             raise InputError(f"{self.path or 'NeuronNoise'}: {error}") from error
         return y.movedim(0, self.batch_dim).contiguous() if self.batch_dim else y
+
+    def noisy(self, x: Tensor, key: Tensor, draws: int) -> Tensor:
+        """Eq. 1 for x (draws * B, *neurons), batch first; layers with noise of another form replace it."""
+        if self.estimator == "likelihood-ratio":
+            return likelihood_ratio.sample(x, self.sigma, self.mu, key, draws, self.stream)
+        return gaussian_noise(x, self.sigma, mu=self.mu, key=key, draws=draws)
 
     def _other_shape(self, x: Tensor) -> str:
         return (

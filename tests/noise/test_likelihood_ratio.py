@@ -278,6 +278,16 @@ def test_attached_layers_may_run_twice_in_a_pass() -> None:
     assert net.inner.noise.sigma.grad.abs().min() > 0
 
 
+def test_add_noise_takes_the_estimator() -> None:
+    net = noiseprop.add_noise(
+        nn.Sequential(nn.Linear(2, 2), Sign()), "linear", example=X[None].float(), estimator=RATIO
+    )
+    likelihood_ratio_loss(net, net(torch.ones(5, 2)).sum(1)).backward()
+    assert net[0].noise.sigma.grad.abs().min() > 0
+    with pytest.raises(InputError, match="'pathwise' or 'likelihood-ratio'"):
+        noiseprop.add_noise(nn.Linear(2, 2), "", estimator="score")
+
+
 def test_passes_without_gradients_or_noise_leave_nothing_behind() -> None:
     net = small_net(Sign())
     with torch.no_grad():

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 from noiseprop.attacks import expectation
 from noiseprop.attacks.expectation import attacking, expected_loss, is_random, loss_gradient
+from noiseprop.attacks.parts import parts
 from noiseprop.noise.attach import add_noise
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
@@ -117,30 +119,19 @@ def test_noise_acts_in_an_attack_where_it_acts_outside(conv, batch, training, at
     assert torch.equal(one, two) != acts
 
 
-def test_big_batches_of_draws_go_through_in_parts(noisy_linear, linear_batch, monkeypatch):
+def test_big_batches_go_through_in_parts(noisy_linear, linear_batch, monkeypatch):
     x, y = linear_batch  # (12, 30)
     noisy_linear[1].noise.sigma.data.fill_(1e-9)  # as good as none, but the model does not know
-    model = Rows(noisy_linear)
-    with attacking(model):
-        whole = loss_gradient(model, x, y, draws=4)
-        model.sizes.clear()  # sampling has tried whether draws may share their prefix
-        monkeypatch.setattr(expectation, "_VALUES", 5 * 4 * 30)  # 12 images in 3 parts
-        parts = loss_gradient(model, x, y, draws=4)
+    with attacking(noisy_linear):
+        whole = [loss_gradient(noisy_linear, x, y, draws=draws) for draws in (1, 4)]
+        monkeypatch.setattr(sys.modules[parts.__module__], "_IMAGE_VALUES", 5 * 30)  # 12 images in 3 parts
+        model = Rows(noisy_linear)
+        found = [loss_gradient(model, x, y, draws=1)]
+        assert model.sizes == [4, 4, 4]
+        found.append(loss_gradient(model, x, y, draws=4))
         loss, logits = expected_loss(model, x, y, draws=4)
-    assert model.sizes == [4, 4, 4, 4, 4, 4]
-    for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(loss, whole.loss)
-    torch.testing.assert_close(logits, whole.logits)
-
-
-def test_big_batches_of_a_noise_free_model_go_through_in_parts_too(conv, batch, monkeypatch):
-    x, y = batch
-    model = Rows(conv)
-    with attacking(model):
-        whole = loss_gradient(model, x, y)
-        monkeypatch.setattr(expectation, "_VALUES", 3 * x[0].numel())
-        parts = loss_gradient(model, x, y)
-    assert model.sizes == [16, 3, 3, 3, 3, 3, 1]
-    for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a, b)
+    assert model.sizes[-6:] == [4, 4, 4, 4, 4, 4]
+    for a, b in zip(whole, found, strict=True):
+        torch.testing.assert_close(tuple(a), tuple(b))
+    torch.testing.assert_close(loss, whole[1].loss)
+    torch.testing.assert_close(logits, whole[1].logits)

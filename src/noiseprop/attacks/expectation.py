@@ -13,7 +13,6 @@ model's own noise stream and move it on, so that whoever scores the result next 
 seen; for figures that can be repeated, call `reset_noise` before the attack, not between the attack and its score.
 """
 
-import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from noiseprop.attacks.parts import parts
 from noiseprop.attacks.threat import check_logits
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
@@ -29,11 +29,6 @@ from noiseprop.noise.sampling import sampling
 
 # Draws that decide which of several candidates has the higher expected loss.
 SCORE_DRAWS = 32
-
-# A batch goes through the model in parts of about this many values of the images (334 digits), all their K copies
-# counted: memory does not grow with the batch or with K, and feature maps that stay in the cache make the paper's CNN a
-# fifth faster than one pass of 500 digits.
-_VALUES = 1 << 18
 
 
 class LossGradient(NamedTuple):
@@ -98,8 +93,8 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
     """
     if (draws > 1 or key is not None) and not is_random(model):
         draws, key = 1, None
-    parts: list[LossGradient] = []
-    for rows in _parts(x, draws):
+    found: list[LossGradient] = []
+    for rows in parts(model, x, draws):
         part = x[rows].detach().requires_grad_()
         logits = _logits(model, part, y[rows], draws, key)  # (K, b, classes)
         loss = _expected_cross_entropy(logits, y[rows])
@@ -109,8 +104,8 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
                 "attacks: the logits carry no gradient to the images; remove .detach(), rounding or no_grad from the "
                 "model's forward pass, or attack by transfer"
             )
-        parts.append(LossGradient(loss.detach(), gradient, logits.detach()))
-    return parts[0] if len(parts) == 1 else _join(parts)
+        found.append(LossGradient(loss.detach(), gradient, logits.detach()))
+    return found[0] if len(found) == 1 else _join(found)
 
 
 def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> tuple[Tensor, Tensor]:
@@ -119,7 +114,7 @@ def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> 
     Call it inside `attacking(model)`, where nothing needs a gradient and so no graph is built.
     """
     draws = draws if draws == 1 or is_random(model) else 1
-    logits = torch.cat([_logits(model, x[rows], y[rows], draws).detach() for rows in _parts(x, draws)], 1)
+    logits = torch.cat([_logits(model, x[rows], y[rows], draws).detach() for rows in parts(model, x, draws)], 1)
     return _expected_cross_entropy(logits, y), logits
 
 
@@ -138,13 +133,6 @@ def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(wide, labels, reduction="none").view(len(logits), -1).mean(0)
 
 
-def _parts(x: Tensor, draws: int) -> list[slice]:
-    """Slices of a batch, as equal as may be, whose `draws` copies have about _VALUES values or less."""
-    count = min(len(x), math.ceil(draws * x.numel() / _VALUES))
-    size = math.ceil(len(x) / count)
-    return [slice(start, start + size) for start in range(0, len(x), size)]
-
-
-def _join(parts: list[LossGradient]) -> LossGradient:
-    losses, gradients, logits = zip(*parts, strict=True)
+def _join(found: list[LossGradient]) -> LossGradient:
+    losses, gradients, logits = zip(*found, strict=True)
     return LossGradient(torch.cat(losses), torch.cat(gradients), torch.cat(logits, 1))

@@ -174,7 +174,7 @@ def attach(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> Noise
         if plan.site.before:
             module.register_forward_pre_hook(add_to_input, with_kwargs=True)
         elif hasattr(layer, "add_by_input"):
-            module.register_forward_hook(add_by_input)
+            module.register_forward_hook(add_by_input, with_kwargs=True)
         else:
             module.register_forward_hook(add_to_sequence if isinstance(module, nn.RNNBase) else add_to_output)
     if first == 0:

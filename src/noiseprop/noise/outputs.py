@@ -20,10 +20,10 @@ def add_to_output(module: nn.Module, args: Any, output: Any) -> Any:
     return _replace_first(output, noise)
 
 
-def add_by_input(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def add_by_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
     """Add noise that depends on the module's input too, as noise on its weight does."""
     noise: Any = module.noise
-    return noise.add_by_input(module, args[0], output)
+    return noise.add_by_input(module, first_tensor((args, kwargs)), output)
 
 
 def add_to_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -208,3 +208,28 @@ def test_the_installed_command_answers(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("noiseprop: 'nope' is no network of the paper")
+
+
+def test_demo_prints_its_table_and_keeps_picture_and_record(monkeypatch, capsys, tmp_path):
+    from noiseprop.paper import demo
+    from noiseprop.paper.demo_table import rows
+
+    small = demo.Settings(epochs=1, seeds=(0, 1), pgd_steps=2, eot_draws=2, score_draws=2, curve_eps=(0.0, 0.1))
+    original = demo.run_demo
+    monkeypatch.setattr(demo, "run_demo", lambda progress: original(small, progress=progress))
+    monkeypatch.setenv("COLUMNS", "80")
+    for _ in range(2):  # a second demo replaces the first
+        assert main(["demo", "--out", str(tmp_path / "a" / "demo")]) == 0
+    said = capsys.readouterr().out
+    record = json.loads((tmp_path / "a" / "demo" / "demo.json").read_text())
+    assert all(cell in said for row in rows(record) for cell in row)
+    assert "2 training seeds" in said
+    assert str(tmp_path / "a" / "demo" / "demo.png") in said.replace("\n", "")
+    assert (tmp_path / "a" / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in (tmp_path / "a" / "demo").iterdir()) == ["demo.json", "demo.png"]
+
+
+def test_demo_does_not_write_over_a_file(capsys, tmp_path):
+    (tmp_path / "x").write_text("mine")
+    assert "is a file, not a folder" in ends(capsys, ["demo", "--out", str(tmp_path / "x")])
+    assert (tmp_path / "x").read_text() == "mine"

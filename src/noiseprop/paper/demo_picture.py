@@ -1,5 +1,7 @@
 """The demo's record as a picture: accuracy against eps, and sigma over the epochs."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ _LAYERS = {"fc1": ("#56B4E9", "-"), "fc2": ("#E69F00", "--"), "fc3": ("#CC79A7",
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Write the picture as PNG to `path`; equal records give equal pixels.
+    """Write the picture as PNG to `path`; its text chunk "Source" holds `digest(record)`.
 
     Raises:
         RunError: the file cannot be written.
@@ -32,7 +34,12 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     seeds, data = len(record["settings"]["seeds"]), record["data"]
     lines = f"Lines: mean of {seeds} training seeds; bands: ± 1 standard deviation over them."
     figure.supxlabel(f"{lines} {data['test']} test digits of {data['name']}.", fontsize=9, color="0.35")
-    write_aside(path, lambda aside: figure.savefig(aside, format="png", metadata={"Software": None}))
+    write_aside(path, lambda aside: figure.savefig(aside, format="png", metadata={"Source": digest(record)}))
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record, by which a picture is known to belong to it."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _accuracy(axes: Axes, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,210 @@
+"""One run of the reproduction: a network trained and judged in a folder of its own, gone on with where it stopped."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from torch import nn
+
+from noiseprop.data import Dataset, Split, load, split
+from noiseprop.errors import RunError
+from noiseprop.evaluation.measure import judging, noise_key
+from noiseprop.evaluation.record import Evaluation
+from noiseprop.evaluation.settings import Settings
+from noiseprop.evaluation.storage import read, write
+from noiseprop.evaluation.suite import evaluate
+from noiseprop.noise.stream import reset_noise
+from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, Row, recipe, stops
+from noiseprop.paper.released import build_row, options
+from noiseprop.paper.released_lbfgs import LBFGS, with_released_lbfgs
+from noiseprop.paper.surrogates import surrogate
+from noiseprop.training import Epoch, Precision, Recipe, loss_and_accuracy, read_metrics, train
+from noiseprop.training.checkpoint import MODEL, load_model
+from noiseprop.training.run_folder import write_json
+
+EVALUATION = "evaluation.json"
+TEST_ACCURACY = "test_accuracy.json"
+
+Tell = Callable[[int, int, str], None]
+"""Called with the steps done of a part of a run, their number, and what is being done."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides one run."""
+
+    row: Row
+    seed: int
+    protocol: Protocol
+    data: str
+    data_dir: Path | None
+    epochs: int
+    precision: Precision
+    settings: Settings
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return self.root / f"{self.protocol.name}-{self.data}" / f"{self.row.slug}-seed{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """What the run is called where progress is shown."""
+        return f"{self.row.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    job: Job
+    epochs: list[Epoch]
+    test_accuracy: list[float]
+    evaluation: Evaluation
+
+
+class _StopEarly(Exception):  # noqa: N818 - no error
+    """Ends a training whose last epoch is on the disk."""
+
+
+def do(job: Job, tell: Tell) -> None:
+    """Train and judge a network, or go on with it, or do nothing where both are done.
+
+    Raises:
+        RunError: the folder holds a run of other settings, or is damaged.
+    """
+    model, epochs = _train(job, tell)
+    if _evaluation(job, epochs) is None:
+        write(_judge(job, model, epochs, tell), job.folder / EVALUATION)
+
+
+def finished(job: Job) -> Run:
+    """Read a run that `do` has finished.
+
+    Raises:
+        RunError: it has not, or the folder is damaged.
+    """
+    epochs = [Epoch.from_json(line) for line in read_metrics(job.folder)]
+    evaluation = _evaluation(job, len(epochs))
+    if evaluation is None:
+        raise RunError(f"{job.folder}: the run is not finished; run the same `noiseprop reproduce` again")
+    measured = _test_accuracies(job)
+    return Run(job, epochs, [measured[epoch.epoch] for epoch in epochs if epoch.epoch in measured], evaluation)
+
+
+def _recipe(job: Job) -> Recipe:
+    return recipe(job.protocol, job.data, epochs=job.epochs, precision=job.precision)
+
+
+def _train(job: Job, tell: Tell) -> tuple[nn.Module, int]:
+    """The trained network and how many epochs it took."""
+    parts, chosen = _parts(job.data, job.data_dir), _recipe(job)
+    model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=chosen.weight_decay)
+    settings = {"model": options(job.row, job.protocol, seed=job.seed), "departures": sorted(job.protocol.departures)}
+    watch = _Watch(job, model, parts.test, tell)
+    with suppress(_StopEarly):
+        train(model, parts, chosen, job.folder, seed=job.seed, settings=settings, resume=True, progress=watch)
+    return model, load_model(model, job.folder / MODEL)
+
+
+class _Watch:
+    """Follows a training: shows it, measures test accuracy by epoch where it is asked for, and stops it early.
+
+    The measurement leaves no trace in the training: the model's mode and the place of its noise are put back.
+    """
+
+    def __init__(self, job: Job, model: nn.Module, test: Dataset, tell: Tell) -> None:
+        self.job, self.model, self.test, self.tell = job, model, test, tell
+        self.measures = job.row in FIGURE_3 or "early-stopping" in job.protocol
+        self.measured = _test_accuracies(job)
+
+    def __call__(self, done: int, total: int, loss: float) -> None:
+        """`train`'s progress: steps done, all steps, loss."""
+        per_epoch = total // _recipe(self.job).epochs
+        before = (done - 1) // per_epoch  # epochs on the disk
+        if before and stops(self.job.protocol, self.measured.get(before, 0.0)):
+            raise _StopEarly
+        self.tell(done, total, f"training, loss {loss:.4f}")
+        if self.measures and done % per_epoch == 0:
+            self.measured[before + 1] = self._accuracy(before + 1)
+            write_json(self.job.folder / TEST_ACCURACY, {str(epoch): value for epoch, value in self.measured.items()})
+
+    def _accuracy(self, epoch: int) -> float:
+        with judging(self.model):
+            reset_noise(self.model, noise_key(self.job.seed, "test accuracy", epoch))
+            return loss_and_accuracy(self.model, self.test, precision=self.job.precision)[1]
+
+
+def _test_accuracies(job: Job) -> dict[int, float]:
+    """Test accuracies by epoch; none where none are kept yet."""
+    path = job.folder / TEST_ACCURACY
+    try:
+        return {int(epoch): float(value) for epoch, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete {job.folder} and run the same command again") from error
+
+
+def _judge(job: Job, model: nn.Module, epochs: int, tell: Tell) -> Evaluation:
+    """Evaluate a trained network on the test images."""
+    test = _parts(job.data, job.data_dir).test
+    net = _surrogate(job, tell)
+    settings = job.settings
+    if "batch-lbfgs" in job.protocol:
+        settings = replace(settings, conditions=tuple(c for c in settings.conditions if c not in LBFGS))
+    evaluation = evaluate(model, test, settings=settings, surrogate=net, about=_about(job, epochs), progress=tell)
+    if "batch-lbfgs" in job.protocol:
+        tell(0, 1, "L-BFGS of the released code")
+        evaluation = with_released_lbfgs(evaluation, model, net, test, job.settings)
+    return evaluation
+
+
+def _surrogate(job: Job, tell: Tell) -> nn.Module:
+    """The network of the transfer attacks: one for all runs under a root, trained as Table 1 says in as many epochs."""
+    dataset, chosen = _dataset(job.data, job.data_dir), recipe(PROTOCOLS["paper"], job.data, epochs=job.epochs)
+    return surrogate(
+        dataset,
+        recipe=chosen,
+        cache=job.root / "surrogates",
+        progress=lambda done, total, loss: tell(done, total, f"training the surrogate, loss {loss:.4f}"),
+    )
+
+
+def _about(job: Job, epochs: int) -> dict[str, str | int]:
+    return {
+        "model": job.row.model,
+        "activation": job.row.activation,
+        "seed": job.seed,
+        "protocol": job.protocol.name,
+        "departures": " ".join(sorted(job.protocol.departures)),
+        "recipe": "table1",
+        "epochs": epochs,
+        "surrogate_epochs": job.epochs,
+        "precision": job.precision,
+    }
+
+
+def _evaluation(job: Job, epochs: int) -> Evaluation | None:
+    """The run's evaluation, if there is a usable one of the network as trained and of the settings asked for."""
+    if not epochs or not (job.folder / EVALUATION).exists():
+        return None
+    try:
+        kept = read(job.folder / EVALUATION)
+    except RunError:
+        return None  # damaged: it is made again
+    return kept if kept.settings == job.settings and dict(kept.about) == _about(job, epochs) else None
+
+
+@cache
+def _dataset(name: str, data_dir: Path | None) -> Dataset:
+    return load(name, data_dir)
+
+
+@cache
+def _parts(name: str, data_dir: Path | None) -> Split:
+    return split(_dataset(name, data_dir))

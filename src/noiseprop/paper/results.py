@@ -1,0 +1,159 @@
+"""The record of a reproduced table: counts for every figure of every run, enough to remake each cell and its ±."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+from noiseprop.errors import RunError
+from noiseprop.evaluation.record import Evaluation
+from noiseprop.evaluation.settings import CORRUPTIONS
+from noiseprop.evaluation.statistics import Spread, mean_std
+from noiseprop.paper.reproduction import Run
+from noiseprop.training.run_folder import write_aside
+
+FORMAT = "noiseprop reproduction, version 1"
+_LARGEST = 64 * 2**20  # bytes read at most
+
+Record = Mapping[str, Any]
+
+
+def make_record(table: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """All that is kept of the runs of a table, JSON-able.
+
+    Each run has its course ("course": one number an epoch; sigma's mean, smallest and largest size by layer), its
+    figures ("figures": under `condition/state/attack draws/severity` the images that are right, all images, and the
+    ends of Wilson's 95 % interval) and the findings of `trust`.
+    """
+    job, evaluation = runs[0].job, runs[0].evaluation
+    return {
+        "format": FORMAT,
+        "table": table,
+        "protocol": job.protocol.name,
+        "departures": sorted(job.protocol.departures),
+        "data": {"name": job.data, "test_images": evaluation.images, "digest": evaluation.digest},
+        "epochs": job.epochs,
+        "precision": job.precision,
+        "seeds": sorted({run.job.seed for run in runs}),
+        "settings": asdict(job.settings),
+        "made_with": dict(evaluation.versions),
+        "runs": [_run_record(run) for run in runs],
+    }
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    return {
+        "row": run.job.row.name,
+        "seed": run.job.seed,
+        "noisy": run.evaluation.noisy,
+        "seconds_per_epoch": round(median(epoch.seconds for epoch in run.epochs), 3),
+        "course": _course(run),
+        "figures": _figures(run.evaluation),
+        "findings": [{"name": f.name, "outcome": f.outcome, "sentence": f.sentence} for f in run.evaluation.findings],
+    }
+
+
+def _course(run: Run) -> dict[str, Any]:
+    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    course: dict[str, Any] = {name: [_short(getattr(epoch, name)) for epoch in run.epochs] for name in names}
+    layers = run.epochs[0].sigma
+    course["sigma"] = {
+        layer.removesuffix(".noise"): {
+            key: [_short(epoch.sigma[layer][key]) for epoch in run.epochs] for key in ("mean", "min", "max")
+        }
+        for layer in layers
+    }
+    return course | {"test_accuracy": run.test_accuracy}
+
+
+def _figures(evaluation: Evaluation) -> dict[str, list[float]]:
+    return {
+        "/".join(map(str, m.key)): [
+            int(m.correct.sum()),
+            int(m.correct.size),
+            _short(m.interval.low),
+            _short(m.interval.high),
+        ]
+        for m in evaluation.measurements
+    }
+
+
+def _short(value: float) -> float:
+    """Six significant digits."""
+    return float(f"{value:.6g}")
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write a record aside as JSON with a line for each run, then rename it.
+
+    Raises:
+        RunError: the file cannot be written; an older one stays as it was.
+    """
+    head = json.dumps({key: value for key, value in record.items() if key != "runs"}, indent=1, allow_nan=False)
+    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in record["runs"])
+    text = f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def read_record(path: Path) -> Record:
+    """Read what `write_record` wrote.
+
+    Raises:
+        RunError: there is no such file, or it is larger than 64 MB or no record.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise RunError(f"{path} has {path.stat().st_size:,} bytes, more than any record; it is not read")
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); run `noiseprop reproduce` first") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}); run `noiseprop reproduce` again") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise RunError(f"{path} is no record of format {FORMAT!r}; run `noiseprop reproduce` again")
+    return cast(Record, record)
+
+
+def runs_of(record: Record, row: str) -> list[Record]:
+    """The runs of a row, by seed.
+
+    Raises:
+        RunError: there are none.
+    """
+    found = sorted((run for run in record["runs"] if run["row"] == row), key=lambda run: run["seed"])
+    if not found:
+        raise RunError(f"the record of {record['table']} has no run of {row!r}; run `noiseprop reproduce` again")
+    return found
+
+
+def accuracy(run: Record, condition: str, *, state: str | None = None, draws: int | None = None) -> float:
+    """A run's accuracy under a condition, averaged over a corruption's severities.
+
+    Args:
+        run: of a record.
+        condition: one of CONDITIONS.
+        state: "off", "one" or "vote"; "one" of a random network and "off" of any other where None.
+        draws: of the attack (EOT); the most there are where None.
+
+    Raises:
+        RunError: nothing of this kind is recorded.
+    """
+    state = state or ("one" if run["noisy"] else "off")
+    found: dict[int, list[float]] = {}
+    for key, (right, n, *_) in run["figures"].items():
+        name, of_state, attack_draws, _ = key.split("/")
+        if (name, of_state) == (condition, state):
+            found.setdefault(int(attack_draws), []).append(right / n)
+    draws = max(found, default=0) if draws is None else draws
+    if len(found.get(draws, ())) != (5 if condition in CORRUPTIONS else 1):
+        raise RunError(
+            f"{run['row']}, seed {run['seed']}: no accuracy for {condition}, {state}, EOT-{draws} is recorded"
+        )
+    return sum(found[draws]) / len(found[draws])
+
+
+def spread(record: Record, row: str, condition: str, *, state: str | None = None, draws: int | None = None) -> Spread:
+    """Mean and standard deviation over the seeds; arguments as for `accuracy`."""
+    return mean_std([accuracy(run, condition, state=state, draws=draws) for run in runs_of(record, row)])

@@ -13,6 +13,7 @@ from noiseprop.errors import InputError
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.likelihood_ratio import likelihood_ratio_loss
+from noiseprop.noise.presets.layer import AdditiveNoise, PresetNoise
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_streams
 
@@ -23,6 +24,9 @@ _cross_entropies: Losses = partial(functional.cross_entropy, reduction="none")
 @dataclass(frozen=True)
 class LayerNoise:
     """The noise of one layer. All tensors have sigma's shape, one entry per neuron, channel or layer.
+
+    Where the layer is one of `noise.presets` whose sigma is no standard deviation in units of the pre-activation,
+    `sigma` and `spread` are those of each neuron, and `sigma` is the root mean square of the noise as it was seen.
 
     Attributes:
         path: the noise layer's module path, such as "fc1.noise".
@@ -89,15 +93,20 @@ def inspect_noise(
         raise InputError("the model has no noise to inspect; call add_noise(model, ...) first")
     signals: dict[str, _Moments] = {path: _Moments() for path in layers}
     gradients: dict[str, _Moments] = {path: _Moments() for path, layer in layers.items() if _learned(layer)}
+    powers: dict[str, _Moments] = {path: _Moments() for path, layer in layers.items() if _in_other_units(layer)}
     count = 0
     with _undisturbed(model, layers.values()):
         for x, y in batches:
             _measure_signals(model, x, layers, signals)
-            _measure_gradients(model, x, y, layers, gradients, losses)
+            with _seeing(layers, powers, after=True):
+                _measure_gradients(model, x, y, layers, gradients, losses)
             count += 1
     if count < 2:
         raise InputError(f"inspect_noise got {count} batches, which show no variation; give at least 2")
-    return [_layer_noise(path, layer, signals[path], gradients.get(path), count) for path, layer in layers.items()]
+    return [
+        _layer_noise(path, layer, signals[path], powers.get(path), gradients.get(path), count)
+        for path, layer in layers.items()
+    ]
 
 
 class _Moments:
@@ -128,15 +137,8 @@ class _Moments:
 @torch.no_grad()
 def _measure_signals(model: nn.Module, x: Tensor, layers: dict[str, NeuronNoise], signals: dict[str, _Moments]) -> None:
     """Run without noise, and look at what each noise layer is given."""
-    with ExitStack() as stack:
-        for path, layer in layers.items():
-
-            def see(module: NeuronNoise, args: tuple[Tensor], signal: _Moments = signals[path]) -> None:
-                signal.add(args[0].movedim(module.batch_dim, 0))
-
-            stack.callback(layer.register_forward_pre_hook(see).remove)
-        with sampling(model, "off"):
-            model(x)
+    with _seeing(layers, signals, after=False), sampling(model, "off"):
+        model(x)
 
 
 def _measure_gradients(
@@ -147,9 +149,9 @@ def _measure_gradients(
     gradients: dict[str, _Moments],
     losses: Losses,
 ) -> None:
+    each = losses(model(x), y)
     if not gradients:
         return
-    each = losses(model(x), y)
     ratio = any(layer.estimator == "likelihood-ratio" for layer in layers.values())
     loss = likelihood_ratio_loss(model, each) if ratio else each.mean()
     levels = [layers[path].sigma for path in gradients]
@@ -158,18 +160,41 @@ def _measure_gradients(
         moments.add(torch.where(sigma.detach() < 0, -gradient, gradient)[None])  # of |sigma|
 
 
+@contextmanager
+def _seeing(layers: dict[str, NeuronNoise], moments: dict[str, _Moments], *, after: bool) -> Generator[None]:
+    """Collect what some layers are given or, `after`, the square of the noise that they add to it."""
+    with ExitStack() as stack:
+        for path, moment in moments.items():
+
+            def see(layer: NeuronNoise, args: tuple[Tensor], output: Tensor, moment: _Moments = moment) -> None:
+                seen = (output - args[0]).detach().double().square() if after else args[0]
+                moment.add(seen.movedim(layer.batch_dim, 0))
+
+            stack.callback(layers[path].register_forward_hook(see).remove)
+        yield
+
+
 def _layer_noise(
-    path: str, layer: NeuronNoise, signal: _Moments, gradient: _Moments | None, batches: int
+    path: str,
+    layer: NeuronNoise,
+    signal: _Moments,
+    power: _Moments | None,
+    gradient: _Moments | None,
+    batches: int,
 ) -> LayerNoise:
     if not signal.count:
         raise InputError(f"{path} was not called; give inputs that reach every noise layer, or remove it")
-    sigma = layer.sigma.detach().abs().double()
-    variance = signal.variance()
-    shared = variance.numel() // sigma.numel()
-    spread = (variance.sum_to_size(sigma.shape) / shared).sqrt()
+    sigma, variance = layer.sigma.detach().abs().double(), signal.variance()
+    if power is not None:
+        sigma = power.mean.sqrt()
+    spread = (variance.sum_to_size(sigma.shape) / (variance.numel() // sigma.numel())).sqrt()
     if gradient is None:
         return LayerNoise(path, sigma.cpu(), spread.cpu(), None, None, batches)
     return LayerNoise(path, sigma.cpu(), spread.cpu(), gradient.mean.cpu(), gradient.variance().sqrt().cpu(), batches)
+
+
+def _in_other_units(layer: NeuronNoise) -> bool:
+    return isinstance(layer, PresetNoise) and not isinstance(layer, AdditiveNoise)
 
 
 def _learned(layer: NeuronNoise) -> bool:

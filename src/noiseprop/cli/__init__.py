@@ -12,10 +12,17 @@ from tyro.conf import subcommand
 from noiseprop.cli.demo import Demo
 from noiseprop.cli.evaluate import Evaluate
 from noiseprop.cli.inspect import Inspect
+from noiseprop.cli.reproduce import Reproduce
 from noiseprop.cli.train import Train
 from noiseprop.errors import NoisepropError
 
-COMMANDS: dict[str, type[Any]] = {"demo": Demo, "train": Train, "evaluate": Evaluate, "inspect": Inspect}
+COMMANDS: dict[str, type[Any]] = {
+    "demo": Demo,
+    "train": Train,
+    "evaluate": Evaluate,
+    "reproduce": Reproduce,
+    "inspect": Inspect,
+}
 
 _DESCRIPTION = """Learn how much noise each neuron should carry, and judge what it does.
 

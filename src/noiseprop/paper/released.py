@@ -4,6 +4,7 @@ Source: MNIST/models.py and MNIST/train.py of the paper's released code, as desc
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def build_row(row: Row, protocol: Protocol, *, seed: int, weight_decay: float) -
     return model
 
 
-def options(row: Row, protocol: Protocol, *, seed: int) -> dict[str, object]:
+def options(row: Row, protocol: Protocol, *, seed: int) -> dict[str, Any]:
     """The arguments of `build` for a row."""
     name = row.model
     if "fixed-sigmoid" in protocol and (row.model, row.activation) == ("MLPN", "sigmoid"):

@@ -45,10 +45,19 @@ MANTISSA, ONE, EXPONENT = np.uint32(0x7FFFFF), np.uint32(0x3F800000), np.uint32(
 ANGLE_SHIFT, ANGLE_MASK = np.uint32(ANGLE_BITS), np.uint32(2**ANGLE_BITS - 1)
 MINUS_2_LN2, HALF, TWO, TOP = F(-2 * math.log(2)), F(0.5), F(2), F(127 + RADIUS_BITS - 1)
 ANGLE_STEP, ANGLE_START = F(2.0**-ANGLE_BITS), F(0.5 - 0.5 * 2.0**-ANGLE_BITS)
-EXACT = {"contract"}  # a NaN in x or in the gradient must come out as one
 
 # numba widens 32-bit integers to 64 bits, which halves the vector; these operations keep the width.
-_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I16, _I32, _I64, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+_STORED = {types.uint16: _I16, types.float32: _F32, types.float64: _F64}
+_BYTES = {types.uint16: 2, types.float32: 4, types.float64: 8}
+
+
+def _several(kind: Any, width: int) -> Any:
+    return kind if width == 1 else ir.VectorType(kind, width)
+
+
+def _constant(number: int, width: int) -> Any:
+    return ir.Constant(_several(_I32, width), number if width == 1 else [number] * width)
 
 
 def _binary(name: str) -> Any:
@@ -88,34 +97,73 @@ def _next_task(typingctx: Any, counter: Any) -> Any:
     return types.int64(counter), lambda c, builder, s, v: builder.atomic_rmw("add", v[0], one, "monotonic")
 
 
-@intrinsic
-def _widen(typingctx: Any, stored: Any) -> Any:
-    """A stored number as the float that is computed with; bfloat16 is stored as its 16 bits."""
-    if stored != types.uint16:
-        return stored(stored), lambda c, builder, s, v: v[0]
-
-    def shift_up(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        bits = builder.shl(builder.zext(values[0], _I32), ir.Constant(_I32, 16))
-        return builder.bitcast(bits, _F32)
-
-    return types.float32(stored), shift_up
+def _load(builder: Any, address: Any, kind: Any, width: int) -> Any:
+    """`width` stored numbers from an address, as the floats that are computed with; bfloat16 is stored as its bits."""
+    value = builder.load(builder.inttoptr(address, _several(_STORED[kind], width).as_pointer()))
+    value.align = _BYTES[kind]
+    if kind != types.uint16:
+        return value
+    bits = builder.shl(builder.zext(value, _several(_I32, width)), _constant(16, width))
+    return builder.bitcast(bits, _several(_F32, width))
 
 
-@intrinsic
-def _narrow(typingctx: Any, value: Any, like: Any) -> Any:
-    """A float as it is stored; bfloat16 rounds to nearest even, and a NaN stays one."""
-    if like != types.uint16:
-        return like(value, like), lambda c, builder, s, v: c.cast(builder, v[0], value, like)
+def _store(builder: Any, value: Any, address: Any, kind: Any, width: int) -> None:
+    """Put `width` floats at an address; bfloat16 rounds to nearest even, and a NaN stays one."""
+    if kind == types.uint16:
+        bits = builder.bitcast(value, _several(_I32, width))
+        even = builder.and_(builder.lshr(bits, _constant(16, width)), _constant(1, width))
+        rounded = builder.add(bits, builder.add(even, _constant(0x7FFF, width)))
+        nan = builder.fcmp_unordered("uno", value, value)
+        rounded = builder.select(nan, _constant(0x7FC00000, width), rounded)
+        value = builder.trunc(builder.lshr(rounded, _constant(16, width)), _several(_I16, width))
+    builder.store(value, builder.inttoptr(address, _several(_STORED[kind], width).as_pointer()), align=_BYTES[kind])
 
-    def round_to_bfloat16(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        const = lambda n: ir.Constant(_I32, n)  # noqa: E731
-        bits = builder.bitcast(values[0], _I32)
-        even = builder.and_(builder.lshr(bits, const(16)), const(1))
-        rounded = builder.lshr(builder.add(bits, builder.add(even, const(0x7FFF))), const(16))
-        nan = builder.fcmp_unordered("uno", values[0], values[0])
-        return builder.trunc(builder.select(nan, const(0x7FC0), rounded), ir.IntType(16))
 
-    return types.uint16(types.float32, types.uint16), round_to_bfloat16
+def _product(builder: Any, a: Any, address: Any, kind: Any, width: int) -> Any:
+    """What stands in `a`, times the normals at an address."""
+    eps = _load(builder, address, types.float32, width)
+    if kind == types.float64:
+        eps = builder.fpext(eps, _several(_F64, width))
+    return builder.fmul(a, eps, flags=("contract",))  # no other liberty: a NaN in x or grad must come out as one
+
+
+def _noise_op(width: int) -> Any:
+    """``y = x + (mu + sigma * eps)`` for `width` neurons of one sample, all by their addresses."""
+
+    @intrinsic
+    def op(typingctx: Any, stored: Any, wide: Any, y: Any, x: Any, sigma: Any, mu: Any, eps: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            at_y, at_x, at_sigma, at_mu, at_eps = values[2:]
+            z = _product(builder, _load(builder, at_sigma, wide.dtype, width), at_eps, wide.dtype, width)
+            z = builder.fadd(_load(builder, at_mu, wide.dtype, width), z, flags=("contract",))
+            value = builder.fadd(_load(builder, at_x, stored.dtype, width), z, flags=("contract",))
+            _store(builder, value, at_y, stored.dtype, width)
+            return context.get_dummy_value()
+
+        return types.void(stored, wide, *[types.int64] * 5), emit
+
+    return op
+
+
+def _gradient_op(width: int) -> Any:
+    """``total += grad * eps`` for `width` neurons of one sample, all by their addresses."""
+
+    @intrinsic
+    def op(typingctx: Any, stored: Any, wide: Any, total: Any, grad: Any, eps: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            at_total, at_grad, at_eps = values[2:]
+            value = _product(builder, _load(builder, at_grad, stored.dtype, width), at_eps, wide.dtype, width)
+            value = builder.fadd(_load(builder, at_total, wide.dtype, width), value, flags=("contract",))
+            _store(builder, value, at_total, wide.dtype, width)
+            return context.get_dummy_value()
+
+        return types.void(stored, wide, *[types.int64] * 3), emit
+
+    return op
+
+
+_noise_one, _noise_vector = _noise_op(1), _noise_op(int(VECTOR))
+_gradient_one, _gradient_vector = _gradient_op(1), _gradient_op(int(VECTOR))
 
 
 @njit(fastmath=True, inline="always")
@@ -168,7 +216,7 @@ def _number_neurons(neurons: Any, start: int, size: int, channels: int) -> None:
                 channel, pixel = 0, pixel + 1
 
 
-@njit(fastmath=EXACT, inline="always")
+@njit(inline="always")
 def _plan(a: Any) -> Any:
     """The sizes that both kernels loop over, from their arguments."""
     key = carray(_pointer(a[5], types.int64), (5,))
@@ -176,50 +224,59 @@ def _plan(a: Any) -> Any:
     first, layer = key[4], np.uint64(key[2] + key[3] * CALL)
     per_draw = (first + batch - 1) // LANES - first // LANES + 1
     groups, tiles = draws * per_draw, (size + TILE - 1) // TILE
-    return key, draws, batch, size, a[9], first, layer, per_draw, groups, tiles
+    return key, batch, size, a[9], first, layer, per_draw, groups, tiles
 
 
-@njit(fastmath=EXACT)
-def _forward(a: Any, stored: Any, wide: Any) -> None:
-    key, draws, batch, size, channels, first, layer, per_draw, groups, tiles = _plan(a)
-    length = draws * batch * size
-    x, y = carray(_pointer(a[1], stored), (length,)), carray(_pointer(a[2], stored), (length,))
-    sigma = carray(_pointer(a[3], wide), (size,))
-    has_mu = a[4] != 0
-    mu = carray(_pointer(a[4], wide), (size,)) if has_mu else sigma
-    eps, neurons = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32)
+@njit
+def _forward(a: Any, stored: Any, wide: Any, stored_bytes: int, wide_bytes: int) -> None:
+    key, batch, size, channels, first, layer, per_draw, groups, tiles = _plan(a)
+    eps, neurons, nothing = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32), np.zeros(int(VECTOR))
+    mu_start, mu_bytes = (a[4], wide_bytes) if a[4] else (nothing.ctypes.data, 0)
     while True:
         task = _next_task(a)
         if task >= tiles * ((groups + CHUNK - 1) // CHUNK):
             break
         chunk, tile = task // tiles, task % tiles
         for i in range(tile * TILE, min(size, (tile + 1) * TILE), WIDTH):
-            n, s = np.uintp(min(WIDTH, size - i)), np.uintp(i)  # unsigned: no index can count from the end
-            whole = n - n % VECTOR
+            n = min(WIDTH, size - i)
+            whole = n - n % 16
+            sigma, mu = a[3] + i * wide_bytes, mu_start + i * mu_bytes
             _number_neurons(neurons, i, size, channels)
             for g in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
                 draw, group = g // per_draw, first // LANES + g % per_draw
-                _normals(eps, neurons, n, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
+                _normals(
+                    eps, neurons, np.uintp(n), np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0])
+                )
                 for lane in range(LANES):
                     sample = group * LANES + lane - first
                     if 0 <= sample < batch:
-                        o, e = np.uintp((draw * batch + sample) * size + i), np.uintp(lane * WIDTH)
-                        if has_mu:
-                            for j in range(n):
-                                z = mu[s + j] + sigma[s + j] * eps[e + j]
-                                y[o + j] = _narrow(_widen(x[o + j]) + z, y[o + j])
-                        else:
-                            for block in range(np.uintp(0), whole, VECTOR):
-                                for j in range(block, block + VECTOR):
-                                    y[o + j] = _narrow(_widen(x[o + j]) + sigma[s + j] * eps[e + j], y[o + j])
-                            for j in range(whole, n):
-                                y[o + j] = _narrow(_widen(x[o + j]) + sigma[s + j] * eps[e + j], y[o + j])
+                        o = ((draw * batch + sample) * size + i) * stored_bytes
+                        y, x, e = a[2] + o, a[1] + o, eps.ctypes.data + lane * WIDTH * 4
+                        for j in range(0, whole, 16):
+                            _noise_vector(
+                                stored,
+                                wide,
+                                y + j * stored_bytes,
+                                x + j * stored_bytes,
+                                sigma + j * wide_bytes,
+                                mu + j * mu_bytes,
+                                e + j * 4,
+                            )
+                        for j in range(whole, n):
+                            _noise_one(
+                                stored,
+                                wide,
+                                y + j * stored_bytes,
+                                x + j * stored_bytes,
+                                sigma + j * wide_bytes,
+                                mu + j * mu_bytes,
+                                e + j * 4,
+                            )
 
 
-@njit(fastmath=EXACT)
-def _backward(a: Any, stored: Any, wide: Any) -> None:
-    key, draws, batch, size, channels, first, layer, per_draw, groups, tiles = _plan(a)
-    grad = carray(_pointer(a[1], stored), (draws * batch * size,))
+@njit
+def _backward(a: Any, stored: Any, wide: Any, stored_bytes: int, wide_bytes: int) -> None:
+    key, batch, size, channels, first, layer, per_draw, groups, tiles = _plan(a)
     chunks = (groups + CHUNK - 1) // CHUNK
     parts = carray(_pointer(a[2], wide), (chunks * size,))
     eps, neurons = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32)
@@ -229,26 +286,28 @@ def _backward(a: Any, stored: Any, wide: Any) -> None:
             break
         chunk, tile = task // tiles, task % tiles
         for i in range(tile * TILE, min(size, (tile + 1) * TILE), WIDTH):
-            n, t = np.uintp(min(WIDTH, size - i)), np.uintp(chunk * size + i)
-            whole = n - n % VECTOR
-            for j in range(n):
-                parts[t + j] = 0
+            n = min(WIDTH, size - i)
+            whole = n - n % 16
+            parts[chunk * size + i : chunk * size + i + n] = 0
+            total = a[2] + (chunk * size + i) * wide_bytes
             _number_neurons(neurons, i, size, channels)
             for g in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
                 draw, group = g // per_draw, first // LANES + g % per_draw
-                _normals(eps, neurons, n, np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0]))
+                _normals(
+                    eps, neurons, np.uintp(n), np.uint64(group), np.uint64(key[1] + draw), layer, np.uint64(key[0])
+                )
                 for lane in range(LANES):
                     sample = group * LANES + lane - first
                     if 0 <= sample < batch:
-                        o, e = np.uintp((draw * batch + sample) * size + i), np.uintp(lane * WIDTH)
-                        for block in range(np.uintp(0), whole, VECTOR):
-                            for j in range(block, block + VECTOR):
-                                parts[t + j] += _widen(grad[o + j]) * eps[e + j]
+                        grad = a[1] + ((draw * batch + sample) * size + i) * stored_bytes
+                        e = eps.ctypes.data + lane * WIDTH * 4
+                        for j in range(0, whole, 16):
+                            _gradient_vector(stored, wide, total + j * wide_bytes, grad + j * stored_bytes, e + j * 4)
                         for j in range(whole, n):
-                            parts[t + j] += _widen(grad[o + j]) * eps[e + j]
+                            _gradient_one(stored, wide, total + j * wide_bytes, grad + j * stored_bytes, e + j * 4)
 
 
-@njit(fastmath=EXACT)
+@njit(fastmath={"contract"})
 def _adam(a: Any, number: Any) -> None:
     """Eq. 7 for a list of tensors: rows of (sigma, gradient, h, v, size), and (b1, b2, lr / c1, 1 / c2, eps)."""
     rows = carray(_pointer(a[2], types.int64), (a[1] * 5,))
@@ -277,27 +336,27 @@ def _adam_float64(a: Any) -> None:
 
 
 def _forward_float32(a: Any) -> None:
-    _forward(a, types.float32, types.float32)
+    _forward(a, types.float32, types.float32, 4, 4)
 
 
 def _forward_bfloat16(a: Any) -> None:
-    _forward(a, types.uint16, types.float32)
+    _forward(a, types.uint16, types.float32, 2, 4)
 
 
 def _forward_float64(a: Any) -> None:
-    _forward(a, types.float64, types.float64)
+    _forward(a, types.float64, types.float64, 8, 8)
 
 
 def _backward_float32(a: Any) -> None:
-    _backward(a, types.float32, types.float32)
+    _backward(a, types.float32, types.float32, 4, 4)
 
 
 def _backward_bfloat16(a: Any) -> None:
-    _backward(a, types.uint16, types.float32)
+    _backward(a, types.uint16, types.float32, 2, 4)
 
 
 def _backward_float64(a: Any) -> None:
-    _backward(a, types.float64, types.float64)
+    _backward(a, types.float64, types.float64, 8, 8)
 
 
 _ENTRIES = (

@@ -18,7 +18,8 @@ def block(record: Mapping[str, Any]) -> str:
     head = heading(record)
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows(record))]
     made = record["made_with"]
-    where = f"It took {made['seconds']:.0f} s on {made['cores']} cores ({made['processor']}), torch {made['torch']}."
+    threads = f"{made['threads']} thread" + "s" * (made["threads"] > 1)
+    where = f"It took {made['seconds']:.0f} s with {threads} of {made['processor']}, torch {made['torch']}."
     picture = "![Accuracy under PGD against eps for MLP, MLP+ and MLPN, and MLPN's sigma by layer and epoch]"
     return "\n".join([BEGIN, *lines, "", *notes(record), where, "", f"{picture}(results/demo.png)", END])
 

@@ -49,7 +49,7 @@ def _accuracy(axes: Axes, record: Mapping[str, Any]) -> None:
         _band(axes, eps, [run["curve"] for run in runs], COLOURS[name], f"{name} ({NOISE[name]})", MARKERS[name])
     axes.axhline(0.1, color="0.5", lw=1, ls=":")
     axes.text(eps[-1], 0.11, "chance", color="0.35", ha="right", va="bottom", fontsize=9)
-    axes.axvline(255 * settings["pgd_eps"], color="0.8", lw=1, zorder=0)
+    axes.axvline(255 * settings["pgd_eps"], color="0.5", lw=1, ls="--")
     axes.text(255 * settings["pgd_eps"], 0.985, " Table 2's eps", color="0.35", va="top", fontsize=9)
     axes.set(xlabel="eps of the attack (in 1/255; pixels are 0 to 255)", ylabel="accuracy", ylim=(0, 1))
     eot = f"EOT-{settings['eot_draws']} where there is noise"

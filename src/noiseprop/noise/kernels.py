@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from noiseprop.noise import threads
+from noiseprop.noise import threads, transforms
 from noiseprop.noise.philox import LANES
 
 CHUNK = 16  # groups of eight samples whose part of sigma's gradient is summed in one go
@@ -19,7 +19,7 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "f
 
 def usable(x: Tensor) -> bool:
     """Whether the fused kernels can work on x; the pure-torch path takes what they cannot."""
-    return available and x.device.type == "cpu" and x.dtype in NAMES
+    return available and x.device.type == "cpu" and x.dtype in NAMES and not transforms.is_mapped_by_autograd(x)
 
 
 def add_noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:

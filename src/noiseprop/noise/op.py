@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noiseprop.errors import InputError
-from noiseprop.noise import kernels
+from noiseprop.noise import kernels, transforms
 from noiseprop.noise.philox import standard_normal
 
 KEY_LENGTH = 5  # seed, pass, layer, call, global index of the first sample
@@ -59,8 +59,11 @@ def gaussian_noise(
     """
     _check(x, sigma, mu, draws)
     key = _full_key(key, generator, x.device)
-    if type(x) in _EAGER and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-        return _GaussianNoise.apply(x, sigma, mu, key, draws)  # half the price of a call through the dispatcher
+    if not torch.compiler.is_compiling():
+        if transforms.active():
+            return transforms.gaussian_noise(x, sigma, mu, key, draws)
+        if type(x) in _EAGER:
+            return _GaussianNoise.apply(x, sigma, mu, key, draws)  # half the price of a call through the dispatcher
     return torch.ops.noiseprop.gaussian_noise(x, sigma, mu, key, draws)
 
 
@@ -107,7 +110,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (key,) = ctx.saved_tensors
     to_sigma = to_mu = None
     if ctx.needs_input_grad[1]:
-        again = torch.is_grad_enabled() or type(grad) not in _EAGER  # differentiated twice, or traced
+        again = torch.is_grad_enabled() or type(grad) not in _EAGER or transforms.active()  # twice, traced or mapped
         eq_3 = torch.ops.noiseprop.sigma_gradient if again else _sigma_gradient
         to_sigma = eq_3(grad, key, ctx.sigma_shape, ctx.draws)
     if ctx.needs_input_grad[2]:
@@ -155,6 +158,7 @@ def _register() -> torch.library.Library:
     torch.library.register_autograd(
         "noiseprop::sigma_gradient", _second_gradients, setup_context=_remember_gradient, lib=library
     )
+    transforms.register(library)
     return library
 
 

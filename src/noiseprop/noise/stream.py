@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import NoisepropError
+from noiseprop.noise import transforms
 from noiseprop.noise.op import KEY_LENGTH
 from noiseprop.noise.waiting import refuse_waiting
 
@@ -65,7 +66,11 @@ class NoiseStream(nn.Module):
             keys = sampling.frozen.to(start.device) + layers
         else:
             keys = start + layers  # before the next line moves on: keys of a pass stay as they are
-            start.add_(one_pass, alpha=1 if sampling is None or sampling.draws is None else sampling.draws)
+            passes = 1 if sampling is None or sampling.draws is None else sampling.draws
+            if not torch.compiler.is_compiling() and transforms.active():
+                transforms.advance(start, one_pass, passes)
+            else:
+                start.add_(one_pass, alpha=passes)
         if self.first_sample:
             keys = keys + self.first_sample * _one_hot(_FIRST).to(keys.device)
         now.keys = keys.unbind(0)

@@ -68,8 +68,8 @@ class Inspect:
         save(layers, self.run_dir / "noise.safetensors")
         out.print(table(layers), markup=False)
         out.print(
-            "Medians, [10 %, 90 %]. SNR: |mean| / std of one batch's gradient; less, more: sigmas that descent moves "
-            "down or up, beyond 2 standard errors.",
+            "Medians [10 %, 90 %]. SNR: |mean| / std of one batch's gradient. Less, more: the share of sigmas of which "
+            "the loss wants less or more, beyond 2 standard errors.",
             markup=False,
         )
         out.print(

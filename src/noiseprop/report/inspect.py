@@ -25,10 +25,10 @@ _Values = npt.NDArray[np.floating[Any]]
 def table(layers: Sequence[LayerNoise]) -> str:
     """One line per noise layer: medians, and in brackets the range of the middle 80 % of its sigmas.
 
-    The last two columns count the sigmas whose mean gradient is more than two standard errors from 0. By chance alone
-    each would hold about 2 %.
+    The last two columns count the sigmas of which the loss wants less or more: their mean gradient is more than two
+    standard errors from 0. By chance alone each would hold about 2 %.
     """
-    rows = [["layer", "sigmas", "|sigma|", "sigma / own std", "gradient SNR", "want less", "want more"]]
+    rows = [["layer", "sigmas", "|sigma|", "sigma / own std", "gradient SNR", "less", "more"]]
     for layer in layers:
         row = [_name(layer), f"{layer.sigma.numel():,}", _range(layer.sigma), _range(layer.relative)]
         if layer.snr is None:
@@ -73,8 +73,12 @@ def draw(layers: Sequence[LayerNoise], path: Path, *, title: str = "") -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(-0.6, len(layers) - 0.4)
-    labels = [f"{_name(layer)}\n{layer.sigma.numel():,}" for layer in layers]
-    panels[-1].set_xticks(range(len(layers)), labels, fontsize=9, rotation=0 if len(layers) < 9 else 60)
+    if len(layers) < 9:
+        labels = [f"{_name(layer)}\n{layer.sigma.numel():,}" for layer in layers]
+        panels[-1].set_xticks(range(len(layers)), labels, fontsize=9)
+    else:
+        labels = [f"{_name(layer)} ({layer.sigma.numel():,})" for layer in layers]
+        panels[-1].set_xticks(range(len(layers)), labels, fontsize=9, rotation=50, rotation_mode="anchor", ha="right")
     panels[-1].set_xlabel(
         "Noise layers from input to output, with their numbers of sigmas. A point is a sigma (at most "
         f"{_MOST} a layer), a bar the median.\nPoints outside a frame lie on its edge.",
@@ -185,7 +189,7 @@ def _legend(axes: Axes) -> None:
 def _range(values: Tensor) -> str:
     """The median and the middle 80 %, each a value that occurs."""
     low, middle, high = np.quantile(values.double().numpy(), (0.1, 0.5, 0.9), method="nearest")
-    return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+    return f"{middle:.2g} [{low:.2g}, {high:.2g}]"
 
 
 def _name(layer: LayerNoise) -> str:

@@ -33,6 +33,14 @@ def learn2perturb(
     Raises:
         InputError: as `add_noise`.
 
+    Example:
+        >>> import noiseprop, torch
+        >>> from noiseprop.noise.objectives import SquareRootBonus
+        >>> net = learn2perturb(nn.Linear(3, 2), example=torch.zeros(1, 3))
+        >>> objective = SquareRootBonus(noiseprop.sigmas(net))
+        >>> round(objective.term().item(), 6)  # -1e-4 * 2 * sqrt(0.25)
+        -0.0001
+
     Source: Jeddi, Shafiee, Karg, Scharfenberger and Wong (2020), Learn2Perturb, CVPR.
     """
     return place(model, where, Settings(init=init, key=key, make=partial(AdditiveNoise, shared=shared)), example)

@@ -49,6 +49,12 @@ def neftune(
     Raises:
         InputError: as `add_noise`.
 
+    Example:
+        >>> net = neftune(nn.Sequential(nn.Embedding(10, 4)))
+        >>> tokens = torch.zeros(2, 5, dtype=torch.long)
+        >>> torch.equal(net.train()(tokens), net.eval()(tokens))
+        False
+
     Source: Jain et al. (2023), NEFTune: noisy embeddings improve instruction finetuning, Algorithm 1.
     """
     settings = Settings(

@@ -91,7 +91,13 @@ def pni(
     Raises:
         InputError: as `add_noise`; or noise on weights is wanted where there is none of a known kind.
 
-    Source: He, Rakin and Fan (2019), Parametric noise injection, CVPR, Eq. 1 and 2.
+    Example:
+        >>> import noiseprop
+        >>> net = pni(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> [alpha.item() for alpha in noiseprop.sigmas(net)]
+        [0.25, 0.25]
+
+    Source: He, Rakin and Fan (2019), Parametric noise injection, CVPR.
     """
     if on not in ("activations", "weights"):
         raise InputError(f"pni got on={on!r}; choose 'activations' or 'weights'")

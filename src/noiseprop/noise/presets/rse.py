@@ -40,6 +40,15 @@ def rse(
     Raises:
         InputError: as `add_noise`.
 
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 5, 3), nn.Flatten())
+        >>> net = rse(net, example=torch.zeros(1, 1, 5, 5))
+        >>> {path: layer.sigma.item() for path, layer in noise_layers(net).items()}
+        {'0.noise': 0.2..., '2.noise': 0.1...}
+        >>> self_ensemble(net, torch.zeros(4, 1, 5, 5), draws=10).shape
+        torch.Size([4, 5])
+
     Source: Liu, Cheng, Zhang and Hsieh (2018), Towards robust neural networks via random self-ensemble, ECCV.
     """
     settings = Settings(
@@ -58,7 +67,7 @@ def self_ensemble(model: nn.Module, x: Tensor, *, draws: int) -> Tensor:
     Args:
         model: maps x to logits (B, classes).
         x: inputs (B, ...).
-        draws: how many predictions are averaged; the paper shows that 10 suffice.
+        draws: how many predictions are averaged.
 
     Returns:
         Probabilities (B, classes).

@@ -12,7 +12,7 @@ from noiseprop.noise.objectives import Objective
 from noiseprop.noise.presets.layer import PresetNoise
 from noiseprop.noise.sites import Where, before
 
-_C1, _C2, _C3 = 1.16145124, -1.50204118, 0.58629921  # Kingma et al., Eq. 14
+_C1, _C2, _C3 = 1.16145124, -1.50204118, 0.58629921  # Kingma et al., section 3.3
 _SMALLEST = 1e-4  # of sigma, after a step
 
 
@@ -51,6 +51,11 @@ def variational_dropout(
 
     Raises:
         InputError: as `add_noise`; or alpha is not in (0, 1].
+
+    Example:
+        >>> net = variational_dropout(nn.Linear(3, 2), alpha=1.0, example=torch.zeros(1, 3))
+        >>> abs(DropoutKL(net, images=50_000).term().item()) < 1e-9  # at its largest alpha it costs nothing
+        True
 
     Source: Kingma, Salimans and Welling (2015), Variational dropout and the local reparameterization trick.
     """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from noiseprop import InputError, add_noise, reset_noise, sampling
+from noiseprop import InputError, NeuronNoise, add_noise, reset_noise, sampling
 
 X = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -135,6 +135,40 @@ def test_off_and_frozen_leave_the_stream_where_it_was():
     with sampling(model, "frozen", key=4):
         model(X)
     torch.testing.assert_close(model(X), expected[1])
+
+
+def test_noise_that_sleeps_at_inference_neither_warns_nor_hides_what_training_needs():
+    model = add_noise(Residual(), ["branch"], at_inference=False, example=X).eval()
+    with sampling(model, draws=3), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(model(X), model(X)[:1].expand(3, 4, 3))
+    with sampling(model.train(), draws=3), pytest.warns(UserWarning, match="noisy branch"):
+        assert not torch.equal(*model(X)[:2])
+
+
+@pytest.mark.parametrize("at_inference", [True, False])
+def test_the_mean_stays_when_the_noise_is_off(at_inference):
+    model = add_noise(nn.Linear(36, 2), [""], mean=True, at_inference=at_inference, example=X.flatten(1)).eval()
+    nn.init.constant_(model.noise.mu, 5.0)
+    with sampling(model, "off"):
+        torch.testing.assert_close(model(X.flatten(1)), X.flatten(1) @ model.weight.T + model.bias + 5)
+    if not at_inference:
+        torch.testing.assert_close(model(X.flatten(1)), X.flatten(1) @ model.weight.T + model.bias + 5)
+
+
+def test_streams_side_by_side_keep_apart_when_reset_or_frozen():
+    model = nn.Sequential(NeuronNoise((36,)), NeuronNoise((36,)))
+    x = torch.zeros(4, 36)
+    seen = []
+    for layer in model:
+        layer.register_forward_hook(lambda module, args, output: seen.append(output - args[0]))
+    reset_noise(model, 3)
+    model(x)
+    with sampling(model, "frozen", key=3):
+        model(x)
+    assert not torch.isclose(seen[0], seen[1]).any()
+    assert torch.equal(seen[0], seen[2])
+    torch.testing.assert_close(seen[1], seen[3])
 
 
 def test_noise_free_models_repeat_their_row():

@@ -85,14 +85,14 @@ class NeuronNoise(nn.Module):
         stream.make_room(number + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add noise to x (B, *neurons); returns a new tensor, or x itself where noise is off."""
+        """Add noise to x (B, *neurons); returns a new tensor, or x itself (plus mu, if any) where noise is off."""
         stream = self.stream
         if self.alone:
             likelihood_ratio.check_used(stream)
             stream.begin()
         sampling = stream.sampling
         if not (self.training or self.at_inference) or (sampling is not None and sampling.off):
-            return x
+            return self._silent(x)
         if self.batch_dim:
             x = x.movedim(self.batch_dim, 0)
         if self.granularity == "neuron" and x.shape[1:] != self.sigma.shape:
@@ -113,6 +113,12 @@ class NeuronNoise(nn.Module):
         if self.estimator == "likelihood-ratio":
             return likelihood_ratio.sample(x, self.sigma, self.mu, key, draws, self.stream)
         return gaussian_noise(x, self.sigma, mu=self.mu, key=key, draws=draws)
+
+    def _silent(self, x: Tensor) -> Tensor:
+        """The mean stays when the noise is off: it is a bias."""
+        if self.mu is None:
+            return x
+        return (x.movedim(self.batch_dim, 0) + self.mu).to(x.dtype).movedim(0, self.batch_dim)
 
     def _other_shape(self, x: Tensor) -> str:
         return (

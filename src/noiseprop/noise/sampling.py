@@ -24,13 +24,11 @@ class Sampling:
 
     Attributes:
         off: no layer adds noise.
-        frozen: the key of every pass, or None for fresh noise.
         draws: K, or None when logits keep their shape.
     """
 
-    def __init__(self, *, off: bool, frozen: Tensor | None, draws: int | None) -> None:
+    def __init__(self, *, off: bool, draws: int | None) -> None:
         self.off = off
-        self.frozen = frozen
         self.draws = draws
         self.repeated = False
 
@@ -71,10 +69,11 @@ def sampling(
     """
     state = _state(mode, draws, key)
     streams = noise_streams(model)
-    before = [stream.sampling for stream in streams]
+    before = [(stream.sampling, stream.frozen) for stream in streams]
     handles = [] if draws is None else _shape_hooks(model, state, streams)
-    for stream in streams:
+    for number, stream in enumerate(streams):
         stream.sampling = state
+        stream.frozen = None if key is None else seed_key(key, number)
     outer, model.__dict__["_sampling"] = model.__dict__.get("_sampling"), state
     try:
         yield
@@ -83,7 +82,7 @@ def sampling(
         if outer is None:
             del model.__dict__["_sampling"]
         for stream, previous in zip(streams, before, strict=True):
-            stream.sampling = previous
+            stream.sampling, stream.frozen = previous
         for handle in handles:
             handle.remove()
 
@@ -97,7 +96,7 @@ def _state(mode: Mode, draws: int | None, key: int | None) -> Sampling:
         raise InputError(
             f"sampling got mode {mode!r} with key={key}; frozen noise, and only that, needs a key such as key=0"
         )
-    return Sampling(off=mode == "off", frozen=None if key is None else seed_key(key), draws=draws)
+    return Sampling(off=mode == "off", draws=draws)
 
 
 def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) -> list[Any]:
@@ -110,7 +109,7 @@ def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) 
             return None  # an inner block has taken over
         state.repeated = False
         _refuse_batch_norm(module)
-        if not streams or state.off or shares_prefix(module, args, kwargs, state, streams):
+        if not streams or state.off or shares_prefix(module, args, kwargs, streams):
             return None
         state.repeated = True
         batch = _batch(args, kwargs)
@@ -129,12 +128,12 @@ def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) 
     ]
 
 
-def shares_prefix(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: Sampling, streams: list[NoiseStream]
-) -> bool:
+def shares_prefix(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], streams: list[NoiseStream]) -> bool:
     """Whether repeating the batch at the first noise layer equals repeating the input; tried once per model."""
     if model not in _shares_prefix:
-        agrees = _try_shared(model, args, kwargs, state, streams)
+        agrees = _try_shared(model, args, kwargs, streams)
+        if agrees is None:
+            return True
         _shares_prefix[model] = agrees
         if not agrees:
             warnings.warn(
@@ -152,30 +151,31 @@ def forget_prefix(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _try_shared(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], state: Sampling, streams: list[NoiseStream]
-) -> bool:
-    """Three draws of two samples, shared and repeated, must agree."""
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], streams: list[NoiseStream]
+) -> bool | None:
+    """Whether three draws of two samples, shared and repeated, agree; None where no noise acts."""
     batch = _batch(args, kwargs)
-    args, kwargs = _map_batch((args, kwargs), batch, lambda x: torch.cat([x, x])[:: max(1, batch)][:2])
-    trial = Sampling(off=False, frozen=seed_key(1), draws=3)
+    args, kwargs = _map_batch((args, kwargs), batch, lambda x: torch.cat([x[:1], x[-1:]]))
+    trial = Sampling(off=False, draws=3)
     outputs: list[Any] = []
-    sampled, keys = [stream.sampling for stream in streams], [stream.key.clone() for stream in streams]
+    before = [(stream.sampling, stream.frozen) for stream in streams]
     outer = model.__dict__.get("_sampling")
     model.__dict__["_sampling"] = trial  # silences the hooks of the block around
-    for stream in streams:
-        stream.sampling = trial
+    for number, stream in enumerate(streams):
+        stream.sampling, stream.frozen = trial, seed_key(1, number)
     try:
         for shared in (True, False):
             trial.repeated = not shared
             a, k = (args, kwargs) if shared else _map_batch((args, kwargs), 2, lambda x: _repeat(x, 3))
             outputs.append(model(*a, **k))
+            if not trial.repeated:
+                return None
     except (RuntimeError, ValueError, IndexError):
         return False
     finally:
         model.__dict__["_sampling"] = outer
-        for stream, previous, key in zip(streams, sampled, keys, strict=True):
-            stream.sampling = previous
-            stream.key.copy_(key)
+        for stream, previous in zip(streams, before, strict=True):
+            stream.sampling, stream.frozen = previous
     one, other = (tree_leaves(output) for output in outputs)
     return all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + b.abs().max().item()))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from noiseprop.noise.sampling import Sampling
 
 _PASS, _LAYER, _CALL, _FIRST = 1, 2, 3, 4
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: seeds far apart for streams side by side
 _REMEMBERED = 1 << 14  # calls inside checkpointed blocks whose keys are kept for their recomputation
 
 
@@ -44,6 +45,7 @@ class NoiseStream(nn.Module):
         self.register_buffer("_layers", layer_keys(1), persistent=False)
         self.first_sample = 0
         self.sampling: Sampling | None = None
+        self.frozen: Tensor | None = None  # the key of every pass, inside such a sampling block
         self.scores: list[Tensor] = []  # of this pass: see noiseprop.noise.likelihood_ratio
         self.now = _Pass()
 
@@ -62,8 +64,8 @@ class NoiseStream(nn.Module):
         assert start is not None
         assert layers is not None
         assert one_pass is not None
-        if sampling is not None and sampling.frozen is not None:
-            keys = sampling.frozen.to(start.device) + layers
+        if self.frozen is not None:
+            keys = self.frozen.to(start.device) + layers
         else:
             keys = start + layers  # before the next line moves on: keys of a pass stay as they are
             passes = 1 if sampling is None or sampling.draws is None else sampling.draws
@@ -112,7 +114,7 @@ class NoiseStream(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the stream's place, nothing of a pass under way."""
-        return self.__dict__ | {"sampling": None, "scores": [], "now": _Pass()}
+        return self.__dict__ | {"sampling": None, "frozen": None, "scores": [], "now": _Pass()}
 
 
 class _Pass:
@@ -124,10 +126,10 @@ class _Pass:
         self.remembered: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
 
-def seed_key(seed: int) -> Tensor:
-    """The key of a seed: pass 0, and zeros for layer, call and first sample."""
+def seed_key(seed: int, stream: int = 0) -> Tensor:
+    """The key of a seed: pass 0, zeros for the rest; another seed for each of the streams in one model."""
     key = torch.zeros(KEY_LENGTH, dtype=torch.int64)
-    key[0] = (seed + 2**63) % 2**64 - 2**63
+    key[0] = (seed + stream * _GOLDEN + 2**63) % 2**64 - 2**63
     return key
 
 
@@ -148,8 +150,8 @@ def noise_streams(model: nn.Module) -> list[NoiseStream]:
 
 def reset_noise(model: nn.Module, key: int) -> None:
     """Start a model's noise again at pass 0 of the seed `key`, so that what follows can be repeated."""
-    for stream in noise_streams(model):
-        stream.key.copy_(seed_key(key))
+    for number, stream in enumerate(noise_streams(model)):
+        stream.key.copy_(seed_key(key, number))
 
 
 def _one_hot(place: int) -> Tensor:

@@ -9,10 +9,11 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show the noise of a trained network: how large, how large beside the signal, where it is heading.
+    """Show a trained network's noise: its size, beside the signal, and its trend.
 
-    Measured on training images, with batches as in training. Prints a table; writes a picture,
-    RUN/noise.png, and every neuron's figures, RUN/noise.safetensors.
+    Measured on training images, with batches as in training. Prints a table.
+
+    Writes a picture, RUN/noise.png; every neuron is in RUN/noise.safetensors.
 
     For example:
       noiseprop inspect runs/mlpn

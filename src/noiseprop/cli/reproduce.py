@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Reproduce:
     """Redo a table or figure of the paper: train, attack, and set beside its numbers.
 
-    Table 3 is the MLPs on MNIST, Table 4 the CNNs; Figure 3 is drawn from runs of Table 3.
+    Table 3 is the MLPs on MNIST, Table 4 the CNNs; Figure 3 needs Table 3's runs.
 
     A stopped reproduction goes on by the same command; what is finished is kept.
 

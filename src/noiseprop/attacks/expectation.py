@@ -43,8 +43,8 @@ def is_random(model: nn.Module) -> bool:
     """Whether passes of the model differ: it has a noise layer that acts, and its noise is neither off nor frozen."""
     for layer in model.modules():
         if isinstance(layer, NeuronNoise) and (layer.training or layer.at_inference):
-            mode = layer.stream.sampling
-            if mode is None or not (mode.off or mode.frozen is not None):
+            stream = layer.stream
+            if stream.frozen is None and not (stream.sampling is not None and stream.sampling.off):
                 return True
     return False
 
@@ -128,9 +128,12 @@ def _logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None 
 
 def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Mean over draws of the cross-entropy: (K, B, classes) and (B,) to (B,), in float32 or wider."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)  # (K*B, classes)
-    labels = y.expand(len(logits), -1).flatten()  # (K*B,), for K = 1 without a copy
-    return functional.cross_entropy(wide, labels, reduction="none").view(len(logits), -1).mean(0)
+    draws, batch, _ = logits.shape
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if draws == 1:
+        return functional.cross_entropy(wide[0], y, reduction="none")
+    losses = functional.cross_entropy(wide.flatten(0, 1), y.repeat(draws), reduction="none")  # (K*B,)
+    return losses.view(draws, batch).mean(0)
 
 
 def _join(found: list[LossGradient]) -> LossGradient:

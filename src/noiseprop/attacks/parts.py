@@ -1,6 +1,7 @@
 """How many images go through a model at once: parts whose feature maps stay in the cache, whatever B and K are."""
 
 import math
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,13 +10,22 @@ from torch import Tensor, nn
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.sampling import sampling
 
-# A part has at most about this many values of the images (334 digits, 85 of CIFAR-10), which made the paper's CNN a
-# fifth faster than one pass of 500 digits; and the widest map that K draws hold K copies of, at most about this many.
-_IMAGE_VALUES = 1 << 18
-_COPIED_VALUES = 1 << 23
+# The widest map of a part has about this many values or less: 334 digits in the paper's CNN, which made it a fifth
+# faster than one pass of 500, and 128 images in the ResNets.
+_MAP_VALUES = 1 << 23
+# Batches of fewer values than this are not worth a look at the model: 167 digits, 42 images of CIFAR-10.
+_SMALL = 1 << 17
 
-_Noisy = tuple[tuple[str, ...], torch.Size]  # where a model's noise is, and the shape of an image
-_widths: "WeakKeyDictionary[nn.Module, dict[_Noisy, int]]" = WeakKeyDictionary()
+
+class _Widths(NamedTuple):
+    """Values per image of a model's widest map, and of the widest of which K draws hold K copies (0 without noise)."""
+
+    widest: int
+    copied: int
+
+
+_Layout = tuple[tuple[str, ...], torch.Size]  # where a model's noise is, and the shape of an image
+_seen: "WeakKeyDictionary[nn.Module, dict[_Layout, _Widths]]" = WeakKeyDictionary()
 
 
 def parts(model: nn.Module, x: Tensor, draws: int) -> list[slice]:
@@ -24,35 +34,36 @@ def parts(model: nn.Module, x: Tensor, draws: int) -> list[slice]:
     Draws share all that comes before the noise, so what counts for K of them is the widest map behind it: a network
     with noise in its head takes many images at once, one with noise in its first layer few.
     """
-    values = x.numel() / _IMAGE_VALUES
-    if draws > 1:
-        values = max(values, draws * len(x) * _copied_width(model, x) / _COPIED_VALUES)
-    count = min(len(x), math.ceil(values))
+    if draws == 1 and x.numel() <= _SMALL:
+        return [slice(None)]
+    widths = _widths(model, x)
+    values = len(x) * max(widths.widest, draws * widths.copied)
+    count = min(len(x), math.ceil(values / _MAP_VALUES))
     size = math.ceil(len(x) / count)
     return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
-def _copied_width(model: nn.Module, x: Tensor) -> int:
-    """Values per image of the widest map that several draws hold copies of; tried once, with one image.
+def _widths(model: nn.Module, x: Tensor) -> _Widths:
+    """What one image and five draws of it show, looked at once per model.
 
-    The draws are frozen ones, so that the model's noise does not move on. There are five of them, which tells their
-    maps from those of one image and of the two that `sampling` itself may try.
+    The draws are frozen ones, so that the model's noise does not move on; five of them, to tell their maps from those
+    of one image and from those of the two images that `sampling` itself may try.
     """
-    noisy = tuple(name for name, module in model.named_modules() if isinstance(module, NeuronNoise))
-    known = _widths.setdefault(model, {})
-    if (noisy, x.shape[1:]) not in known:
-        widths = [1]
+    layout = tuple(name for name, module in model.named_modules() if isinstance(module, NeuronNoise)), x.shape[1:]
+    known = _seen.setdefault(model, {})
+    if layout not in known:
+        widest: dict[int, int] = {1: x[0].numel(), 5: 0}  # by number of rows
 
         def look(_module: nn.Module, _args: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() > 1 and len(output) == 5:
-                widths.append(output.numel() // 5)
+            if isinstance(output, Tensor) and output.dim() > 1 and len(output) in widest:
+                widest[len(output)] = max(widest[len(output)], output[0].numel())
 
-        handles = [module.register_forward_hook(look) for module in model.modules()]
+        handles = [module.register_forward_hook(look) for module in model.modules() if module is not model]
         try:
             with sampling(model, "frozen", draws=5, key=1):
                 model(x[:1])
         finally:
             for handle in handles:
                 handle.remove()
-        known[noisy, x.shape[1:]] = max(widths)
-    return known[noisy, x.shape[1:]]
+        known[layout] = _Widths(widest[1], widest[5])
+    return known[layout]

@@ -99,8 +99,11 @@ def _ascend(
     for _ in range(steps):
         _, gradient, logits = loss_gradient(model, x_adv, y, draws=draws)
         if stop and not bool((standing := logits[0].argmax(-1) == y).all()):
-            result[rows[~standing]] = x_adv[~standing]
-            x_adv, gradient, y, low, high, rows = (t[standing] for t in (x_adv, gradient, y, low, high, rows))
+            broken, keep = (flags.nonzero()[:, 0] for flags in (~standing, standing))
+            result[rows[broken]] = x_adv.index_select(0, broken)
+            x_adv, gradient, y, low, high, rows = (
+                t.index_select(0, keep) for t in (x_adv, gradient, y, low, high, rows)
+            )
             if not len(rows):
                 return result
         x_adv.add_(gradient.sign_(), alpha=step).clamp_(low, high)

@@ -41,6 +41,8 @@ def figure_3(record: Record) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         if name.endswith("loss"):
             axes.set_yscale("log")
+            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                which(lambda value, _: f"{value:g}")
     figure.axes[0].legend(frameon=False)
     return figure
 
@@ -61,5 +63,5 @@ def _curve(axes: Any, runs: Sequence[Sequence[float]], label: str, colour: str) 
     epochs = np.arange(1, len(reached) + 1)
     mean = np.array([np.mean(values) for values in reached])
     std = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in reached])
-    axes.plot(epochs, mean, color=colour, label=label)
+    axes.plot(epochs, mean, color=colour, label=label, marker=".", markersize=4)
     axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)

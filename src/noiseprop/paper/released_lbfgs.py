@@ -1,5 +1,6 @@
 """The released code's L-BFGS attack: torch's optimizer over a batch of images at once."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from noiseprop.attacks.expectation import attacking
 from noiseprop.data import Dataset
-from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_key, score
+from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_is_on, noise_key, score
 from noiseprop.evaluation.record import Evaluation, Measurement
 from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.suite import attack_images
@@ -41,7 +42,8 @@ def released_lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps
     MNIST folder holds no attacks.
     """
     parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
-    with attacking(model), sampling(model, draws=draws):
+    averaged = sampling(model, draws=draws) if noise_is_on(model) and draws > 1 else nullcontext()
+    with attacking(model), averaged:
         return torch.cat([_attack(model, part, labels, step, steps) for part, labels in parts])
 
 
@@ -51,8 +53,8 @@ def _attack(model: nn.Module, x: Tensor, y: Tensor, step: float, steps: int) -> 
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logits = model(z)  # (draws, B, classes)
-        loss = -cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)))
+        logits: Tensor = model(z).flatten(0, -2)  # (draws * B, classes)
+        loss = -cross_entropy(logits, y.repeat(len(logits) // len(y)))
         loss.backward()
         return loss
 

@@ -1,0 +1,31 @@
+"""Write docs/reproduction.md and Figure 3 from results/table*.json: `python docs/reproduction.py`."""
+
+from pathlib import Path
+
+from noiseprop.paper.figures import draw_figure_3
+from noiseprop.paper.page import page
+from noiseprop.paper.results import Record, read_record
+from noiseprop.training.run_folder import write_aside
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "reproduction.md"
+
+
+def records() -> list[Record]:
+    """Every record of results/."""
+    return [read_record(path) for path in sorted(RESULTS.glob("table[34]-*.json"))]
+
+
+def main() -> None:
+    """Write the page and its figures."""
+    found = records()
+    if not found:
+        raise SystemExit(f"{RESULTS} holds no table3-*.json or table4-*.json; run `noiseprop reproduce table3` first")
+    for record in found:
+        if record["table"] == "table3":
+            draw_figure_3(record, RESULTS / f"figure3-{record['protocol']}")
+    write_aside(PAGE, lambda aside: aside.write_text(page(found), encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,11 @@ over K independent noise draws, fresh for every image and every draw (expectatio
 What noise that is, the model says: an attack inside `with sampling(model, "off")` or `"frozen"` meets that network,
 which has only one draw, so K is 1 there. Outside, noise is fresh in every pass. The passes of an attack come from the
 model's own noise stream and move it on, so that whoever scores the result next draws noise that the attack has not
-seen; for figures that can be repeated, call `reset_noise` before the attack, not between the attack and its score.
+seen; for figures that can be repeated, call `reset_noise` before the attack, not between the attack and its score, or
+then with another key.
+
+Only noise of `NeuronNoise` layers is known here. A network that draws from torch's generator by itself is attacked as
+if it were deterministic, one pass a step, and moves that generator on.
 """
 
 from collections.abc import Generator

@@ -28,3 +28,16 @@ def test_sites_are_the_outputs_before_the_activation():
     net(torch.rand(2, 1, 28, 28))
     assert shapes == {"conv1": (2, 32, 28, 28), "conv2": (2, 64, 14, 14), "fc1": (2, 128), "fc2": (2, 10)}
     assert net.sites["fc"] == ("fc1", "fc2")
+
+
+def test_pooling_before_relu_is_the_paper_s_network_to_the_bit_gradients_too():
+    net = cnn()
+    x, y = torch.rand(16, 1, 28, 28), torch.arange(16) % 10
+    h = functional.max_pool2d(functional.relu(net.conv1(x)), 2)
+    h = functional.max_pool2d(functional.relu(net.conv2(h)), 2)
+    logits = net.fc2(functional.relu(net.fc1(h.flatten(1))))
+    assert torch.equal(net(x), logits)
+    parameters = list(net.parameters())
+    written_out = torch.autograd.grad(functional.cross_entropy(logits, y), parameters)
+    ours = torch.autograd.grad(functional.cross_entropy(net(x), y), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(ours, written_out, strict=True))

@@ -17,8 +17,9 @@ class CNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 1, 28, 28) in [0, 1]."""
-        maps = functional.max_pool2d(functional.relu(self.conv1(images)), 2)  # (B, 32, 14, 14)
-        maps = functional.max_pool2d(functional.relu(self.conv2(maps)), 2)  # (B, 64, 7, 7)
+        # Pooling first gives the same numbers, for ReLU rises with its input, and leaves it a quarter of the work.
+        maps = functional.relu(functional.max_pool2d(self.conv1(images), 2))  # (B, 32, 14, 14)
+        maps = functional.relu(functional.max_pool2d(self.conv2(maps), 2))  # (B, 64, 7, 7)
         return self.fc2(functional.relu(self.fc1(maps.flatten(1))))
 
 

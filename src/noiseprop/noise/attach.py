@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from noiseprop.errors import InputError
+from noiseprop.noise import compiling
 from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise
 from noiseprop.noise.outputs import add_by_input, add_to_input, add_to_output, add_to_sequence
 from noiseprop.noise.plan import Plan, plan_seen, plan_unseen
@@ -135,6 +136,7 @@ def remove_noise(model: nn.Module) -> nn.Module:
     for _, module in list(_attached(model)):
         _drop_hooks(module, lambda hook: hook in _HOOKS)
         del module.noise
+        compiling.hide(module)
     _drop_hooks(model, lambda hook: stream is not None and getattr(hook, "__self__", None) is stream)
     for module in model.modules():
         if module.__dict__.pop("_nested_without_noise", False):
@@ -171,6 +173,7 @@ def attach(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> Noise
         layer.bind(stream, number)
         module = plan.site.module
         module.add_module("noise", layer)
+        compiling.show(module)
         if plan.site.before:
             module.register_forward_pre_hook(add_to_input, with_kwargs=True)
         elif hasattr(layer, "add_by_input"):

@@ -1,7 +1,6 @@
 """The noise in one pass over memory on the CPU: the stream of `noiseprop.noise.philox`, by the loops of `compiled`."""
 
 import ctypes
-import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -19,13 +18,15 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "f
 
 def usable(x: Tensor) -> bool:
     """Whether the fused kernels can work on x; the pure-torch path takes what they cannot."""
-    return available and x.device.type == "cpu" and x.dtype in NAMES and not transforms.is_mapped_by_autograd(x)
+    return available and x.is_cpu and x.dtype in NAMES and not transforms.is_mapped_by_autograd(x)
 
 
-def add_noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
-    """``x + mu + sigma * eps`` in a new tensor with x's memory format; sigma and mu broadcast to the neurons."""
+def add_noise(
+    x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int, *, out: Tensor | None = None
+) -> Tensor:
+    """``x + mu + sigma * eps`` with x's memory format, in a new tensor or `out`; sigma and mu broadcast to neurons."""
     x, channels = _dense(x)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if out is None else out
     level = _vector(sigma, x, channels)
     mean = None if mu is None else _vector(mu, x, channels)
     _call("forward", x, y.data_ptr(), level.data_ptr(), 0 if mean is None else mean.data_ptr(), key, draws, channels)
@@ -39,10 +40,11 @@ def sigma_gradient(grad: Tensor, key: Tensor, draws: int) -> Tensor:
     first = key.tolist()[-1]
     groups = draws * ((first + batch - 1) // LANES - first // LANES + 1)
     chunks = (groups + CHUNK - 1) // CHUNK
-    parts = torch.empty(chunks, math.prod(neurons), dtype=_wide(grad))
+    memory = (*neurons[1:], channels) if channels else neurons
+    parts = torch.empty(memory if chunks == 1 else (chunks, *memory), dtype=_wide(grad))
     _call("backward", grad, parts.data_ptr(), 0, 0, key, draws, channels)
-    total = parts[0] if chunks == 1 else torch.from_numpy(parts.numpy().sum(axis=0))  # numpy's order is fixed
-    return total.view(*neurons[1:], channels).movedim(-1, 0) if channels else total.view(neurons)
+    total = parts if chunks == 1 else torch.from_numpy(parts.numpy().sum(axis=0))  # numpy's order is fixed
+    return total.movedim(-1, 0) if channels else total
 
 
 def sigma_adam(rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], *, settings: Sequence[float]) -> bool:
@@ -64,19 +66,31 @@ def _dense(x: Tensor) -> tuple[Tensor, int]:
     """X in a memory layout that the kernels know, and the number of channels if these come last in it (or 0)."""
     if x.is_contiguous():
         return x, 0
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x, x.shape[1]
-    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+    if memory_format(x) != torch.contiguous_format:
         return x, x.shape[1]
     return x.contiguous(), 0
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout in memory of ``x`` plus noise: x's own if it is contiguous or has its channels last."""
+    if not x.is_contiguous():
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format
+
+
 def _vector(values: Tensor, x: Tensor, channels: int) -> Tensor:
     """One number per neuron, in the order of x's memory."""
-    neurons = x.shape[1:]
+    neurons, dtype = x.shape[1:], _wide(x)
     if values.shape != neurons:
         values = values.expand(neurons)
-    return (values.movedim(0, -1) if channels else values).to(_wide(x)).contiguous()
+    if channels:
+        values = values.movedim(0, -1)
+    if values.dtype != dtype:
+        values = values.to(dtype)
+    return values if values.is_contiguous() else values.contiguous()
 
 
 def _wide(x: Tensor) -> torch.dtype:

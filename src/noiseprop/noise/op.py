@@ -58,12 +58,12 @@ def gaussian_noise(
     Source: Xiao, Zhang and Peng (2021), Eq. 1 and Theorem 1 (Eq. 3).
     """
     _check(x, sigma, mu, draws)
-    key = _full_key(key, generator, x.device)
+    key = _full_key(key, generator, x)
     if not torch.compiler.is_compiling():
         if transforms.active():
             return transforms.gaussian_noise(x, sigma, mu, key, draws)
         if type(x) in _EAGER:
-            return _GaussianNoise.apply(x, sigma, mu, key, draws)  # half the price of a call through the dispatcher
+            return _apply(x, sigma, mu, key, draws)  # half the price of a call through the dispatcher
     return torch.ops.noiseprop.gaussian_noise(x, sigma, mu, key, draws)
 
 
@@ -73,7 +73,7 @@ def _noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int)
         return kernels.add_noise(x, sigma, mu, key, draws)
     eps = _eps(x, key, draws)
     y = x + sigma * eps if mu is None else x + (mu + sigma * eps)
-    return y.to(x.dtype)
+    return y.to(x.dtype).contiguous(memory_format=kernels.memory_format(x))
 
 
 def _sigma_gradient(grad: Tensor, key: Tensor, shape: Sequence[int], draws: int) -> Tensor:
@@ -129,6 +129,10 @@ class _GaussianNoise(torch.autograd.Function):
         return _gradients(ctx, grad)
 
 
+# Function.apply without its look for the wrappers of torch.func, which gaussian_noise has looked for already
+_apply: Any = super(torch.autograd.Function, _GaussianNoise).apply  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _remember_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     grad, key, _, ctx.draws = inputs
     ctx.save_for_backward(key)
@@ -148,7 +152,11 @@ def _register() -> torch.library.Library:
     library.define("sigma_gradient(Tensor grad, Tensor key, SymInt[] shape, int draws) -> Tensor")
     library.impl("gaussian_noise", _noise, "CompositeExplicitAutograd")
     library.impl("sigma_gradient", _sigma_gradient, "CompositeExplicitAutograd")
-    torch.library.register_fake("noiseprop::gaussian_noise", lambda x, *rest: torch.empty_like(x), lib=library)
+    torch.library.register_fake(
+        "noiseprop::gaussian_noise",
+        lambda x, *rest: torch.empty_like(x, memory_format=kernels.memory_format(x)),
+        lib=library,
+    )
     torch.library.register_fake(
         "noiseprop::sigma_gradient",
         lambda grad, key, shape, draws: grad.new_empty(shape, dtype=_wide(grad)),
@@ -170,7 +178,7 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _full_key(key: Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def _full_key(key: Tensor | None, generator: torch.Generator | None, x: Tensor) -> Tensor:
     if key is None:
         key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)
     elif key.dtype != torch.int64 or key.dim() != 1 or key.numel() > KEY_LENGTH:
@@ -181,7 +189,9 @@ def _full_key(key: Tensor | None, generator: torch.Generator | None, device: tor
     missing = KEY_LENGTH - key.numel()
     if missing:
         key = torch.cat([key, key.new_zeros(missing)])
-    return key.to(device).contiguous()
+    if not (key.is_cpu and x.is_cpu):
+        key = key.to(x.device)
+    return key if key.is_contiguous() else key.contiguous()
 
 
 def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from noiseprop.errors import InputError
+from noiseprop.noise import compiling
 
 _REMEDY = "call the model once, as model(x), or pass example=x to add_noise"
 
@@ -27,6 +28,7 @@ class FirstBatch:
     def wait(self, model: nn.Module) -> None:
         """Become a hook of the model."""
         model.register_forward_pre_hook(self, with_kwargs=True)
+        compiling.show(model)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give way to the noise; if that fails, go on waiting."""
@@ -62,3 +64,4 @@ def forget_first_batch(model: nn.Module) -> None:
     for number, hook in list(model._forward_pre_hooks.items()):
         if isinstance(hook, FirstBatch):
             del model._forward_pre_hooks[number], model._forward_pre_hooks_with_kwargs[number]
+            compiling.hide(model)

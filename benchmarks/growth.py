@@ -47,7 +47,7 @@ def main() -> None:
         figures[varied] = []
         for batch, width, noisy in rows:
             runs = {"no noise": step(batch, width, 0), "noise": step(batch, width, noisy)}
-            times = paired(runs, warmup=5, rounds=50, most=1000, seconds=20)
+            times = paired(runs, warmup=5, rounds=20, most=200, seconds=12, burst=10)
             figure = {"batch": batch, "width": width, "noisy layers": noisy, **ratio(times, "noise")}
             figure["milliseconds without"] = ratio(times, "no noise")["milliseconds"]
             figures[varied].append(figure)

@@ -70,19 +70,22 @@ class NeuronNoise(nn.Module):
         self.path = ""  # of the module that add_noise gave the noise to, and how its sigmas are shared:
         self.granularity: Granularity | None = None
         self.estimator = _known(estimator)
-        self.stream = NoiseStream(int(torch.randint(2**62, ()).item()))
+        self._hold(NoiseStream(int(torch.randint(2**62, ()).item())), as_child=True)
         self.alone = True  # until bind()
         self.number = 0
 
     def bind(self, stream: NoiseStream, number: int) -> None:
         """Draw from a model's stream as its layer `number`; layer 0 holds the stream for all."""
-        del self.stream
-        if number == 0:
-            self.stream = stream
-        else:
-            self.__dict__["stream"] = stream  # not a child: state_dict() must not see it again
+        self._hold(stream, as_child=number == 0)
         self.alone, self.number = False, number
         stream.make_room(number + 1)
+
+    def _hold(self, stream: NoiseStream, *, as_child: bool) -> None:
+        """Keep a stream at hand; only one layer has it for a child, so that state_dict() sees it once."""
+        self._modules.pop("stream", None)
+        if as_child:
+            self._modules["stream"] = stream
+        self.__dict__["stream"] = stream  # where Python finds it without nn.Module's slow search
 
     def forward(self, x: Tensor) -> Tensor:
         """Add noise to x (B, *neurons); returns a new tensor, or x itself (plus mu, if any) where noise is off."""

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,23 @@ def test_images_that_are_wrong_already_come_back(conv, batch):
     moved = (x_adv != x).flatten(1).any(1)
     assert torch.equal(moved, y == right)
     assert (conv(x_adv).argmax(1) != y).all()
+
+
+def test_the_search_goes_by_tens_then_halves_and_keeps_the_nearest_success(monkeypatch):
+    """Minimisers that get farther away as c rises, and miss above c = 50: the first success is the nearest."""
+    tried = []
+
+    def minimise(_model, x, _target, *, c, **_settings):
+        tried.append(c)
+        return x + (0.5 + 0.001 * len(tried) if c <= 50 else 0)
+
+    monkeypatch.setattr(sys.modules[lbfgs_szegedy.__module__], "_minimise", minimise)
+    model = nn.Linear(1, 2).double()
+    model.weight.data[:, 0], model.bias.data[:] = torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0])
+    x = torch.tensor([[0.25]], dtype=torch.float64)
+    x_adv = lbfgs_szegedy(model, x, torch.tensor([0]), searches=5)
+    assert tried == pytest.approx([1, 10, 100, 1000**0.5, (100 * 1000**0.5) ** 0.5])
+    assert float(x_adv) == pytest.approx(0.25 + 0.501)
 
 
 def test_a_target_out_of_reach_gives_the_closest_attempt(batch):

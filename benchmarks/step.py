@@ -175,7 +175,7 @@ def measure(network: str, compiled: bool) -> dict[str, Any]:
     runs = {name: step(network, name) for name in names}
     saved = {name: bytes_saved(run) for name, run in runs.items() if not name.endswith("compiled")}
     heavy = network.startswith("ResNet")
-    often = {"rounds": 15, "seconds": 240} if heavy else {"rounds": 30, "seconds": 90, "burst": 10}
+    often = {"rounds": 15, "seconds": 170} if heavy else {"rounds": 30, "seconds": 90, "burst": 10}
     times = paired(runs, warmup=2 if heavy else 10, most=2000, **often)
     peaks = {name: peak(network, name) for name in ("no noise", "plain", "released code", "noiseprop")}
     figures: dict[str, Any] = {}

@@ -192,6 +192,11 @@ def test_opcheck(path):
     torch.library.opcheck(ops.gaussian_noise.default, (x, sigma, mu, KEY, 2))
     torch.library.opcheck(ops.gaussian_noise.default, (x, sigma, None, KEY, 1))
     torch.library.opcheck(ops.sigma_gradient.default, (x, KEY, (3, 1), 1))
+    last = torch.randn(4, 3, 2, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.library.opcheck(ops.gaussian_noise.default, (last, torch.rand(3, 2, 5), None, KEY, 1))
+    torch.library.opcheck(ops.sigma_gradient.default, (last, KEY, (3, 2, 5), 1))
+    for shape in ((3, 2, 5), (3, 1, 1)):
+        assert ops.sigma_gradient(last.detach(), KEY, shape, 1).is_contiguous()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own

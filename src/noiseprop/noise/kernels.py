@@ -44,7 +44,7 @@ def sigma_gradient(grad: Tensor, key: Tensor, draws: int) -> Tensor:
     parts = torch.empty(memory if chunks == 1 else (chunks, *memory), dtype=_wide(grad))
     _call("backward", grad, parts.data_ptr(), 0, 0, key, draws, channels)
     total = parts if chunks == 1 else torch.from_numpy(parts.numpy().sum(axis=0))  # numpy's order is fixed
-    return total.movedim(-1, 0) if channels else total
+    return total.movedim(-1, 0).contiguous() if channels else total
 
 
 def sigma_adam(rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], *, settings: Sequence[float]) -> bool:

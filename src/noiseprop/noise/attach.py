@@ -1,46 +1,25 @@
 """``add_noise``: give a model noise where it stands, and take it away again."""
 
-# torch has no public way to list or remove the hooks of a module:
+# torch keeps to itself whether model.compile() was called:
 # pyright: reportPrivateUsage=false
 
 import math
 import operator
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from noiseprop.errors import InputError
-from noiseprop.noise import compiling
 from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise
-from noiseprop.noise.outputs import add_by_input, add_to_input, add_to_output, add_to_sequence
+from noiseprop.noise.placing import Settings, own_stream, put, take_away
 from noiseprop.noise.plan import Plan, plan_seen, plan_unseen
 from noiseprop.noise.probe import as_call, probe
-from noiseprop.noise.sampling import forget_prefix
 from noiseprop.noise.sites import Site, Where, choose
-from noiseprop.noise.stream import NoiseStream
 from noiseprop.noise.waiting import FirstBatch, forget_first_batch, refuse_waiting
-
-_HOOKS = (add_to_output, add_to_input, add_to_sequence, add_by_input)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the noise that one call of `add_noise` adds is made."""
-
-    granularity: Granularity = "neuron"
-    init: Init = 1.0
-    learn: bool = True
-    mean: bool = False
-    at_inference: bool = True
-    key: int = 0
-    batch_dim: int = 0
-    estimator: Estimator = "pathwise"
-    make: Callable[..., NeuronNoise] = NeuronNoise
 
 
 def add_noise(
@@ -108,15 +87,15 @@ def add_noise(
 
 def place(model: nn.Module, where: Where, settings: Settings, example: Any) -> nn.Module:
     """Do what `add_noise` says, with noise layers that `settings.make` makes."""
-    _check_model(model)
+    check_model(model)
     sites = choose(model, where)
-    _check_sites(sites)
+    check_sites(sites)
     _check_settings(settings, sites[0])
-    _own_stream(model)
+    own_stream(model)
     if example is not None:
-        attach(model, _plan_by_probe(model, sites, settings, *as_call(example)), settings)
+        put(model, _plan_by_probe(model, sites, settings, *as_call(example)), settings)
     elif (plans := plan_unseen(model, sites, settings.granularity, settings.batch_dim)) is not None:
-        attach(model, plans, settings)
+        put(model, plans, settings)
     else:
         FirstBatch(partial(_attach_and_begin, where=where, settings=settings)).wait(model)
     return model
@@ -132,16 +111,8 @@ def remove_noise(model: nn.Module) -> nn.Module:
         InputError: the noise was added to a larger model or to a part of this one; remove it there.
     """
     forget_first_batch(model)
-    stream = _own_stream(model)
-    for _, module in list(_attached(model)):
-        _drop_hooks(module, lambda hook: hook in _HOOKS)
-        del module.noise
-        compiling.hide(module)
-    _drop_hooks(model, lambda hook: stream is not None and getattr(hook, "__self__", None) is stream)
-    for module in model.modules():
-        if module.__dict__.pop("_nested_without_noise", False):
-            module.__dict__["use_nested_tensor"] = True
-    forget_prefix(model)
+    refuse_waiting(model)  # a part of it
+    take_away(model)
     return model
 
 
@@ -160,40 +131,13 @@ def is_noisy(model: nn.Module) -> bool:
     return bool(noise_layers(model))
 
 
-def attach(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> NoiseStream:
-    """Put noise layers of the planned shapes in their places; all that can fail has been checked before."""
-    stream = _own_stream(model)
-    first = max((layer.number for layer in noise_layers(model).values() if layer.stream is stream), default=-1) + 1
-    if stream is None:
-        stream = NoiseStream(settings.key)
-        stream.to(plans[0].like.device)
-    generator = torch.Generator().manual_seed((settings.key + first) % 2**64)
-    layers = [_new_layer(plan, settings, generator) for plan in plans]
-    for number, (plan, layer) in enumerate(zip(plans, layers, strict=True), start=first):
-        layer.bind(stream, number)
-        module = plan.site.module
-        module.add_module("noise", layer)
-        compiling.show(module)
-        if plan.site.before:
-            module.register_forward_pre_hook(add_to_input, with_kwargs=True)
-        elif hasattr(layer, "add_by_input"):
-            module.register_forward_hook(add_by_input, with_kwargs=True)
-        else:
-            module.register_forward_hook(add_to_sequence if isinstance(module, nn.RNNBase) else add_to_output)
-    if first == 0:
-        model.register_forward_pre_hook(stream.begin)
-    _keep_dense(model, {plan.site.module for plan in plans})
-    forget_prefix(model)
-    return stream
-
-
 def _attach_and_begin(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, where: Where, settings: Settings
 ) -> None:
     """What the first batch of a model without an example sets off; its own pass is noisy already."""
     sites = choose(model, where)
-    _check_sites(sites)
-    attach(model, _plan_by_probe(model, sites, settings, args, kwargs), settings).begin()
+    check_sites(sites)
+    put(model, _plan_by_probe(model, sites, settings, args, kwargs), settings).begin()
 
 
 def _plan_by_probe(
@@ -201,67 +145,6 @@ def _plan_by_probe(
 ) -> list[Plan]:
     seen = probe(model, sites, args, kwargs)
     return plan_seen(model, sites, seen, settings.granularity, settings.batch_dim)
-
-
-def _new_layer(plan: Plan, settings: Settings, generator: torch.Generator) -> NeuronNoise:
-    init, normal = settings.init, settings.init == "normal"
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        layer = settings.make(
-            plan.shape,
-            init=1.0 if normal else init,
-            learn=settings.learn,
-            mean=settings.mean,
-            at_inference=settings.at_inference,
-            batch_dim=plan.batch_dim,
-            estimator=settings.estimator,
-        )
-        if normal:
-            layer.sigma.data.normal_(generator=generator)
-        layer.to(plan.like.device, torch.float64 if plan.like.dtype == torch.float64 else torch.float32)
-    layer.path, layer.granularity = str(plan.site), settings.granularity
-    return layer.train(plan.site.module.training)
-
-
-def _keep_dense(model: nn.Module, modules: set[nn.Module]) -> None:
-    """In eval mode a TransformerEncoder makes masked batches nested tensors, which only its fused kernels can take."""
-    for encoder in model.modules():
-        nests = isinstance(encoder, nn.TransformerEncoder) and encoder.use_nested_tensor
-        if nests and not modules.isdisjoint(encoder.modules()):
-            encoder.__dict__["use_nested_tensor"] = False
-            encoder.__dict__["_nested_without_noise"] = True
-
-
-def _attached(model: nn.Module) -> Generator[tuple[str, nn.Module]]:
-    """The modules that `add_noise` gave noise to, with their paths."""
-    for path, module in model.named_modules():
-        if any(hook in _HOOKS for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())):
-            yield path, module
-
-
-def _own_stream(model: nn.Module) -> NoiseStream | None:
-    """The stream of the noise that was added to just this model; an error if there is noise of another's."""
-    begun = {id(getattr(hook, "__self__", None)) for hook in model._forward_pre_hooks.values()}
-    own = None
-    for path, module in _attached(model):
-        stream = cast(NeuronNoise, module.noise).stream
-        if id(stream) not in begun:
-            raise InputError(
-                f"the noise of {path or 'the model itself'} was not added to this {type(model).__name__} as a whole, "
-                "but to a larger model or to a part of it; call remove_noise on that one first"
-            )
-        own = stream
-    return own
-
-
-def _drop_hooks(module: nn.Module, ours: Any) -> None:
-    for hooks, with_kwargs in (
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
-        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-    ):
-        for number, hook in list(hooks.items()):
-            if ours(hook):
-                del hooks[number]
-                with_kwargs.pop(number, None)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -284,12 +167,13 @@ def _check_settings(settings: Settings, site: Site) -> None:
         raise InputError(f"{site}: the batch axis cannot be {settings.batch_dim}; pass batch_dim=0 or more")
 
 
-def _check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
+    """Refuse models that cannot be given noise as they are."""
     refuse_waiting(model)
     name = type(model).__name__
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)
     if isinstance(model, wrappers) or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
-        raise InputError(f"{name} is a model that is wrapped or compiled already; call add_noise before that")
+        raise InputError(f"{name} is wrapped or compiled already; call add_noise on the plain model before that")
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise InputError(
@@ -301,7 +185,8 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _check_sites(sites: Sequence[Site]) -> None:
+def check_sites(sites: Sequence[Site]) -> None:
+    """Refuse places that are taken."""
     for site in sites:
         if isinstance(getattr(site.module, "noise", None), NeuronNoise):
             raise InputError(f"{site} has noise already; call remove_noise(model) first, or name other modules")

@@ -96,6 +96,11 @@ class NeuronNoise(nn.Module):
         sampling = stream.sampling
         if not (self.training or self.at_inference) or (sampling is not None and sampling.off):
             return self._silent(x)
+        if x.is_nested:
+            raise InputError(
+                f"{self.path or 'NeuronNoise'}: nested tensors cannot carry noise; pass padded ones, or give the noise "
+                "to the nn.TransformerEncoder as a whole, which then pads by itself"
+            )
         if self.batch_dim:
             x = x.movedim(self.batch_dim, 0)
         if self.granularity == "neuron" and x.shape[1:] != self.sigma.shape:

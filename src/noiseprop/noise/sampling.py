@@ -111,6 +111,7 @@ def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) 
         _refuse_batch_norm(module)
         if not streams or state.off or shares_prefix(module, args, kwargs, streams):
             return None
+        _refuse_time_first(module)
         state.repeated = True
         batch = _batch(args, kwargs)
         return _map_batch((args, kwargs), batch, lambda x: _repeat(x, draws))
@@ -119,7 +120,7 @@ def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) 
         if module.__dict__.get("_sampling") is not state:
             return None
         if state.repeated:
-            return tree_map_only(Tensor, lambda x: x.unflatten(0, (draws, -1)), output)
+            return tree_map_only(Tensor, lambda x: _split(x, draws), output)
         return tree_map_only(Tensor, lambda x: x.expand(draws, *x.shape), output)
 
     return [
@@ -190,6 +191,26 @@ def _refuse_batch_norm(model: nn.Module) -> None:
             raise InputError(
                 f"{name} is a batch norm in training mode, which would mix the draws; call model.eval() first"
             )
+
+
+def _refuse_time_first(model: nn.Module) -> None:
+    """The inputs of a time-first model have their batch on another axis than the one that would be repeated."""
+    for name, module in model.named_modules():
+        if getattr(module, "batch_dim", 0) and isinstance(getattr(module, "stream", None), NoiseStream):
+            raise InputError(
+                f"{name} has its batch on axis {module.batch_dim}, so it is not known how to repeat the model's input "
+                "for several draws; call the model once per draw: torch.stack([model(x) for _ in range(K)])"
+            )
+
+
+def _split(x: Tensor, draws: int) -> Tensor:
+    """(K*B, ...) as (K, B, ...)."""
+    if x.dim() == 0 or x.shape[0] % draws:
+        raise InputError(
+            f"the model returns a tensor of shape {tuple(x.shape)}, which has no batch axis to hold {draws} draws; "
+            "return logits or one loss per sample, or call the model once per draw"
+        )
+    return x.unflatten(0, (draws, -1))
 
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

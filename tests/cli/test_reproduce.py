@@ -1,0 +1,63 @@
+from dataclasses import replace
+
+import pytest
+
+from noiseprop.cli import main
+from noiseprop.evaluation import settings
+from noiseprop.paper import protocol
+from noiseprop.paper.protocol import Row
+from noiseprop.paper.published import COLUMNS
+from noiseprop.paper.results import accuracy, read_record
+
+QUICK = ["--data", "mnist-5k", "--epochs", "1", "--seeds", "1"]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two rows, judged on a few images."""
+    chosen = replace(settings.SETTINGS["mnist-5k"], attack_images=20, trust_images=8, vote_draws=2, attack_draws=(1, 2))
+    monkeypatch.setitem(settings.SETTINGS, "mnist-5k", chosen)
+    monkeypatch.setitem(protocol.TABLES, "table3", (Row("MLP"), Row("MLPN")))
+
+
+def test_a_table_is_written_printed_and_not_done_twice(few, tmp_path, capsys):
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results")]
+    command = ["reproduce", "table3", *QUICK, "--jobs", "2", *folders]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    path = tmp_path / "results" / "table3-paper-mnist-5k.json"
+    record = read_record(path)
+    assert [(run["row"], run["seed"]) for run in record["runs"]] == [("MLP, ReLU", 0), ("MLPN, ReLU", 0)]
+    assert record["data"]["test_images"] == 714
+    for run in record["runs"]:
+        for condition in COLUMNS:
+            assert 0 <= accuracy(run, condition) <= 1
+        assert accuracy(run, "clean") > 0.12
+        assert len(run["findings"]) == 6
+        assert len(run["course"]["test_accuracy"]) == 1
+    assert f"{accuracy(record['runs'][1], 'clean'):.3f} (0.921)" in said.out
+    assert "table3: MLPN, ReLU, seed 0 is done, " in said.err
+    assert str(path) in said.out
+    before = path.read_bytes(), (tmp_path / "runs").stat()
+    assert main(command) == 0
+    assert path.read_bytes() == before[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--switch", "sign"], "'sign' is no departure of the released code; choose of gradient-sign, sigma-adam"),
+        (["--seeds", "0"], "--seeds is 0; give 1 or more"),
+        (["--jobs", "0"], "--jobs is 0; give 1 or more"),
+        (["--epochs", "0"], "--epochs is 0; give 1 or more"),
+        (["--data", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "table3", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("noiseprop: ")
+    assert says in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,174 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from noiseprop.data import load, split
+from noiseprop.errors import RunError
+from noiseprop.evaluation.settings import known_settings
+from noiseprop.paper import protocol as protocol_module
+from noiseprop.paper import reproduction
+from noiseprop.paper.protocol import PROTOCOLS, Protocol, Row, protocol
+from noiseprop.paper.reproduction import EVALUATION, TEST_ACCURACY, Job, do, finished
+from noiseprop.training import loss_and_accuracy
+from noiseprop.training.checkpoint import MODEL
+
+FEW = replace(
+    known_settings("mnist-5k"),
+    conditions=("clean", "fgsm", "lbfgs", "lbfgs-transfer", "contrast"),
+    attack_draws=(1, 2),
+    vote_draws=4,
+    attack_images=40,
+    trust_images=8,
+)
+
+
+def quiet(done: int, total: int, what: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """All jobs here share one surrogate."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def job(root: Path, row: Row | None = None, chosen: Protocol | None = None, seed: int = 0, epochs: int = 2) -> Job:
+    chosen = chosen or PROTOCOLS["paper"]
+    return Job(row or Row("MLPN"), seed, chosen, "mnist-5k", None, epochs, "fp32", FEW, root)
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in (MODEL, EVALUATION, TEST_ACCURACY)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root) -> Job:
+    torch.set_num_threads(1)
+    this = job(root)
+    do(this, quiet)
+    return this
+
+
+def test_a_run_keeps_what_its_record_needs(undisturbed):
+    run = finished(undisturbed)
+    assert undisturbed.folder.name == "mlpn-relu-seed0"
+    assert undisturbed.folder.parent.name == "paper-mnist-5k"
+    assert [epoch.epoch for epoch in run.epochs] == [1, 2]
+    assert run.evaluation.about["model"] == "MLPN"
+    assert run.evaluation.about["epochs"] == 2
+    assert {m.condition for m in run.evaluation.measurements} == set(FEW.conditions)
+    assert {m.attack_draws for m in run.evaluation.measurements if m.condition == "lbfgs"} == {0, 1, 2}
+    # the last epoch's test accuracy is that of the network which was judged, but for the draw of its noise
+    assert abs(run.test_accuracy[-1] - run.evaluation.accuracy("clean")) < 0.05
+
+
+def test_measuring_test_accuracy_leaves_no_trace(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "FIGURE_3", ())
+    this = replace(undisturbed, root=tmp_path)
+    reproduction._train(this, quiet)
+    assert not (this.folder / TEST_ACCURACY).exists()
+    assert (this.folder / MODEL).read_bytes() == (undisturbed.folder / MODEL).read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["first epoch", "second epoch", "fgsm", "contrast 3", "check transfer"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(moment, undisturbed, root, tmp_path):
+    this = replace(undisturbed, root=tmp_path)
+    (tmp_path / "surrogates").symlink_to(root / "surrogates")
+
+    def stop(done: int, total: int, what: str) -> None:
+        epoch = 1 if done <= total // 2 else 2
+        if what.startswith("training, ") and moment == {1: "first epoch", 2: "second epoch"}[epoch]:
+            raise KeyboardInterrupt
+        if what.startswith(moment):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(this, stop)
+    with pytest.raises(RunError, match="the run is not finished; run the same `noiseprop reproduce` again"):
+        finished(this)
+    do(this, quiet)
+    assert kept(this.folder) == kept(undisturbed.folder)
+
+
+def test_what_is_finished_is_not_done_again(undisturbed, monkeypatch):
+    before = kept(undisturbed.folder)
+    monkeypatch.setattr(reproduction, "evaluate", None)
+    monkeypatch.setattr(reproduction, "surrogate", None)
+    do(undisturbed, quiet)
+    assert kept(undisturbed.folder) == before
+
+
+def test_a_damaged_evaluation_is_made_again_and_another_setting_is_judged_anew(undisturbed):
+    before = kept(undisturbed.folder)
+    path = undisturbed.folder / EVALUATION
+    path.write_bytes(before[EVALUATION][:-100])
+    do(undisturbed, quiet)
+    assert kept(undisturbed.folder) == before
+    do(replace(undisturbed, settings=replace(FEW, attack_images=20)), quiet)
+    assert path.read_bytes() != before[EVALUATION]
+    do(undisturbed, quiet)
+    assert kept(undisturbed.folder) == before
+
+
+def test_a_folder_of_other_settings_is_refused(undisturbed):
+    with pytest.raises(RunError, match=r"recipe\.epochs = 2 there and 3 now"):
+        do(replace(undisturbed, epochs=3), quiet)
+
+
+def test_damaged_test_accuracies_are_one_sentence(undisturbed):
+    path = undisturbed.folder / TEST_ACCURACY
+    text = path.read_text()
+    for damage in ("{", "[1]", '{"one": 1}'):
+        path.write_text(damage)
+        with pytest.raises(RunError, match="is damaged"):
+            finished(undisturbed)
+    path.write_text(text)
+
+
+def test_early_stopping_ends_with_the_first_epoch_above_the_limit(root, monkeypatch):
+    monkeypatch.setattr(protocol_module, "_STOP_ABOVE", 0.75)
+    this = job(root, Row("MLP"), protocol("paper", ["early-stopping"]), epochs=9)
+    do(this, quiet)
+    run = finished(this)
+    stopped = len(run.epochs)
+    assert 1 < stopped < 9
+    assert run.test_accuracy[-1] > 0.75 >= max(run.test_accuracy[:-1])
+    as_many = job(root, Row("MLP"), epochs=stopped)
+    do(as_many, quiet)
+    assert (this.folder / MODEL).read_bytes() == (as_many.folder / MODEL).read_bytes()
+    before = kept(this.folder)
+    do(this, quiet)
+    assert kept(this.folder) == before
+
+
+def test_the_released_code_runs_as_a_whole(root):
+    this = job(root, Row("MLPN"), PROTOCOLS["released-code"])
+    this = replace(this, settings=replace(FEW, attack_draws=(1,)))
+    do(this, quiet)
+    evaluation = finished(this).evaluation
+    assert evaluation.settings == this.settings
+    lbfgs = {m.key for m in evaluation.measurements if m.condition.startswith("lbfgs")}
+    assert lbfgs == {
+        ("lbfgs", "off", 0, 0),
+        ("lbfgs", "one", 1, 0),
+        ("lbfgs", "vote", 1, 0),
+        ("lbfgs-transfer", "off", 0, 0),
+        ("lbfgs-transfer", "one", 0, 0),
+        ("lbfgs-transfer", "vote", 0, 0),
+    }
+    assert json.loads((this.folder / "config.json").read_text())["settings"]["departures"]
+    model, epochs = reproduction._train(this, quiet)
+    assert epochs == 2
+    measured = loss_and_accuracy(model, split(load("mnist-5k")).test)[1]
+    assert abs(measured - evaluation.accuracy("clean")) < 0.05

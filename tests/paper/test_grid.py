@@ -93,7 +93,7 @@ def test_workers_end_with_their_parent_and_the_runs_go_on(how, tmp_path):
     parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
     first, second = jobs(tmp_path / "runs", epochs=40)
     deadline = time.monotonic() + 120
-    while not ((first.folder / "metrics.jsonl").exists() and (second.folder / "metrics.jsonl").exists()):
+    while not all(_size(job.folder / "metrics.jsonl") for job in (first, second)):
         assert time.monotonic() < deadline
         assert parent.poll() is None
         time.sleep(0.1)
@@ -113,6 +113,10 @@ def test_workers_end_with_their_parent_and_the_runs_go_on(how, tmp_path):
     for one, other in zip((first, second), undisturbed, strict=True):
         for name in (EVALUATION, "model.safetensors"):
             assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _children(pid: int) -> list[int]:

@@ -1,0 +1,55 @@
+"""docs/reproduction.md and the results that it is made from belong together."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noiseprop.evaluation.settings import CONDITIONS
+from noiseprop.evaluation.statistics import wilson
+from noiseprop.paper.page import page
+from noiseprop.paper.protocol import PROTOCOLS, TABLES, Row, attack_settings
+from noiseprop.paper.results import accuracy
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "reproduction.py"))
+RECORDS = SCRIPT["records"]()
+NAMES = [f"{record['table']}-{record['protocol']}" for record in RECORDS]
+
+
+def test_the_page_is_made_of_the_results():
+    written = SCRIPT["PAGE"]
+    assert written.exists() == bool(RECORDS), "run `python docs/reproduction.py` and commit what it writes"
+    if RECORDS:
+        assert written.read_text(encoding="utf-8") == page(RECORDS), "run `python docs/reproduction.py`"
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=NAMES)
+def test_a_record_is_complete(record):
+    rows: tuple[Row, ...] = TABLES[record["table"]]
+    runs = {(run["row"], run["seed"]) for run in record["runs"]}
+    assert runs == {(row.name, seed) for row in rows for seed in record["seeds"]}
+    assert len(record["runs"]) == len(runs)
+    assert record["data"] == {"name": "mnist", "test_images": 10_000, "digest": RECORDS[0]["data"]["digest"]}
+    assert record["epochs"] == 30
+    assert record["settings"]["attack_images"] >= 1000
+    if record["protocol"] in PROTOCOLS:
+        chosen = PROTOCOLS[record["protocol"]]
+        assert set(record["departures"]) == chosen.departures
+        assert tuple(record["settings"]["attack_draws"]) == attack_settings(chosen, "mnist").attack_draws
+    for run in record["runs"]:
+        assert all(0 < accuracy(run, condition) < 1 for condition in CONDITIONS)
+        for right, n, low, high in run["figures"].values():
+            interval = wilson(right, n)
+            assert (low, high) == pytest.approx((interval.low, interval.high), abs=1e-5)
+        lengths = {len(run["course"][name]) for name in ("train_loss", "validation_loss", "validation_accuracy")}
+        assert len(lengths) == 1
+        assert lengths <= set(range(1, 11)) if "early-stopping" in record["departures"] else lengths == {30}
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=NAMES)
+def test_figure_3_stands_beside_the_results(record):
+    if record["table"] == "table3":
+        for suffix in ("svg", "png"):
+            assert (ROOT / "results" / f"figure3-{record['protocol']}.{suffix}").exists()

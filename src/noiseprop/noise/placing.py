@@ -37,6 +37,7 @@ class Settings:
     make: Callable[..., NeuronNoise] = NeuronNoise
 
 
+@torch.inference_mode(False)  # what is made here shall be trained, even if the first batch came for inference only
 def put(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> NoiseStream:
     """Put noise layers of the planned shapes in their places; all that can fail has been checked before."""
     stream = own_stream(model)
@@ -104,7 +105,7 @@ def own_stream(model: nn.Module) -> NoiseStream | None:
 
 def _new_layer(plan: Plan, settings: Settings, generator: torch.Generator) -> NeuronNoise:
     init, normal = settings.init, settings.init == "normal"
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+    with torch.random.fork_rng(devices=[]):
         layer = settings.make(
             plan.shape,
             init=1.0 if normal else init,

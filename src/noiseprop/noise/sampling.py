@@ -111,7 +111,6 @@ def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) 
         _refuse_batch_norm(module)
         if not streams or state.off or shares_prefix(module, args, kwargs, streams):
             return None
-        _refuse_time_first(module)
         state.repeated = True
         batch = _batch(args, kwargs)
         return _map_batch((args, kwargs), batch, lambda x: _repeat(x, draws))
@@ -135,6 +134,8 @@ def shares_prefix(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         agrees = _try_shared(model, args, kwargs, streams)
         if agrees is None:
             return True
+        if not agrees:
+            _refuse_time_first(model)
         _shares_prefix[model] = agrees
         if not agrees:
             warnings.warn(

@@ -36,11 +36,12 @@ class FirstBatch:
             raise InputError(
                 f"the noise of {type(model).__name__} waits for a first batch; {_REMEDY} before compiling it"
             )
-        forget_first_batch(model)
+        (number,) = forget_first_batch(model)
         try:
             self.attach(model, args, kwargs)
         except Exception:
-            self.wait(model)
+            model._forward_pre_hooks[number], model._forward_pre_hooks_with_kwargs[number] = self, True
+            compiling.show(model)
             raise
 
 
@@ -59,9 +60,10 @@ def refuse_waiting(model: nn.Module) -> None:
         )
 
 
-def forget_first_batch(model: nn.Module) -> None:
-    """Take the hook away again."""
-    for number, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, FirstBatch):
-            del model._forward_pre_hooks[number], model._forward_pre_hooks_with_kwargs[number]
-            compiling.hide(model)
+def forget_first_batch(model: nn.Module) -> list[int]:
+    """Take the hook away again; returns its number, if there was one."""
+    numbers = [number for number, hook in model._forward_pre_hooks.items() if isinstance(hook, FirstBatch)]
+    for number in numbers:
+        del model._forward_pre_hooks[number], model._forward_pre_hooks_with_kwargs[number]
+        compiling.hide(model)
+    return numbers

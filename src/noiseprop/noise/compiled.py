@@ -26,18 +26,15 @@ VECTOR = np.uintp(16)
 TILE = 1024  # neurons in a task
 
 F = np.float32
-_m, _t = np.linspace(1, 2 - 1e-9, 20001), np.linspace(1e-12, 0.25, 20001)
-
-
-def _fit(x: Any, y: Any, degree: int, domain: list[float]) -> list[np.float32]:
-    fitted = np.polynomial.Chebyshev.fit(x, y, degree, domain=domain)
-    return [F(c) for c in fitted.convert(kind=np.polynomial.Polynomial).coef]
-
-
-# -2 log(u) = -2 log(2) (exponent + 1) + (m - 2) q(m) for u = m 2**exponent: exact where u nears 1 and the radius 0
-L0, L1, L2, L3, L4, L5 = _fit(_m, -2 * np.log(_m / 2) / (_m - 2), 5, [1, 2])
-S0, S1, S2, S3 = _fit(_t, np.sin(np.pi * np.sqrt(_t)) / np.sqrt(_t), 3, [0, 0.25])
-C0, C1, C2, C3, C4 = _fit(_t, np.cos(np.pi * np.sqrt(_t)), 4, [0, 0.25])
+# Least-squares polynomials, written out so that every machine has the same bits (test_kernels.py fits them again):
+# -2 log(u) = -2 log(2) (exponent + 1) + (m - 2) q(m) for u = m 2**exponent: exact where u nears 1 and the radius 0;
+# sin(pi v) = v s(v^2) and cos(pi v) = c(v^2) for v in [-1/2, 1/2].
+LOGARITHM = (-2.74896598, 2.64982152, -2.01455641, 0.943776488, -0.242535263, 0.0261848327)
+SINE = (3.14158821, -5.16736269, 2.54383159, -0.559447229)
+COSINE = (0.999999881, -4.93479061, 4.05839109, -1.33182168, 0.219685689)
+L0, L1, L2, L3, L4, L5 = map(F, LOGARITHM)
+S0, S1, S2, S3 = map(F, SINE)
+C0, C1, C2, C3, C4 = map(F, COSINE)
 M0, M1, W0, W1 = (np.uint64(v) for v in (*MULTIPLIERS, *WEYL))
 LOW, WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
 R1, R2, R3, R4, R5, R6, R7 = (np.uintp(row * WIDTH) for row in range(1, LANES))

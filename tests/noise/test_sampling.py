@@ -109,6 +109,14 @@ def test_one_sample_does_not_hide_the_meeting_of_branches():
         assert model(X).shape == (5, 4, 3)
 
 
+def test_the_trial_leaves_torchs_generator_alone():
+    model = network(("head", "out")).train()
+    state = torch.get_rng_state()
+    with sampling(model, draws=3):
+        model(X)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_off_and_frozen():
     model = network()
     plain = network(())

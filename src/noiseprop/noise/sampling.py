@@ -169,7 +169,8 @@ def _try_shared(
         for shared in (True, False):
             trial.repeated = not shared
             a, k = (args, kwargs) if shared else _map_batch((args, kwargs), 2, lambda x: _repeat(x, 3))
-            outputs.append(model(*a, **k))
+            with torch.random.fork_rng(devices=[]):  # a trial leaves torch's generator as it was
+                outputs.append(model(*a, **k))
             if not trial.repeated:
                 return None
     except (RuntimeError, ValueError, IndexError):

@@ -105,6 +105,16 @@ def test_a_sigma_without_gradient_stays_and_is_not_counted():
     assert b.item() == pytest.approx(1 - 1e-3)
 
 
+def test_a_state_that_does_not_fit_is_an_error_not_a_crash():
+    small, large = torch.ones(2, requires_grad=True), torch.ones(5000, requires_grad=True)
+    donor, optimizer = SigmaAdam([small]), SigmaAdam([large])
+    small.grad, large.grad = torch.ones(2), torch.ones(5000)
+    donor.step()
+    optimizer.load_state_dict(donor.state_dict())
+    with pytest.raises(RuntimeError, match="size"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("bad", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1e-9}, {"lr": float("nan")}])
 def test_bad_settings_are_named(bad):
     with pytest.raises(InputError, match="SigmaAdam got"):

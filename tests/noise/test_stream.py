@@ -1,7 +1,9 @@
 """Passes, calls and layers: which key a call of a noise layer gets."""
 
 import copy
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -158,6 +160,9 @@ def test_a_recomputation_without_its_random_state_is_refused():
         model(X.clone().requires_grad_()).sum().backward()
 
 
+@pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs g++; .ci/run installs it"
+)
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own
 def test_a_compiled_model_draws_the_same_noise_and_compiles_once():
     from torch._dynamo.utils import counters

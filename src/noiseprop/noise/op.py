@@ -208,6 +208,8 @@ def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
 
 def _check_shape(name: str, values: Tensor, x: Tensor) -> None:
     shape, neurons = values.shape, x.shape[1:]
+    if values.device != x.device:
+        raise InputError(f"{name} is on {values.device}, but x on {x.device}; move both to one device")
     if shape != neurons and not _broadcasts(shape, neurons):
         raise InputError(
             f"{name} has shape {tuple(shape)}, which does not broadcast to the neurons {tuple(neurons)} of x; "

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -183,6 +184,8 @@ def test_settings_of_training_and_attacks():
     assert recipe(only("early-stopping"), "mnist", epochs=3).epochs == 3
     assert attack_settings(PROTOCOLS["paper"], "mnist").attack_draws == (1, 20)
     assert attack_settings(only("single-draw"), "mnist").attack_draws == (1,)
+    table4 = attack_settings(PROTOCOLS["paper"], "mnist", "table4")
+    assert table4 == replace(attack_settings(PROTOCOLS["paper"], "mnist"), batch_size=256)
 
 
 def test_batch_lbfgs_is_one_call_of_torchs_optimizer_for_128_images():

@@ -90,7 +90,7 @@ class Reproduce:
             if value < 1:
                 raise InputError(f"--{name} is {value}; give 1 or more")
         load(self.data, self.data_dir)
-        settings = attack_settings(chosen, self.data)
+        settings = attack_settings(chosen, self.data, self.what)
         rows = FIGURE_3 if self.what == "figure3" else TABLES[self.what]
         return [
             Job(row, seed, chosen, self.data, self.data_dir, self.epochs, self.precision, settings, self.runs)

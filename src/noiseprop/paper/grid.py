@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from noiseprop.errors import InputError, RunError
-from noiseprop.paper.reproduction import Job, do
+from noiseprop.paper.reproduction import Job, do, is_finished
 
 Show = Callable[[str, int, int, str], None]
 """Called with a job's name, the steps done of what it does, their number, and what that is, or DONE at its end."""
@@ -42,7 +42,12 @@ def run_all(jobs: Sequence[Job], *, processes: int, show: Show) -> None:
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):
-            _run(jobs, min(processes, len(jobs)), show)
+            left = [job for job in jobs if not is_finished(job)]
+            for job in jobs:
+                if job not in left:
+                    show(job.name, 1, 1, DONE)
+            if left:
+                _run(left, min(processes, len(left)), show)
     except Timeout as error:
         raise RunError(f"{root}: another `noiseprop reproduce` is at work there; wait for it or stop it") from error
 

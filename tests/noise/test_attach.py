@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import noiseprop
-from noiseprop import InputError, add_noise, noise_layers
-from noiseprop.noise.attach import remove_noise
-from noiseprop.noise.sites import before
+from noiseprop import InputError, add_noise, before, noise_layers, remove_noise
 
 
 class Block(nn.Module):
@@ -386,6 +384,8 @@ def test_the_first_batch_may_come_without_gradients(net: Net):
     [
         noise_layers,
         noiseprop.is_noisy,
+        noiseprop.sigmas,
+        noiseprop.weights,
         lambda net: noiseprop.reset_noise(net, 0),
         lambda net: noiseprop.sampling(net, "off").__enter__(),
         lambda net: add_noise(net, "linear", example=X),

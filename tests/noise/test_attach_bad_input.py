@@ -8,9 +8,7 @@ from tests.noise.oracle import snapshot
 from torch import Tensor, nn
 
 import noiseprop
-from noiseprop import InputError, add_noise, noise_layers
-from noiseprop.noise.attach import remove_noise
-from noiseprop.noise.sites import before
+from noiseprop import InputError, add_noise, before, noise_layers, remove_noise
 
 
 class Net(nn.Module):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import noiseprop
-from noiseprop import InputError, add_noise, noise_layers
-from noiseprop.noise.attach import remove_noise
+from noiseprop import InputError, add_noise, noise_layers, remove_noise
 
 
 def tokens(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

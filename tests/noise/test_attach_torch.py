@@ -14,9 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import noiseprop
-from noiseprop import InputError, add_noise, noise_layers, sampling
-from noiseprop.noise.attach import remove_noise
-from noiseprop.noise.sites import before
+from noiseprop import InputError, add_noise, before, noise_layers, remove_noise, sampling
 
 X = torch.linspace(-1, 1, 20).view(5, 4)
 

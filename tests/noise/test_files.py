@@ -17,11 +17,18 @@ from tests.noise.oracle import snapshot
 from torch import Tensor, nn
 
 import noiseprop
-from noiseprop import DataError, InputError, NoisepropError, add_noise, noise_layers
-from noiseprop.noise.attach import remove_noise
-from noiseprop.noise.files import load_noise, save_noise
+from noiseprop import (
+    DataError,
+    InputError,
+    NoisepropError,
+    add_noise,
+    before,
+    load_noise,
+    noise_layers,
+    remove_noise,
+    save_noise,
+)
 from noiseprop.noise.presets import rse
-from noiseprop.noise.sites import before
 
 X = torch.linspace(0, 1, 2 * 3 * 6 * 6).view(2, 3, 6, 6)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from noiseprop.errors import InputError
 from noiseprop.noise import kernels
 from noiseprop.noise.layer import NeuronNoise
+from noiseprop.noise.waiting import refuse_waiting
 
 
 class SigmaAdam(torch.optim.Optimizer):
@@ -88,7 +89,12 @@ class SigmaAdam(torch.optim.Optimizer):
 
 
 def sigmas(model: nn.Module) -> list[nn.Parameter]:
-    """The learned noise levels of a model, for `SigmaAdam`."""
+    """The learned noise levels of a model, for `SigmaAdam`.
+
+    Raises:
+        InputError: the noise still waits for a first batch, so that there is no sigma yet.
+    """
+    refuse_waiting(model)
     return [m.sigma for m in model.modules() if isinstance(m, NeuronNoise) and isinstance(m.sigma, nn.Parameter)]
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from noiseprop.attacks.threat import check_logits
 from noiseprop.evaluation.record import State
+from noiseprop.evaluation.settings import NO_LIMIT
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_streams
@@ -56,7 +57,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, draws: int, rows: int) -> Outcomes:
+def score(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, draws: int, rows: int, votes: int = NO_LIMIT
+) -> Outcomes:
     """Which images the model gets right in each of its states; call it inside `judging(model)`.
 
     "one" is the first of the draws over which "vote" takes the most frequent class (a tie goes to the tied class of the
@@ -67,9 +70,10 @@ def score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, draws: 
         batches: pairs of images (B, C, H, W) in [0, 1] and labels (B,).
         draws: of the vote.
         rows: images times draws that go through the model at once.
+        votes: the vote is taken on so many images, the first ones; the others get one draw.
 
     Returns:
-        For each state a boolean array (N,), in the order of the batches.
+        For each state a boolean array (N,), in the order of the batches; that of "vote" may be shorter.
 
     Raises:
         InputError: NaN or wrong-shaped logits, or labels out of range.
@@ -78,10 +82,14 @@ def score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, draws: 
     correct: dict[State, list[Tensor]] = {state: [] for state in states}
     for x, y in batches:
         if "vote" in correct:
-            for part, labels in parts(x, y, rows // draws):
+            voting = min(votes, len(y))
+            votes -= voting
+            for part, labels in parts(x[:voting], y[:voting], rows // draws) if voting else ():
                 logits = draw_logits(model, part, labels, draws)
                 correct["one"].append(logits[0].argmax(-1) == labels)
                 correct["vote"].append(_vote(logits) == labels)
+            for part, labels in parts(x[voting:], y[voting:], rows) if voting < len(y) else ():
+                correct["one"].append(draw_logits(model, part, labels, 1)[0].argmax(-1) == labels)
         with sampling(model, "off"):
             for part, labels in parts(x, y, rows):
                 correct["off"].append(check_logits(model(part), labels).argmax(-1) == labels)

@@ -11,6 +11,9 @@ TRANSFERS = ("fgsm-transfer", "lbfgs-transfer")
 CONDITIONS = ("clean", *ATTACKS, *TRANSFERS, *CORRUPTIONS)
 
 
+NO_LIMIT = 10_000_000
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides an evaluation's figures, apart from the model and the images.
@@ -27,6 +30,9 @@ class Settings:
         attack_draws: numbers of noise draws over which white-box attacks average each gradient (EOT).
         vote_draws: draws of a vote.
         attack_images: attacks are made on so many images, the first of the test split.
+        eot_images: of these, so many at most for attacks that average over several draws; where the draws of a network
+            share nothing, they cost as much as so many networks.
+        vote_images: votes are taken on so many images at most, the first of those that are scored.
         trust_images: the checks of `trust` look at so many.
         batch_size: images times draws that go through a model at once; a noisy network's figures depend on it.
         seed: of the noise during the evaluation.
@@ -43,6 +49,8 @@ class Settings:
     attack_draws: tuple[int, ...] = (1, 20)
     vote_draws: int = 32
     attack_images: int = 1000
+    eot_images: int = NO_LIMIT
+    vote_images: int = NO_LIMIT
     trust_images: int = 256
     batch_size: int = 256
     seed: int = 0

@@ -15,13 +15,14 @@ import numpy.typing as npt
 from noiseprop.corruptions import SEVERITIES
 from noiseprop.errors import InputError, RunError
 from noiseprop.evaluation.record import OUTCOMES, STATES, Evaluation, Finding, Measurement, Scalar
-from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, Settings
+from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, NO_LIMIT, Settings
 from noiseprop.training.run_folder import write_aside
 
 FORMAT = "noiseprop evaluation"
 VERSION = 1
 MAX_BYTES = 64 * 2**20  # a full evaluation of 10,000 images takes about 150 kB
 MAX_IMAGES = 10_000_000
+_LIMITS = ("eot_images", "vote_images")  # settings that older files lack: they knew no limits
 
 
 def to_json(evaluation: Evaluation) -> str:
@@ -40,8 +41,8 @@ def to_json(evaluation: Evaluation) -> str:
         "digest": evaluation.digest,
         "settings": asdict(evaluation.settings),
         "versions": dict(evaluation.versions),
-        "measurements": [_measurement_document(m) for m in evaluation.measurements],
-        "findings": [{**asdict(f), "numbers": dict(f.numbers)} for f in evaluation.findings],
+        "measurements": [measurement_document(m) for m in evaluation.measurements],
+        "findings": [finding_document(f) for f in evaluation.findings],
     }
     return json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
@@ -94,7 +95,7 @@ def from_json(text: str) -> Evaluation:
     noisy = document["noisy"]
     if not isinstance(noisy, bool):
         raise InputError(f"noisy is {noisy!r}, expected true or false")
-    measurements = tuple(_measurement(_object(m, "a measurement")) for m in _list(document["measurements"]))
+    measurements = tuple(measurement_from(_object(m, "a measurement")) for m in _list(document["measurements"]))
     images = _whole(document["images"], "images", 1, MAX_IMAGES)
     _check_together(measurements, images, noisy)
     return Evaluation(
@@ -106,11 +107,12 @@ def from_json(text: str) -> Evaluation:
         settings=_settings(_object(document["settings"], "settings")),
         versions=_scalars(document["versions"], "versions"),
         measurements=measurements,
-        findings=tuple(_finding(_object(f, "a finding")) for f in _list(document["findings"])),
+        findings=tuple(finding_from(_object(f, "a finding")) for f in _list(document["findings"])),
     )
 
 
-def _measurement_document(m: Measurement) -> dict[str, Scalar]:
+def measurement_document(m: Measurement) -> dict[str, Scalar]:
+    """A measurement, JSON-able."""
     return {
         "condition": m.condition,
         "state": m.state,
@@ -122,7 +124,17 @@ def _measurement_document(m: Measurement) -> dict[str, Scalar]:
     }
 
 
-def _measurement(m: dict[str, Any]) -> Measurement:
+def finding_document(finding: Finding) -> dict[str, Any]:
+    """A finding, JSON-able."""
+    return {**asdict(finding), "numbers": dict(finding.numbers)}
+
+
+def measurement_from(m: dict[str, Any]) -> Measurement:
+    """The measurement that `measurement_document` wrote.
+
+    Raises:
+        InputError: a field is missing, unknown, out of range or at odds with another.
+    """
     if set(m) != {"condition", "state", "attack_draws", "severity", "n", "right", "correct"}:
         raise InputError(f"a measurement has the fields {sorted(m)}")
     if m["condition"] not in CONDITIONS or m["state"] not in STATES:
@@ -165,6 +177,7 @@ def _check_together(measurements: tuple[Measurement, ...], images: int, noisy: b
 
 def _settings(document: dict[str, Any]) -> Settings:
     expected = {f.name: f.default for f in fields(Settings)}
+    document = dict.fromkeys(_LIMITS, NO_LIMIT) | document
     if set(document) != set(expected):
         raise InputError(f"settings are {sorted(document)}, expected {sorted(expected)}")
     parsers: dict[type, Callable[[str, Any], Any]] = {
@@ -180,7 +193,12 @@ def _condition_or_draws(value: object, name: str) -> str | int:
     return _text(value, name) if name == "conditions" else _whole(value, name, 1, 10**6)
 
 
-def _finding(document: dict[str, Any]) -> Finding:
+def finding_from(document: dict[str, Any]) -> Finding:
+    """The finding that `finding_document` wrote.
+
+    Raises:
+        InputError: a field is missing, unknown or of another type.
+    """
     if set(document) != {f.name for f in fields(Finding)} or document["outcome"] not in OUTCOMES:
         raise InputError(f"a finding has the fields {sorted(document)} and ended {document.get('outcome')!r}")
     numbers = _object(document["numbers"], "a finding's numbers")
@@ -227,7 +245,7 @@ def _whole(value: object, name: str, low: int, high: int) -> int:
 def _number(value: object, name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise InputError(f"{name} is {value!r}, expected a finite number")
-    return float(value)
+    return value
 
 
 def _no_constant(name: str) -> float:

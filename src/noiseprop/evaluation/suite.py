@@ -3,9 +3,11 @@
 import hashlib
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from noiseprop.data import Dataset, batches
 from noiseprop.errors import InputError
 from noiseprop.evaluation.crafting import attack_of, craft
 from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_is_on, noise_key, score
+from noiseprop.evaluation.partial import Partial, fingerprint
 from noiseprop.evaluation.record import Evaluation, Finding, Measurement, Scalar
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, known_settings
 from noiseprop.evaluation.trust import CHECKS, Subject
@@ -33,6 +36,7 @@ def evaluate(
     settings: Settings | None = None,
     surrogate: nn.Module | None = None,
     about: Mapping[str, Scalar] | None = None,
+    kept: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Judge a network on a test split, clean, under attack and corrupted.
@@ -51,6 +55,9 @@ def evaluate(
         settings: what to measure and how; default those of the data set's name.
         surrogate: deterministic network on which the transfer attacks are crafted.
         about: what to record of the run (model's name, training seed, protocol, ...).
+        kept: a file for what is measured so far. A call that finds there what an earlier one, killed or stopped, had
+            measured of the same networks, images and settings does not measure it again. Whoever has the result
+            deletes it.
         progress: called before each step with the steps done, their number and the next one's name.
 
     Returns:
@@ -59,6 +66,7 @@ def evaluate(
     Raises:
         InputError: no settings are known for the data set; transfers are asked for without a surrogate, or the
             surrogate is random; the model does not take the images or returns NaN or wrong-shaped logits.
+        RunError: `kept` cannot be written.
     """
     settings = settings or known_settings(dataset.name)
     _check_surrogate(surrogate, settings)
@@ -68,18 +76,7 @@ def evaluate(
     with judging(model):
         _check_fits(model, dataset)
         suite = _Suite(model, surrogate, dataset, settings)
-        measurements: list[Measurement] = []
-        findings: list[Finding] = []
-        steps, checks = list(suite.steps()), suite.checks()
-        total = len(steps) + len(checks)
-        for done, (name, measure) in enumerate(steps):
-            tell(done, total, name)
-            measurements += measure()
-        for done, (name, check) in enumerate(checks, len(steps)):
-            tell(done, total, name)
-            findings.append(check())
-        tell(total, total, "done")
-        return Evaluation(
+        whole = Evaluation(
             about=dict(about or {}),
             dataset=dataset.name,
             noisy=noise_is_on(model),
@@ -87,9 +84,27 @@ def evaluate(
             digest=_digest(dataset),
             settings=settings,
             versions=_versions(model),
-            measurements=tuple(measurements),
-            findings=tuple(findings),
+            measurements=(),
         )
+        so_far = Partial(kept, _what(whole, model, surrogate) if kept else {})
+        measurements: list[Measurement] = []
+        findings: list[Finding] = []
+        steps, checks = list(suite.steps()), suite.checks()
+        total = len(steps) + len(checks)
+        for done, (name, measure) in enumerate(steps):
+            tell(done, total, name)
+            measurements += so_far.measured(name, measure)
+        for done, (name, check) in enumerate(checks, len(steps)):
+            tell(done, total, name)
+            findings.append(so_far.checked(name, check))
+        tell(total, total, "done")
+        return replace(whole, measurements=tuple(measurements), findings=tuple(findings))
+
+
+def _what(whole: Evaluation, model: nn.Module, surrogate: nn.Module | None) -> dict[str, Any]:
+    """All that decides an evaluation's figures, JSON-able."""
+    told = {name: value for name, value in asdict(whole).items() if name not in ("measurements", "findings")}
+    return told | {"model": fingerprint(model), "surrogate": fingerprint(surrogate)}
 
 
 @dataclass(frozen=True)
@@ -146,6 +161,8 @@ class _Suite:
     def attacked(self, condition: str, draws: int) -> list[Measurement]:
         """The white-box attack on the noisy network, `draws` draws to a gradient."""
         x, y = self._attack_images()
+        if draws > 1:
+            x, y = x[: self.settings.eot_images], y[: self.settings.eot_images]
         reset_noise(self.model, noise_key(self.settings.seed, condition, draws, "attack"))
         attack = attack_of(condition, self.settings)
         x_adv = craft(attack, self.model, x, y, draws=draws, rows=self.settings.batch_size)
@@ -166,7 +183,8 @@ class _Suite:
         self, images: Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]], *name: str | int
     ) -> Outcomes:
         reset_noise(self.model, noise_key(self.settings.seed, *name, "score"))
-        return score(self.model, images, draws=self.settings.vote_draws, rows=self.settings.batch_size)
+        s = self.settings
+        return score(self.model, images, draws=s.vote_draws, rows=s.batch_size, votes=s.vote_images)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         device = device_of(self.model)

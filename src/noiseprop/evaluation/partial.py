@@ -1,0 +1,80 @@
+"""The finished steps of an evaluation under way, kept in a file: one that was killed goes on where it stopped."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from noiseprop.errors import InputError, RunError
+from noiseprop.evaluation.record import Finding, Measurement
+from noiseprop.evaluation.storage import finding_document, finding_from, measurement_document, measurement_from
+from noiseprop.training.run_folder import write_aside
+
+_LARGEST = 64 * 2**20  # bytes read at most
+
+
+class Partial:
+    """What has been measured so far: a line that tells the evaluation, then one JSON line for each step.
+
+    A file of another evaluation, or a damaged one, counts as none and is written anew: its figures can be made again.
+    """
+
+    def __init__(self, path: Path | None, what: Mapping[str, Any]) -> None:
+        self._path = path
+        self._lines = [json.dumps(what, sort_keys=True)]
+        self._done: dict[str, Any] = {}
+        if path is not None:
+            self._read(path)
+
+    def measured(self, step: str, measure: Callable[[], list[Measurement]]) -> list[Measurement]:
+        """The measurements of a step: the kept ones, or those that `measure` makes now."""
+        if step in self._done:
+            return [measurement_from(document) for document in self._done[step]]
+        found = measure()
+        self._keep(step, [measurement_document(m) for m in found])
+        return found
+
+    def checked(self, step: str, check: Callable[[], Finding]) -> Finding:
+        """The finding of a check: the kept one, or what `check` finds now."""
+        if step in self._done:
+            return finding_from(self._done[step])
+        found = check()
+        self._keep(step, finding_document(found))
+        return found
+
+    def _keep(self, step: str, document: Any) -> None:
+        if self._path is None:
+            return
+        self._lines.append(json.dumps({"step": step, "found": document}, allow_nan=False))
+        text = "\n".join(self._lines) + "\n"
+        write_aside(self._path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+    def _read(self, path: Path) -> None:
+        try:
+            if path.stat().st_size > _LARGEST:
+                return
+            head, *lines = path.read_text(encoding="utf-8").splitlines()
+            if head != self._lines[0]:
+                return
+            documents = [json.loads(line) for line in lines]
+            done = {document["step"]: document["found"] for document in documents}
+            for found in done.values():  # now, while all can still be dropped
+                _ = [measurement_from(m) for m in found] if isinstance(found, list) else finding_from(found)
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, InputError, RunError):
+            return
+        self._lines += lines
+        self._done = done
+
+
+def fingerprint(model: nn.Module | None) -> str | None:
+    """SHA-256 of a model's parameters and buffers by name, in hex; None of none."""
+    if model is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import noiseprop
-from noiseprop import InputError, add_noise, before, noise_layers, remove_noise
+from noiseprop import InputError, add_noise, before, noise_layers, remove_noise, sampling
 
 
 class Block(nn.Module):
@@ -245,6 +245,33 @@ def test_removal_leaves_what_others_hooked(net: Net):
     assert calls == ["net", "fc1"]
 
 
+def test_hooks_that_note_outputs_see_the_noise(net: Net):
+    """Whether they were there before or come later; transformers collects hidden states in this way."""
+    seen: list[Tensor] = []
+    net.fc1.register_forward_hook(lambda module, args, output: seen.append(output))
+    add_noise(net.eval(), "fc1", example=X)
+    net.fc1.register_forward_hook(lambda module, args, output: seen.append(output))
+    seen.clear()
+    net(X)
+    earlier, later = seen
+    assert earlier is later
+    with sampling(net, "off"):
+        net(X)
+    assert not torch.equal(earlier, seen[2])
+
+
+def test_noise_before_the_model_itself_belongs_to_the_pass_it_is_in():
+    model, x = add_noise(nn.Linear(3, 2), before(""), init=0.5, example=torch.ones(1, 3)), torch.ones(2, 3)
+    for passes in range(2):
+        expected = nn.functional.linear(noisy(x, torch.full((3,), 0.5), passes=passes), model.weight, model.bias)
+        assert torch.equal(model(x), expected)
+    with sampling(model, "frozen", key=3):
+        one = model(x)
+    model(x)
+    with sampling(model, "frozen", key=3):
+        assert torch.equal(model(x), one)
+
+
 def test_nothing_to_remove(net: Net):
     state = snapshot(net)
     assert remove_noise(net) is net
@@ -387,7 +414,7 @@ def test_the_first_batch_may_come_without_gradients(net: Net):
         noiseprop.sigmas,
         noiseprop.weights,
         lambda net: noiseprop.reset_noise(net, 0),
-        lambda net: noiseprop.sampling(net, "off").__enter__(),
+        lambda net: sampling(net, "off").__enter__(),
         lambda net: add_noise(net, "linear", example=X),
     ],
 )

@@ -126,9 +126,22 @@ def test_embedding():
     check(nn.Embedding(9, 4), torch.tensor([[1, 2, 2], [0, 8, 1]]), channel=(4,))
 
 
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.position = nn.Embedding(9, 4), nn.Embedding(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.token(x) + self.position(torch.arange(x.shape[1])[None])
+
+
 def test_position_embeddings_are_one_row_for_all_samples():
-    with pytest.warns(UserWarning, match="samples will share their noise"):
-        add_noise(nn.Embedding(9, 4), "", example=torch.arange(3)[None])
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with pytest.warns(UserWarning, match=r"^position: .* \(1, 3, 4\) for 2 samples.*samples share their noise") as told:
+        add_noise(Positions(), nn.Embedding, example=tokens)
+    assert [warning.filename for warning in told] == [__file__]
+    add_noise(Positions(), "token", example=tokens)
+    add_noise(Positions(), nn.Embedding, example=tokens[:1])  # with one sample nobody can tell
 
 
 # Recurrent modules
@@ -498,6 +511,13 @@ def test_frozen_layers():
     assert net[0].weight.grad is None
     assert net[0].noise.sigma.grad is not None
     assert net[0].noise.sigma.grad.abs().sum() > 0
+
+
+def test_wildcards_mean_no_module_that_computes_a_weight():
+    net = nn.Sequential(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.ReLU()))
+    assert list(noise_layers(add_noise(net, "0.*", example=torch.zeros(2, 4)))) == ["0.0.noise", "0.1.noise"]
+    with pytest.raises(InputError, match=r"^0.0.parametrizations.weight is never called as a module"):
+        add_noise(net, "0.0.parametrizations.weight", example=torch.zeros(2, 4))
 
 
 def test_parametrized_weights():

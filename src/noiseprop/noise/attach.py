@@ -17,7 +17,7 @@ from noiseprop.errors import InputError
 from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise
 from noiseprop.noise.placing import Settings, own_stream, put, take_away
 from noiseprop.noise.plan import Plan, plan_seen, plan_unseen
-from noiseprop.noise.probe import as_call, probe
+from noiseprop.noise.probe import as_call, batch_size, probe
 from noiseprop.noise.sites import Site, Where, choose
 from noiseprop.noise.waiting import FirstBatch, forget_first_batch, refuse_waiting
 
@@ -144,7 +144,8 @@ def _plan_by_probe(
     model: nn.Module, sites: Sequence[Site], settings: Settings, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[Plan]:
     seen = probe(model, sites, args, kwargs)
-    return plan_seen(model, sites, seen, settings.granularity, settings.batch_dim)
+    samples = batch_size(args, kwargs, settings.batch_dim)
+    return plan_seen(model, sites, seen, settings.granularity, settings.batch_dim, samples)
 
 
 def _whole(name: str, value: Any) -> int:

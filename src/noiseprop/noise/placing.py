@@ -51,15 +51,15 @@ def put(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> NoiseStr
         layer.bind(stream, number)
         module = plan.site.module
         module.add_module("noise", layer)
-        compiling.show(module)
         if plan.site.before:
             module.register_forward_pre_hook(add_to_input, with_kwargs=True)
         elif hasattr(layer, "add_by_input"):
-            module.register_forward_hook(add_by_input, with_kwargs=True)
-        else:
-            module.register_forward_hook(add_to_sequence if isinstance(module, nn.RNNBase) else add_to_output)
+            module.register_forward_hook(add_by_input, with_kwargs=True, prepend=True)
+        else:  # ahead of hooks that note outputs, as transformers' own do, so that they note the noise too
+            hook = add_to_sequence if isinstance(module, nn.RNNBase) else add_to_output
+            module.register_forward_hook(hook, prepend=True)
     if first == 0:
-        model.register_forward_pre_hook(stream.begin)
+        model.register_forward_pre_hook(stream.begin, prepend=True)  # ahead of noise on the model's own input
     _keep_dense(model, {plan.site.module for plan in plans})
     forget_prefix(model)
     return stream
@@ -71,9 +71,9 @@ def take_away(model: nn.Module) -> None:
     for _, module in list(_noisy_modules(model)):
         _drop_hooks(module, lambda hook: hook in _HOOKS)
         del module.noise
-        compiling.hide(module)
     _drop_hooks(model, lambda hook: stream is not None and getattr(hook, "__self__", None) is stream)
     for module in model.modules():
+        compiling.hide(module)
         if module.__dict__.pop("_nested_without_noise", False):
             module.__dict__["use_nested_tensor"] = True
     forget_prefix(model)

@@ -44,9 +44,16 @@ def plan_unseen(model: nn.Module, sites: Sequence[Site], granularity: Granularit
 
 
 def plan_seen(
-    model: nn.Module, sites: Sequence[Site], seen: dict[str, Seen], granularity: Granularity, batch_dim: int
+    model: nn.Module,
+    sites: Sequence[Site],
+    seen: dict[str, Seen],
+    granularity: Granularity,
+    batch_dim: int,
+    samples: int | None,
 ) -> list[Plan]:
     """Plan from what the probe saw; modules that were not called, and not named outright either, get no noise.
+
+    `samples` is the size of the batch that the probe was called with, where it is known.
 
     Raises:
         InputError: a site is never called, or what passes there cannot carry noise.
@@ -59,7 +66,10 @@ def plan_seen(
     called = [site for site in sites if site.path in seen]
     if not called:
         raise InputError(f"{', '.join(map(str, sites))}: never called as modules in a pass; name a module around them")
-    return [_plan(model, site, seen[site.path], granularity, batch_dim) for site in called]
+    plans = [_plan(model, site, seen[site.path], granularity, batch_dim) for site in called]
+    for site in called:
+        _warn_of_shared_rows(site, seen[site.path].tensors[0], samples)
+    return plans
 
 
 def _plan(model: nn.Module, site: Site, seen: Seen, granularity: Granularity, batch_dim: int) -> Plan:
@@ -75,12 +85,6 @@ def _plan(model: nn.Module, site: Site, seen: Seen, granularity: Granularity, ba
         raise InputError(
             f"{site}: outputs of shape {tuple(first.shape)} come from a time-first sequence (T, B, F), whose batch "
             "axis is 1; pass batch_dim=1, in a call of add_noise of its own if other modules have their batch first"
-        )
-    if isinstance(site.module, nn.Embedding) and first.shape[0] == 1:
-        warnings.warn(
-            f"{site}: one row for all samples, {tuple(first.shape)}, as position embeddings have, so samples "
-            "will share their noise if the batch is larger; name a module after the sum with the tokens instead",
-            stacklevel=5,
         )
     neurons = [_without(tensor.shape, axis) for tensor in seen.tensors]
     if granularity == "neuron" and len(set(neurons)) > 1:
@@ -108,6 +112,16 @@ def _check(site: Site, tensor: Tensor, axis: int) -> None:
         )
     if tensor.dim() <= axis:
         raise InputError(f"{what} has no batch axis {axis}; call the model with a batch, or pass another batch_dim")
+
+
+def _warn_of_shared_rows(site: Site, first: Tensor, samples: int | None) -> None:
+    """Position embeddings, and tables of relative positions, are looked up once for all samples."""
+    if isinstance(site.module, nn.Embedding) and samples and first.shape[0] % samples:
+        warnings.warn(
+            f"{site}: outputs of shape {tuple(first.shape)} for {samples} samples, as position embeddings have, so "
+            "samples share their noise; name a module after the sum with the tokens instead",
+            stacklevel=6,
+        )
 
 
 def _channel_shape(site: Site, seen: Seen, axis: int) -> tuple[int, ...]:

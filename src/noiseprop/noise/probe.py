@@ -44,6 +44,12 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int) -> int | None:
+    """How many samples a call has, by the first tensor in it."""
+    tensor = first_tensor((args, kwargs))
+    return tensor.shape[batch_dim] if tensor is not None and tensor.dim() > batch_dim else None
+
+
 def probe(model: nn.Module, sites: Sequence[Site], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Seen]:
     """Call the model once and report what passes at the sites; one that is never called is left out.
 

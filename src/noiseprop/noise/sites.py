@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
@@ -95,6 +96,8 @@ def _candidates(model: nn.Module) -> Generator[tuple[str, nn.Module]]:
             hidden.add(id(module))
         elif isinstance(module, nn.MultiheadAttention):  # the Linear inside only holds weights
             hidden.update(id(child) for child in module.modules() if child is not module)
+        elif isinstance(module, ParametrizationList):  # what it computes is a weight
+            hidden.update(id(child) for child in module.modules())
     for path, module in model.named_modules(remove_duplicate=False):
         if id(module) not in hidden:
             yield path, module

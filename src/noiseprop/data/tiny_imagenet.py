@@ -28,6 +28,7 @@ REMOTE = Remote(  # MD5 90528d7ca1a48142e341f4ef8d21d0de
     "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
     248_100_043,
 )
+OFFICIAL_SHARE = 500  # training images a class
 VERSION = 1  # of the cache; another one makes old entries unused
 MOST_JPEG = 65_536  # bytes of an image; the largest official one has about 4,000
 
@@ -69,7 +70,7 @@ def tiny_imagenet(data_dir: Path | None = None) -> Dataset:
     if cached is None:
         raise DataError(f"{folder}: the cache of decoded images is damaged as soon as it is written; check the disk")
     images, index = cached[0], _Index(**cached[1])
-    boxes = torch.tensor(index.boxes, dtype=torch.int64)
+    boxes, share = torch.tensor(index.boxes, dtype=torch.int64), index.training / len(index.classes)
     return Dataset(
         name="tiny-imagenet",
         images=images,
@@ -77,10 +78,15 @@ def tiny_imagenet(data_dir: Path | None = None) -> Dataset:
         classes=tuple(index.classes),
         source=f"Tiny-ImageNet: {len(index.classes)} classes, {index.training:,} training and {index.validation:,} "
         f"validation images, {int((boxes[:, 0] >= 0).sum()):,} of them with a box, from {path}, "
-        + ("the official archive" if digest == REMOTE.sha256 else "which is not the official archive"),
+        + ("the official archive" if digest == REMOTE.sha256 else f"{_fewer(share)}which is not the official archive"),
         boxes=boxes,
         split_seed=SPLIT_SEED,
     )
+
+
+def _fewer(share: float) -> str:
+    """How an archive's training images a class compare with the official 500."""
+    return "" if share == OFFICIAL_SHARE else f"with {share:g} of {OFFICIAL_SHARE} training images a class, "
 
 
 def _decode_all(path: Path, folder: Path, key: str) -> None:

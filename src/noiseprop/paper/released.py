@@ -1,6 +1,6 @@
 """The released code's learned noise, departure by departure, on a network that `build` made.
 
-Source: MNIST/models.py and MNIST/train.py of the paper's released code, as described in `protocol.DEPARTURES`.
+Source: the paper's released code, as described in `protocol.DEPARTURES` and `protocol.RESNET_DEPARTURES`.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from torch.nn.utils import parametrize
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.paper.protocol import Protocol, Row
-from noiseprop.paper.variants import build
+from noiseprop.paper.variants import architecture, build
 
 
-def build_row(row: Row, protocol: Protocol, *, seed: int, weight_decay: float) -> nn.Module:
+def build_row(row: Row, protocol: Protocol, *, seed: int, weight_decay: float, classes: int | None = None) -> nn.Module:
     """The network of one row of a table under a protocol, ready for `train`.
 
     Args:
@@ -24,11 +24,14 @@ def build_row(row: Row, protocol: Protocol, *, seed: int, weight_decay: float) -
         protocol: with which departures.
         seed: of the weights and the noise.
         weight_decay: that the weights' optimizer will apply to all it is given.
+        classes: number of logits, if not the paper's.
 
     Returns:
         A network that maps images (B, C, H, W) in [0, 1] to logits (B, classes).
     """
-    model = build(**options(row, protocol, seed=seed))
+    model = build(**options(row, protocol, seed=seed, classes=classes))
+    if "plain-last-linear" in protocol and row.model.endswith("+"):
+        _last_linear(model).sigma.zero_()
     layers = [(path, layer) for path, layer in noise_layers(model).items() if isinstance(layer.sigma, nn.Parameter)]
     generator = torch.Generator().manual_seed(seed)
     for path, layer in layers:
@@ -38,19 +41,30 @@ def build_row(row: Row, protocol: Protocol, *, seed: int, weight_decay: float) -
     return model
 
 
-def options(row: Row, protocol: Protocol, *, seed: int) -> dict[str, Any]:
+def options(row: Row, protocol: Protocol, *, seed: int, classes: int | None = None) -> dict[str, Any]:
     """The arguments of `build` for a row."""
     name = row.model
     if "fixed-sigmoid" in protocol and (row.model, row.activation) == ("MLPN", "sigmoid"):
         name = "MLP+"
-    at_inference = not ("silent-plus" in protocol and name.endswith("+"))
-    return {"name": name, "activation": row.activation, "seed": seed, "at_inference": at_inference}
+    silent = {"silent-plus": name.endswith("+"), "silent-learned": row.learned}
+    at_inference = not any(departure in protocol and applies for departure, applies in silent.items())
+    chosen = {"name": name, "activation": row.activation, "seed": seed, "at_inference": at_inference}
+    if "after-addition" in protocol:
+        chosen["everywhere"] = "all-released"
+    if classes not in (None, architecture(name).classes):
+        chosen["classes"] = classes
+    return chosen
+
+
+def _last_linear(model: nn.Module) -> NeuronNoise:
+    """The noise of the last layer, which draws as it did; with sigma = 0 it adds nothing."""
+    return list(noise_layers(model).values())[-1]
 
 
 @torch.no_grad()
 def _start(site: nn.Module, layer: NeuronNoise, protocol: Protocol, generator: torch.Generator) -> None:
     """First values of a learned noise layer and of the module that it stands on."""
-    convolution = isinstance(site, nn.Conv2d)
+    convolution = layer.sigma.dim() == 3  # also of a block's sum and of the stem's BatchNorm
     if "sigma-start" in protocol:
         if convolution:
             nn.init.xavier_normal_(layer.sigma, generator=generator)  # of the shape (C, H, W), as the code has it
@@ -62,6 +76,13 @@ def _start(site: nn.Module, layer: NeuronNoise, protocol: Protocol, generator: t
     if "conv-mean" in protocol and convolution:
         layer.mu = nn.Parameter(torch.empty_like(layer.sigma))
         nn.init.xavier_normal_(layer.mu, generator=generator)
+        if "silent-learned" in protocol:
+            layer.register_forward_hook(_without_mean)
+
+
+def _without_mean(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Our layers keep their mean when the noise is off: it is a bias. The code drops it."""
+    return output if layer.training else args[0]
 
 
 def _learn(layer: NeuronNoise, protocol: Protocol, weight_decay: float) -> None:

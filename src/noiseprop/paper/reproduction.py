@@ -18,9 +18,9 @@ from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.storage import read, write
 from noiseprop.evaluation.suite import evaluate
 from noiseprop.noise.stream import reset_noise
-from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, Row, recipe, stops
+from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, RecipeName, Row, recipe, stops
 from noiseprop.paper.released import build_row, options
-from noiseprop.paper.released_lbfgs import LBFGS, with_released_lbfgs
+from noiseprop.paper.released_attacks import released_attacks, replaced, with_attacks
 from noiseprop.paper.surrogates import surrogate
 from noiseprop.training import Epoch, Precision, Recipe, loss_and_accuracy, read_metrics, train
 from noiseprop.training.checkpoint import MODEL, load_model
@@ -28,6 +28,7 @@ from noiseprop.training.run_folder import write_json
 
 EVALUATION = "evaluation.json"
 TEST_ACCURACY = "test_accuracy.json"
+_PARTIAL = "evaluation.partial.jsonl"
 
 Tell = Callable[[int, int, str], None]
 """Called with the steps done of a part of a run, their number, and what is being done."""
@@ -46,11 +47,16 @@ class Job:
     precision: Precision
     settings: Settings
     root: Path
+    recipe: RecipeName = "table1"
+    test_images: int | None = None  # to judge it on, the first ones; all where None
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
-        return self.root / f"{self.protocol.name}-{self.data}" / f"{self.row.slug}-seed{self.seed}"
+        """Where the run is kept; one of few epochs is another run than one of more."""
+        group = f"{self.protocol.name}-{self.data}" + (
+            "" if self.recipe == "table1" else f"-{self.recipe}-{self.epochs}"
+        )
+        return self.root / group / f"{self.row.slug}-seed{self.seed}"
 
     @property
     def name(self) -> str:
@@ -81,6 +87,7 @@ def do(job: Job, tell: Tell) -> None:
     model, epochs = _train(job, tell)
     if _evaluation(job, epochs) is None:
         write(_judge(job, model, epochs, tell), job.folder / EVALUATION)
+        (job.folder / _PARTIAL).unlink(missing_ok=True)
 
 
 def is_finished(job: Job) -> bool:
@@ -106,15 +113,18 @@ def finished(job: Job) -> Run:
     return Run(job, epochs, [measured[epoch.epoch] for epoch in epochs if epoch.epoch in measured], evaluation)
 
 
-def _recipe(job: Job) -> Recipe:
-    return recipe(job.protocol, job.data, epochs=job.epochs, precision=job.precision)
+def recipe_of(job: Job) -> Recipe:
+    """How a job's network is trained."""
+    return recipe(job.protocol, job.data, epochs=job.epochs, precision=job.precision, name=job.recipe)
 
 
 def _train(job: Job, tell: Tell) -> tuple[nn.Module, int]:
     """The trained network and how many epochs it took."""
-    parts, chosen = _parts(job.data, job.data_dir), _recipe(job)
-    model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=chosen.weight_decay)
-    settings = {"model": options(job.row, job.protocol, seed=job.seed), "departures": sorted(job.protocol.departures)}
+    parts, chosen = _parts(job.data, job.data_dir), recipe_of(job)
+    classes = len(parts.train.classes)
+    model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=chosen.weight_decay, classes=classes)
+    built = options(job.row, job.protocol, seed=job.seed, classes=classes)
+    settings = {"model": built, "departures": sorted(job.protocol.departures)}
     watch = _Watch(job, model, parts.test, tell)
     with suppress(_StopEarly):
         train(model, parts, chosen, job.folder, seed=job.seed, settings=settings, resume=True, progress=watch)
@@ -134,7 +144,7 @@ class _Watch:
 
     def __call__(self, done: int, total: int, loss: float) -> None:
         """`train`'s progress: steps done, all steps, loss."""
-        per_epoch = total // _recipe(self.job).epochs
+        per_epoch = total // recipe_of(self.job).epochs
         before = (done - 1) // per_epoch  # epochs on the disk
         if before and stops(self.job.protocol, self.measured.get(before, 0.0)):
             raise _StopEarly
@@ -162,22 +172,37 @@ def _test_accuracies(job: Job) -> dict[int, float]:
 
 def _judge(job: Job, model: nn.Module, epochs: int, tell: Tell) -> Evaluation:
     """Evaluate a trained network on the test images."""
-    test = _parts(job.data, job.data_dir).test
+    test = _parts(job.data, job.data_dir).test[: job.test_images]
     net = _surrogate(job, tell)
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: halves a noisy CNN's time
-    settings = job.settings
-    if "batch-lbfgs" in job.protocol:
-        settings = replace(settings, conditions=tuple(c for c in settings.conditions if c not in LBFGS))
-    evaluation = evaluate(model, test, settings=settings, surrogate=net, about=_about(job, epochs), progress=tell)
-    if "batch-lbfgs" in job.protocol:
-        tell(0, 1, "L-BFGS of the released code")
-        evaluation = with_released_lbfgs(evaluation, model, net, test, job.settings)
+    for network in (model, net):
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: halves a noisy CNN's time
+    attacks, settings = released_attacks(job.protocol, job.settings), job.settings
+    if attacks:
+        others = tuple(c for c in settings.conditions if c not in replaced(attacks))
+        settings = replace(settings, conditions=others)
+    evaluation = evaluate(
+        model,
+        test,
+        settings=settings,
+        surrogate=net,
+        about=_about(job, epochs),
+        kept=job.folder / _PARTIAL,
+        progress=tell,
+    )
+    if attacks:
+        tell(0, 1, "attacks of the released code")
+        evaluation = with_attacks(evaluation, model, net, test, job.settings, attacks)
     return evaluation
 
 
 def _surrogate(job: Job, tell: Tell) -> nn.Module:
-    """The network of the transfer attacks: one for all runs under a root, trained as Table 1 says in as many epochs."""
-    dataset, chosen = _dataset(job.data, job.data_dir), recipe(PROTOCOLS["paper"], job.data, epochs=job.epochs)
+    """The network of the transfer attacks: one for all runs under a root, of the same recipe and as many epochs.
+
+    MNIST's is trained at float32 whatever the runs' precision, so that all of them share it.
+    """
+    precision: Precision = "fp32" if job.data.startswith("mnist") else job.precision
+    dataset = _dataset(job.data, job.data_dir)
+    chosen = recipe(PROTOCOLS["paper"], job.data, epochs=job.epochs, precision=precision, name=job.recipe)
     return surrogate(
         dataset,
         recipe=chosen,
@@ -193,7 +218,7 @@ def _about(job: Job, epochs: int) -> dict[str, str | int]:
         "seed": job.seed,
         "protocol": job.protocol.name,
         "departures": " ".join(sorted(job.protocol.departures)),
-        "recipe": "table1",
+        "recipe": job.recipe,
         "epochs": epochs,
         "surrogate_epochs": job.epochs,
         "precision": job.precision,

@@ -1,17 +1,20 @@
 """The record of a reproduced table: counts for every figure of every run, enough to remake each cell and its ±."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+from noiseprop.data import load, split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.record import Evaluation
 from noiseprop.evaluation.settings import CORRUPTIONS
 from noiseprop.evaluation.statistics import Spread, mean_std
-from noiseprop.paper.reproduction import Run
+from noiseprop.paper.protocol import RESNETS
+from noiseprop.paper.reproduction import Run, recipe_of
 from noiseprop.training.run_folder import write_aside
 
 FORMAT = "noiseprop reproduction, version 1"
@@ -28,6 +31,7 @@ def make_record(table: str, runs: Sequence[Run]) -> dict[str, Any]:
     ends of Wilson's 95 % interval) and the findings of `trust`.
     """
     job, evaluation = runs[0].job, runs[0].evaluation
+    more = _of_resnets(runs) if table in RESNETS else {}
     return {
         "format": FORMAT,
         "table": table,
@@ -39,8 +43,30 @@ def make_record(table: str, runs: Sequence[Run]) -> dict[str, Any]:
         "seeds": sorted({run.job.seed for run in runs}),
         "settings": asdict(job.settings),
         "made_with": dict(evaluation.versions),
+        **more,
         "runs": [_run_record(run) for run in runs],
     }
+
+
+def _of_resnets(runs: Sequence[Run]) -> dict[str, Any]:
+    """What decides figures of ResNets and is not the same in every record of a table: recipe and data."""
+    job, dataset = runs[0].job, load(runs[0].job.data, runs[0].job.data_dir)
+    parts = split(dataset)
+    return {
+        "recipe": asdict(recipe_of(job)),
+        "source": without_folder(dataset.source),
+        "images": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+        "trust_images": {run.job.row.name: min(run.job.settings.trust_images, run.evaluation.images) for run in runs},
+    }
+
+
+def without_folder(source: str) -> str:
+    """A data set's source without the folder, which means nothing on another machine.
+
+    >>> without_folder("Two: 2 images from /data/my files/two.zip, which is not the official archive")
+    'Two: 2 images from two.zip, which is not the official archive'
+    """
+    return re.sub(r"(?<= from )[^,]*/", "", source)
 
 
 def _run_record(run: Run) -> dict[str, Any]:

@@ -96,6 +96,21 @@ def test_a_compiled_model_never_runs_the_graph_of_its_noise_free_twin(dynamo: An
 
 
 @compiling
+@pytest.mark.parametrize("build", [lambda: nn.Linear(4, 3), lambda: nn.Sequential(nn.Linear(4, 3)), Net])
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)])
+def test_no_twins_graph_is_run_where_the_whole_model_is_noisy_or_called_by_what_is_compiled(
+    dynamo: Any, build: Any, wrap: Any
+):
+    twin = build().eval()
+    net = add_noise(copy.deepcopy(twin), "" if isinstance(twin, nn.Linear) else "linear", example=X)
+    eager = copy.deepcopy(net)
+    plain, compiled = (torch.compile(wrap(model), backend="eager") for model in (twin, net))
+    for _ in range(2):
+        assert torch.equal(plain(X), twin(X))
+        assert torch.equal(compiled(X), eager(X))
+
+
+@compiling
 def test_noise_added_to_and_removed_from_what_is_compiled(dynamo: Any):
     net = Net().eval()
     clean = net(X)
@@ -248,6 +263,46 @@ def test_deepcopy(net: Net):
     remove_noise(twin)
     assert len(noise_layers(net)) == 3
     assert snapshot(twin)[1] == list(Net().state_dict())
+
+
+def doubled(module: nn.Module) -> nn.Module:
+    """A shallow copy with parameters and children of its own, as nn.parallel.replicate makes one for each device."""
+    twin = module._replicate_for_data_parallel()
+    twin._parameters = {
+        name: None if p is None else nn.Parameter(2 * p.detach()) for name, p in module._parameters.items()
+    }
+    for name, child in module.named_children():
+        setattr(twin, name, doubled(child))
+    return twin
+
+
+def with_doubled_parameters(module: nn.Module) -> nn.Module:
+    twin = copy.copy(module)
+    twin._parameters = {name: nn.Parameter(2 * p.detach()) for name, p in module.named_parameters(recurse=False)}
+    return twin
+
+
+def test_shallow_copies_run_their_own_parameters(net: Net):
+    linear, x = net.last, torch.linspace(-1, 1, 12).view(2, 6)
+    twin = with_doubled_parameters(linear)
+    clean = x @ (2 * linear.weight).T + 2 * linear.bias
+    assert torch.equal(twin.forward(x), torch.nn.functional.linear(x, 2 * linear.weight, 2 * linear.bias))
+    with sampling(net, "off"):
+        torch.testing.assert_close(twin(x), clean)
+    assert not torch.isclose(twin(x), clean).any()
+
+
+def test_replicas_run_their_own_parameters(net: Net):
+    wanted = copy.deepcopy(net)
+    with torch.no_grad():
+        for p in wanted.parameters():
+            p.mul_(2)
+    replica = doubled(net)
+    y = replica(X)
+    torch.testing.assert_close(y, wanted(X))
+    y.sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+    assert all(p.grad is not None for p in replica.parameters())
 
 
 def test_deepcopy_of_a_model_that_waits():

@@ -60,7 +60,11 @@ def put(model: nn.Module, plans: Sequence[Plan], settings: Settings) -> NoiseStr
             module.register_forward_hook(hook, prepend=True)
     if first == 0:
         model.register_forward_pre_hook(stream.begin, prepend=True)  # ahead of noise on the model's own input
-    _keep_dense(model, {plan.site.module for plan in plans})
+    noisy = {module for _, module in _noisy_modules(model)}
+    for module in model.modules():
+        if not noisy.isdisjoint(module.children()) or (module is model and module in noisy):
+            compiling.show(module)
+    _keep_dense(model, noisy)
     forget_prefix(model)
     return stream
 

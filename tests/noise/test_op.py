@@ -149,6 +149,23 @@ def test_without_a_key_the_seed_comes_from_the_generator_or_torch():
     assert torch.equal(first, gaussian_noise(x, sigma))
 
 
+def test_a_generator_of_another_device_draws_there(monkeypatch):
+    """Torch refuses a generator for a tensor on another device than its own."""
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+    devices = []
+
+    def randint(low, high, size, *, generator, device):
+        devices.append(device)
+        return torch.zeros(size, dtype=torch.int64)
+
+    monkeypatch.setattr(torch, "randint", randint)
+    gaussian_noise(torch.zeros(2, 5), torch.ones(5), generator=Elsewhere())
+    assert devices == [torch.device("meta")]
+
+
 def test_only_the_key_is_saved():
     x, sigma = torch.randn(64, 100, requires_grad=True), torch.rand(100, requires_grad=True)
     saved = []

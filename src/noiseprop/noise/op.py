@@ -180,7 +180,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _full_key(key: Tensor | None, generator: torch.Generator | None, x: Tensor) -> Tensor:
     if key is None:
-        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)
+        device = None if generator is None else generator.device
+        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device)
     elif key.dtype != torch.int64 or key.dim() != 1 or key.numel() > KEY_LENGTH:
         raise InputError(
             f"gaussian_noise got a key of shape {tuple(key.shape)} and dtype {key.dtype}; pass a one-dimensional "

@@ -1,0 +1,50 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import noiseprop
+
+
+def test_what_the_type_checker_sees_is_what_is_there():
+    tree = ast.parse(Path(noiseprop.__file__).read_text())
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == {name: f"noiseprop.{home}" for name, home in noiseprop._HOMES.items()}
+    assert len(imported) == 14
+    for name, home in imported.items():
+        assert getattr(noiseprop, name) is getattr(sys.modules[home], name)
+        assert name in dir(noiseprop)
+
+
+def test_an_unknown_name_is_told_as_python_tells_it():
+    with pytest.raises(AttributeError, match="module 'noiseprop' has no attribute 'add_nose'"):
+        _ = noiseprop.add_nose
+    with pytest.raises(ImportError, match="cannot import name 'add_nose'"):
+        exec("from noiseprop import add_nose")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["evaluate", "--help"], 0),
+        (["train", "--epochs", "many", "--out", "x"], 2),
+        (["fly"], 2),
+    ],
+)
+def test_help_and_argument_errors_do_not_wait_for_torch(arguments, code):
+    script = (
+        "import sys; from noiseprop.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "slow = {'torch', 'numpy', 'numba', 'scipy', 'matplotlib'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {slow}' if slow else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr

@@ -137,6 +137,16 @@ def test_pure_function_of_its_key():
     assert first.unique(dim=0).shape[0] == 6  # every sample its own
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_sigma_and_mu_may_be_numbers(dtype):
+    x = torch.rand(6, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensors = gaussian_noise(x, torch.full((5,), 0.1), mu=torch.full((5,), 2.0), key=KEY)
+    numbers = gaussian_noise(x, 0.1, mu=2, key=KEY)
+    assert numbers.dtype == dtype
+    torch.testing.assert_close(numbers, tensors)
+    assert torch.equal(gaussian_noise(x, 0, key=KEY), x)
+
+
 def test_without_a_key_the_seed_comes_from_the_generator_or_torch():
     x, sigma = torch.zeros(2, 5), torch.ones(5)
     draw = lambda seed: gaussian_noise(x, sigma, generator=torch.Generator().manual_seed(seed))  # noqa: E731
@@ -245,6 +255,9 @@ def test_compiled_and_eager_agree():
         ({"sigma": torch.ones(3)}, r"sigma has shape \(3,\), which does not broadcast to the neurons \(4,\)"),
         ({"sigma": torch.ones(1, 4, 4)}, "sigma has shape"),
         ({"mu": torch.ones(5)}, "mu has shape"),
+        ({"sigma": [1.0, 1.0, 1.0, 1.0]}, "got a list for sigma; pass a tensor, or one number"),
+        ({"sigma": None}, "got a NoneType for sigma"),
+        ({"mu": "zero"}, "got a str for mu"),
         ({"key": torch.zeros(6, dtype=torch.int64)}, "key of shape"),
         ({"key": torch.zeros(2)}, "one-dimensional int64"),
         ({"draws": 2}, "3 rows, which are not 2 draws"),

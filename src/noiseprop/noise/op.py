@@ -18,9 +18,9 @@ KEY_LENGTH = 5  # seed, pass, layer, call, global index of the first sample
 
 def gaussian_noise(
     x: Tensor,
-    sigma: Tensor,
+    sigma: Tensor | float,
     *,
-    mu: Tensor | None = None,
+    mu: Tensor | float | None = None,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
     draws: int = 1,
@@ -33,11 +33,12 @@ def gaussian_noise(
 
     Args:
         x: pre-activations (B, *neurons), float32, bfloat16, float16 or float64.
-        sigma: standard deviations, in units of x, broadcastable to (*neurons).
-        mu: means, in units of x, broadcastable to (*neurons); none if omitted.
+        sigma: standard deviations, in units of x: one number, or a tensor broadcastable to (*neurons). Eq. 3 is summed
+            in float32 or wider whatever x is; torch then gives a tensor's gradient the tensor's own dtype, so a sigma
+            that is to be learned should be float32 or wider, as that of `NeuronNoise` stays.
+        mu: means, in units of x, in the same forms; none if omitted.
         key: int64 tensor of up to five numbers (seed, pass, layer, call, global index of the first sample); what is
-        left
-            out is 0. If omitted, a seed is drawn from `generator`.
+            left out is 0. If omitted, a seed is drawn from `generator`.
         generator: only draws the seed when there is no key; torch's global one if omitted.
         draws: x holds this many draws of one batch, one after another; draw k uses the noise of pass + k.
 
@@ -45,7 +46,7 @@ def gaussian_noise(
         A new tensor with x's shape and dtype.
 
     Raises:
-        InputError: x is not floating point, or a shape does not fit.
+        InputError: x is not floating point, a shape does not fit, or sigma is neither a tensor nor a number.
 
     Example:
         >>> x, sigma = torch.zeros(2, 3), torch.ones(3)
@@ -57,6 +58,10 @@ def gaussian_noise(
 
     Source: Xiao, Zhang and Peng (2021), Eq. 1 and Theorem 1 (Eq. 3).
     """
+    if not isinstance(sigma, Tensor):
+        sigma = _number("sigma", sigma, x)
+    if mu is not None and not isinstance(mu, Tensor):
+        mu = _number("mu", mu, x)
     _check(x, sigma, mu, draws)
     key = _full_key(key, generator, x)
     if not torch.compiler.is_compiling():
@@ -193,6 +198,15 @@ def _full_key(key: Tensor | None, generator: torch.Generator | None, x: Tensor) 
     if not (key.is_cpu and x.is_cpu):
         key = key.to(x.device)
     return key if key.is_contiguous() else key.contiguous()
+
+
+def _number(name: str, value: Any, x: Tensor) -> Tensor:
+    """One number for all neurons, as a tensor."""
+    if not isinstance(value, int | float):
+        raise InputError(
+            f"gaussian_noise got a {type(value).__name__} for {name}; pass a tensor, or one number for all"
+        )
+    return torch.full((), float(value), dtype=_wide(x), device=x.device)
 
 
 def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:

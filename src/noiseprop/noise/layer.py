@@ -1,8 +1,9 @@
 """``NeuronNoise``: the sigma (and mu) of one noise site."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+import operator
+from collections.abc import Callable, Sequence
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class NeuronNoise(nn.Module):
     A layer that stands alone draws its seed from torch's global generator, as other layers draw their weights, and each
     call is a pass of its own. `add_noise` gives the layers of a model one common stream instead.
 
+    sigma and mu stay float32 when a model is cast to a half type, as by `model.to(torch.bfloat16)`, which knows no
+    number between 1 and 1.008, far more than an optimizer's step. The output has the input's type all the same.
+
     Example:
         >>> noise = NeuronNoise((3,), init=0.5)
         >>> noise(torch.zeros(2, 3)).shape
@@ -58,7 +62,7 @@ class NeuronNoise(nn.Module):
         estimator: Estimator = "pathwise",
     ) -> None:
         super().__init__()
-        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = _size(shape)
         sigma = _start(size, init)
         if learn:
             self.sigma = nn.Parameter(sigma)
@@ -134,10 +138,33 @@ class NeuronNoise(nn.Module):
             f"{tuple(x.shape[1:])}; for inputs of changing size call add_noise with granularity='channel'"
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and cast as any module, but leave sigma and mu in float32 or wider."""
+        return super()._apply(lambda t: _wide_enough(t, fn(t)), recurse)
+
     def extra_repr(self) -> str:
         """What print(model) shows."""
         learned = "learned" if isinstance(self.sigma, nn.Parameter) else "fixed"
         return f"{tuple(self.sigma.shape)}, {learned}, at_inference={self.at_inference}"
+
+
+def _size(shape: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        size = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
+    except TypeError:
+        size = (-1,)
+    if any(n < 0 for n in size):
+        raise InputError(
+            f"NeuronNoise got the shape {shape!r}; pass the sizes of sigma, whole numbers such as (64, 1, 1)"
+        )
+    return size
+
+
+def _wide_enough(before: Tensor, after: Tensor) -> Tensor:
+    """What a cast made of a tensor, unless that is narrower than float32."""
+    if after.is_floating_point() and after.dtype.itemsize < 4:
+        return before.to(after.device, torch.float32)
+    return after
 
 
 def _known(estimator: Estimator) -> Estimator:

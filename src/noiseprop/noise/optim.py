@@ -67,6 +67,8 @@ class SigmaAdam(torch.optim.Optimizer):
         if not state:
             state["step"] = 0
             state["h"], state["v"] = torch.zeros_like(sigma), torch.zeros_like(sigma)
+        elif state["h"].dtype != sigma.dtype or state["h"].device != sigma.device:  # the model was cast or moved since
+            state["h"], state["v"] = state["h"].to(sigma), state["v"].to(sigma)
         state["step"] += 1
         return state["step"]
 

@@ -8,7 +8,8 @@ that is run again in the backward pass (`torch.utils.checkpoint`) can be given t
 # pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,10 @@ class NoiseStream(nn.Module):
                 "use torch.utils.checkpoint with preserve_rng_state=True and use_reentrant=False"
             )
         return self.now.remembered[name]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as any module, but stay whole numbers, also under `model.type(torch.float64)`."""
+        return super()._apply(lambda t: after if (after := fn(t)).dtype == t.dtype else t.to(after.device), recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the stream's place, nothing of a pass under way."""

@@ -79,6 +79,10 @@ def test_noise_consumes_no_torch_randomness():
     model = network()
     state = torch.get_rng_state()
     model(X).sum().backward()
+    with torch.no_grad():
+        model.train()(X)
+    with torch.inference_mode():
+        model(X)
     with torch.no_grad(), sampling(model.eval(), draws=3):
         model(X)
     assert torch.equal(torch.get_rng_state(), state)
@@ -135,6 +139,17 @@ def test_a_recomputed_block_sees_its_own_noise_again(how):
         gradients.append([x.grad, *(p.grad for p in model.parameters())])
     for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_reentrant_block_in_eval_mode_sees_its_own_noise_again():
+    model, seen = add_noise(Looped(None), ["linear"], example=X).eval(), []
+    model.how = "reentrant"
+    model.linear.noise.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    model(X.clone().requires_grad_()).sum().backward()
+    assert len(seen) == 6
+    for forward, backward in zip(seen[:3], reversed(seen[3:]), strict=True):
+        assert torch.equal(forward, backward)
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_dropout_inside_a_recomputed_block_is_repeated_too():

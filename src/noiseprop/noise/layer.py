@@ -113,7 +113,7 @@ class NeuronNoise(nn.Module):
         if sampling is not None and sampling.draws is not None:
             draws = sampling.draws
             x = sampling.repeat(x)
-        key = stream.next_key(self.number, self.training)
+        key = stream.next_key(self.number)
         try:
             y = self.noisy(x, key, draws)
         except InputError as error:

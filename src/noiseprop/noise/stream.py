@@ -2,11 +2,17 @@
 
 A model has one stream. Its pass advances once per call of the model, so all layers of a pass agree on it, and a block
 that is run again in the backward pass (`torch.utils.checkpoint`) can be given the keys that it had.
+
+Noise takes nothing from torch's generators, with one exception: a call that may be run again in a backward pass draws
+a number from the global CPU generator, to be known by it. Those are calls inside a checkpointed block, inside the
+forward of any `torch.autograd.Function`, and under any `saved_tensors_hooks`, such as `save_on_cpu`. With dropout in
+the model its masks are hence others with and without checkpoints.
 """
 
 # torch tells only its private parts whether a graph is being run backwards:
 # pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
@@ -78,9 +84,9 @@ class NoiseStream(nn.Module):
             keys = keys + self.first_sample * _one_hot(_FIRST).to(keys.device)
         now.keys = keys.unbind(0)
 
-    def next_key(self, layer: int, training: bool) -> Tensor:
+    def next_key(self, layer: int) -> Tensor:
         """The key of a layer's next call in this pass."""
-        if torch.compiler.is_compiling() or not _may_be_checkpointed(training):
+        if torch.compiler.is_compiling() or not _may_be_checkpointed():
             return self._draw_key(layer)
         return self._recall_key(layer)
 
@@ -163,10 +169,25 @@ def _one_hot(place: int) -> Tensor:
     return torch.tensor([int(i == place) for i in range(KEY_LENGTH)])
 
 
-def _may_be_checkpointed(training: bool) -> bool:
+def _may_be_checkpointed() -> bool:
     """Whether this call may belong to a block that is, or will be, run again in a backward pass."""
     if torch._C._current_graph_task_id() != -1:
         return True
     if not torch.is_grad_enabled():
-        return training  # a reentrant checkpoint runs its block without a graph
+        return _inside_a_function()
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _inside_a_function() -> bool:
+    """Whether the forward of an autograd function is under way, as it is where a reentrant checkpoint runs its block.
+
+    Nothing but the callers' frames tells such a block from a plain pass without gradients. Libraries with checkpoints
+    of their own derive them from torch's, so any function counts.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_argcount and code.co_varnames[0] == "ctx":
+            return True
+        frame = frame.f_back
+    return False

@@ -15,3 +15,7 @@ class RunError(NoisepropError):
 
 class InputError(NoisepropError, ValueError):
     """An argument is out of range or of the wrong shape."""
+
+
+class NoisepropWarning(UserWarning):
+    """Something that stops nothing but should be known; commands print its sentence."""

@@ -195,6 +195,7 @@ def test_the_folder_holds_what_was_returned(thirds, tmp_path):
     net = network()
     history = train(net, thirds, RECIPE, tmp_path / "run", seed=3, settings={"model": "MLPN"})
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "model.safetensors",
@@ -295,7 +296,7 @@ def test_an_existing_run_and_other_settings_are_refused(thirds, tmp_path):
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     with pytest.raises(RunError, match="holds a run already"):
         train(network(), thirds, RECIPE, tmp_path / "run")
-    with pytest.raises(RunError, match=r"recipe.epochs = 3 there and 4 now, seed = 0 there and 1 now"):
+    with pytest.raises(RunError, match=r"other settings: seed = 0 there and 1 now;"):
         train(network(), thirds, replace(RECIPE, epochs=4), tmp_path / "run", seed=1, resume=True)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
@@ -370,8 +371,9 @@ def test_an_interrupt_ends_the_training_soon(thirds):
 
 
 def test_bad_arguments(thirds):
-    with pytest.raises(InputError, match="seed must be at least 0, got -1"):
-        train(network(), thirds, RECIPE, seed=-1)
+    for seed in (-1, 2**63):
+        with pytest.raises(InputError, match=rf"seed must be at least 0 and below 2\*\*63, got {seed}"):
+            train(network(), thirds, RECIPE, seed=seed)
     with pytest.raises(InputError, match="no training or no validation images"):
         train(network(), replace(thirds, validation=thirds.validation[:0]), RECIPE)
 

@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -64,3 +66,25 @@ def test_one_cycle_of_a_single_step_does_not_divide_by_zero():
 def test_settings_are_checked(changes, sentence):
     with pytest.raises(InputError, match=sentence):
         Recipe(**changes)
+
+
+def test_a_recipe_comes_back_from_json():
+    for recipe in (Recipe(), fast("cifar10"), TABLE_1["tiny-imagenet"]):
+        assert Recipe.from_json(json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"epochs": "many"}, "epochs is 'many', expected a value such as 30"),
+        ({"batch_size": 12.5}, "batch_size is 12.5"),
+        ({"augment": 1}, "augment is 1"),
+        ({"lr": True}, "lr is True"),
+        ({"optimizer": "lion"}, "optimizer must be adam or sgd, got 'lion'"),
+        ({"schedule": "cosine"}, "schedule must be constant or steps or one-cycle"),
+        ({"warmup": 3}, "its fields are"),
+    ],
+)
+def test_a_damaged_recipe_is_one_sentence(change, says):
+    with pytest.raises(InputError, match=says):
+        Recipe.from_json({**asdict(Recipe()), **change})

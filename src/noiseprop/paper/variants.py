@@ -68,6 +68,8 @@ SURROGATES = {"mnist": "MLP-surrogate", "cifar10": "ResNet18-surrogate", "tiny-i
 NAMES = (*_VARIANTS, *SURROGATES.values())
 """All names that `build` knows."""
 
+MOST_CLASSES = 100_000  # more would not fit into memory
+
 
 def architecture(name: str) -> Architecture:
     """The plain network behind a name.
@@ -112,8 +114,8 @@ def build(
         A network that maps images (B, C, H, W) in [0, 1] to logits (B, classes).
 
     Raises:
-        InputError: an unknown name, an activation that the paper's network does not have, unknown sites, or a negative
-            seed.
+        InputError: an unknown name, an activation that the paper's network does not have, unknown sites, a seed that
+            is negative or above 2**63 - 1, or a number of classes out of bounds.
 
     Source: sections 4.1 to 4.3 of Xiao, Zhang and Peng (2021).
 
@@ -122,8 +124,10 @@ def build(
     """
     base, noise = _variant(name)
     plain = _ARCHITECTURES[base]
-    if seed < 0:
-        raise InputError(f"build: the seed must be at least 0, got {seed}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"build: the seed must be at least 0 and below 2**63, got {seed}")
+    if classes is not None and not 2 <= classes <= MOST_CLASSES:
+        raise InputError(f"build: {name} with {classes} classes; give between 2 and {MOST_CLASSES:,}")
     if activation != "relu" and not base.startswith("MLP"):
         raise InputError(f"build: {name} has ReLU in the paper, not {activation!r}; only the MLP has a sigmoid variant")
     options = {"activation": activation} if base.startswith("MLP") else {}

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noiseprop.errors import RunError
+from noiseprop.training.run_folder import MODEL as MODEL
+from noiseprop.training.run_folder import STATE as STATE
 from noiseprop.training.run_folder import write_aside
 
-MODEL = "model.safetensors"
-STATE = "state.safetensors"
 _HEADER = "noiseprop"  # one key, so that the file's bytes do not depend on the order of a hash table
 
 
@@ -45,6 +45,16 @@ def load_model(model: nn.Module, path: Path) -> int:
         tensors = _tensors_like(path, file, model.state_dict(), prefix="")
     model.load_state_dict(tensors)
     return epoch
+
+
+def kept_epoch(path: Path) -> int:
+    """The epoch after which `save_model` wrote a file.
+
+    Raises:
+        RunError: the file is missing, damaged, or not a model's.
+    """
+    with _opened(path) as file:
+        return _epoch(path, _header(path, file))
 
 
 def save_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], *, epoch: int) -> None:
@@ -118,7 +128,7 @@ def _header(path: Path, file: Any) -> dict[str, Any]:
 
 def _epoch(path: Path, header: Mapping[str, Any]) -> int:
     epoch = header.get("epoch")
-    if not isinstance(epoch, int) or epoch < 0:
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
         raise RunError(f"{path} was not written by noiseprop: its header names no epoch")
     return epoch
 

@@ -11,7 +11,7 @@ import torch
 T = TypeVar("T")
 
 
-def flushing_denormals(work: Callable[[], T], stop: threading.Event) -> T:
+def flushing_denormals(work: Callable[[], T], stop: threading.Event, *, threads: int | None = None) -> T:
     """Run `work` where denormal numbers count as zero, on every core, and leave the caller's arithmetic alone.
 
     L2 decay drives the weights of pixels that are always black, and with them Adam's moments, below 1e-38, where the
@@ -22,19 +22,23 @@ def flushing_denormals(work: Callable[[], T], stop: threading.Event) -> T:
     Args:
         work: what to run.
         stop: set when the caller is interrupted; `work` should then return or raise soon, for it is waited for.
+        threads: how many torch computes with meanwhile; as many as now if None.
 
     Returns:
         What `work` returns; its exceptions are raised here.
     """
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
 
     def prepare() -> None:
         torch.set_flush_denormal(True)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads or before)
 
-    with ThreadPoolExecutor(1, "noiseprop-training", prepare) as executor:
-        future = executor.submit(contextvars.copy_context().run, work)
-        try:
-            return future.result()
-        finally:
-            stop.set()
+    try:
+        with ThreadPoolExecutor(1, "noiseprop-training", prepare) as executor:
+            future = executor.submit(contextvars.copy_context().run, work)
+            try:
+                return future.result()
+            finally:
+                stop.set()
+    finally:
+        torch.set_num_threads(before)  # a part of the setting reaches all threads

@@ -3,7 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from noiseprop.data import Split, batches, crop_and_flip
+from noiseprop.data import Split, batches, crop_and_flip, digest
 from noiseprop.errors import InputError, RunError
+from noiseprop.noise.objectives import AdversarialSigma, Objective
 from noiseprop.noise.optim import SigmaAdam, sigmas, weights
 from noiseprop.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
 from noiseprop.training.denormals import flushing_denormals
+from noiseprop.training.machine import threads_to_go_on_with
 from noiseprop.training.metrics import Epoch, loss_and_accuracy, sigma_statistics
+from noiseprop.training.objectives import described
 from noiseprop.training.recipes import Recipe, learning_rate
-from noiseprop.training.run_folder import append_metrics, keep_metrics, open_run
+from noiseprop.training.run_folder import append_metrics, held, keep_metrics, open_run, read_config
 
 _CHECK_EVERY = 32  # steps between two looks at the loss, each of which waits for the device
 
@@ -36,6 +40,7 @@ def train(
     run_dir: Path | None = None,
     *,
     seed: int = 0,
+    objective: Objective | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -45,7 +50,7 @@ def train(
     Each step updates the weights with `recipe`'s optimizer and sigma with `SigmaAdam` (Eq. 7) from one backward pass.
     The last epoch's weights are the result: nothing is chosen, so the validation images only measure and the test
     images are not looked at. The run repeats to the bit on the same machine with the same number of threads; one that
-    was killed and resumed ends with the same bits as one that was not.
+    was killed and resumed ends with the same bits as one that was not, for it goes on with the threads it began with.
 
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, classes); its device is used.
@@ -54,40 +59,36 @@ def train(
         run_dir: folder for config.json, metrics.jsonl, model.safetensors and the state to resume from, written after
             each epoch; None keeps nothing.
         seed: decides the order of the images and their augmentation. The noise has its own seed in the model.
+        objective: what keeps the learned noise from vanishing, made for this model; the plain loss if None.
         settings: what else makes this run this run (the model's name, its seed); JSON-able, kept in config.json.
-        resume: continue the run in `run_dir`, or start it there if it has no checkpoint yet. `model` must then be
-            built as it was for the start.
+        resume: continue the run in `run_dir`, or start it there if it has no checkpoint yet. `model` and `objective`
+            must then be built as they were for the start; `recipe` may have more epochs, unless it is one-cycle.
         progress: called every few steps.
 
     Returns:
         One `Epoch` per epoch, those before a resume included.
 
     Raises:
-        InputError: the seed is negative or the split has no images.
-        RunError: the folder holds a run and `resume` is off, was made with other settings, or is damaged; or the loss
-            became infinite or NaN, and the folder keeps the last good epoch.
+        InputError: the seed is negative or above 2**63 - 1, the split has no images, or the objective needs more than
+            the loss on clean images.
+        RunError: the folder holds a run and `resume` is off, was made with other settings or data, is damaged, or
+            another process trains there; or the loss became infinite or NaN, and the folder keeps the last good epoch.
+
+    Warns:
+        NoisepropWarning: a run goes on with other versions, another processor or fewer cores than it began with.
 
     Source: Algorithm 1 and Table 1 of Xiao, Zhang and Peng (2021).
     """
-    if seed < 0:
-        raise InputError(f"train: the seed must be at least 0, got {seed}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"train: the seed must be at least 0 and below 2**63, got {seed}")
     if not (len(split.train) and len(split.validation)):
         raise InputError(f"train: {split.train.name} has no training or no validation images; give a larger data set")
-    _lay_out(model, torch.channels_last)
-    run = _Run(model, split, recipe, _optimizers(model, recipe), seed, progress, threading.Event())
-    history = _begin(run, run_dir, settings, resume=resume)
-
-    def work() -> None:
-        for epoch in range(len(history) + 1, recipe.epochs + 1):
-            history.append(_epoch(run, epoch))
-            if run_dir is not None:
-                _keep(run, run_dir, history[-1])
-
-    try:
-        flushing_denormals(work, run.stop)
-    finally:
-        _lay_out(model, torch.contiguous_format)
-    return history
+    if isinstance(objective, AdversarialSigma):
+        raise InputError("train has no adversarial loss, which AdversarialSigma needs; use it in a loop of your own")
+    objective = objective or Objective()
+    run = _Run(model, split, recipe, _optimizers(model, recipe), objective, seed, progress, threading.Event())
+    with nullcontext() if run_dir is None else held(run_dir, resume=resume), _channels_last(model):
+        return _train(run, run_dir, settings, resume=resume)
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,39 @@ class _Run:
     split: Split
     recipe: Recipe
     optimizers: Mapping[str, Optimizer]
+    objective: Objective
     seed: int
     progress: Progress | None
     stop: threading.Event
 
 
-def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+@contextmanager
+def _channels_last(model: nn.Module) -> Generator[None]:
     """Convolutions gain a quarter from channels_last on CPUs; values stay as they are."""
-    model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]: torch's stubs lack this form
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch's stubs lack this form
+    try:
+        yield
+    finally:
+        model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]: as above
+
+
+def _train(run: _Run, run_dir: Path | None, settings: Mapping[str, Any] | None, *, resume: bool) -> list[Epoch]:
+    """Begin or go on, epoch by epoch."""
+    history = _begin(run, run_dir, settings, resume=resume)
+    if len(history) >= run.recipe.epochs:
+        return history
+    threads = None
+    if run_dir is not None and history:
+        threads = threads_to_go_on_with(run_dir, read_config(run_dir).get("made_with"))
+
+    def work() -> None:
+        for epoch in range(len(history) + 1, run.recipe.epochs + 1):
+            history.append(_epoch(run, epoch))
+            if run_dir is not None:
+                _keep(run, run_dir, history[-1])
+
+    flushing_denormals(work, run.stop, threads=threads)
+    return history
 
 
 def _begin(run: _Run, run_dir: Path | None, settings: Mapping[str, Any] | None, *, resume: bool) -> list[Epoch]:
@@ -139,6 +165,7 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> dict[str, Optimizer]:
 def _epoch(run: _Run, epoch: int) -> Epoch:
     """Train for one epoch and measure it. All its randomness outside the noise comes from (seed, epoch)."""
     start = time.perf_counter()
+    run.objective.start_epoch(epoch)
     order = int(np.random.SeedSequence((run.seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     with torch.random.fork_rng():  # for what else a user's network draws, dropout for one
         torch.manual_seed(order)
@@ -178,9 +205,10 @@ def _step(run: _Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     loss = functional.cross_entropy(logits.float(), y)
     for optimizer in run.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    run.objective.backward(loss)
     for optimizer in run.optimizers.values():
         optimizer.step()
+    run.objective.project()
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
 
@@ -205,4 +233,6 @@ def _settings(run: _Run, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     split = run.split
     sizes = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     data = {"name": split.train.name, "split_seed": split.seed, "ratio": list(split.ratio), "images": sizes}
-    return {**(settings or {}), "data": data, "recipe": asdict(run.recipe), "seed": run.seed}
+    objective = {} if type(run.objective) is Objective else {"objective": described(run.objective)}
+    ours = {"data": {**data, "digest": digest(split)}, "recipe": asdict(run.recipe), "seed": run.seed}
+    return {**(settings or {}), **ours, **objective}

@@ -1,13 +1,18 @@
-"""What a number was made with: versions, processor, commit."""
+"""What a number was made with: versions, processor, commit; and what a run that comes from elsewhere goes on with."""
 
 import os
 import platform
 import subprocess
+import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+
+from noiseprop.errors import NoisepropWarning
 
 
 def made_with() -> dict[str, str | int | None]:
@@ -25,6 +30,40 @@ def made_with() -> dict[str, str | int | None]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def threads_to_go_on_with(run_dir: Path, made: object) -> int:
+    """The number of threads for the rest of a run: what it began with, for the bits depend on it, if there are cores.
+
+    Where that cannot be, or torch, noiseprop or the processor is another, the run goes on with other bits than it would
+    have had; that is a `NoisepropWarning`, for runs are moved between machines.
+
+    Args:
+        run_dir: the run's folder, for the warning.
+        made: what `made_with` said when it began, as its config.json has it.
+    """
+    here, begun = made_with(), cast("Mapping[str, Any]", made) if isinstance(made, Mapping) else {}
+    told = begun.get("threads")
+    threads = told if isinstance(told, int) and told > 0 else torch.get_num_threads()
+    changes = [
+        f"{key} {begun[key]} (here {here[key]})"
+        for key in ("torch", "noiseprop", "processor")
+        if isinstance(begun.get(key), str) and begun[key] != here[key]
+    ]
+    if threads > cores() and threads != torch.get_num_threads():
+        changes.append(f"{threads} threads (here {cores()} cores)")
+        threads = torch.get_num_threads()
+    if changes:
+        sentence = f"{run_dir} goes on, but not with the bits it would have had: it began with {', '.join(changes)}"
+        warnings.warn(sentence, NoisepropWarning, stacklevel=4)
+    return threads
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

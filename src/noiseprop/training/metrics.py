@@ -1,5 +1,6 @@
 """What is measured of a training, epoch by epoch."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +12,8 @@ from noiseprop.data import Dataset, batches
 from noiseprop.errors import RunError
 from noiseprop.noise.attach import noise_layers
 from noiseprop.training.recipes import Precision
+
+_STATISTICS = ("mean", "std", "min", "max")  # of |sigma| over the neurons of a layer
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,19 @@ class Epoch:
         """The epoch of a line that `metrics.jsonl` holds.
 
         Raises:
-            RunError: it has other fields than an epoch has.
+            RunError: it has other fields than an epoch has, or of other types.
         """
         if line.keys() != {field.name for field in fields(Epoch)}:
             raise RunError(f"metrics.jsonl: epoch {line.get('epoch')} has the fields {', '.join(line)}, not an epoch's")
+        sigma = line["sigma"]
+        if not isinstance(sigma, dict) or any(
+            not isinstance(layer, dict) or layer.keys() != set(_STATISTICS) for layer in sigma.values()
+        ):
+            raise RunError(f"metrics.jsonl: epoch {line['epoch']} does not tell {', '.join(_STATISTICS)} of each sigma")
+        numbers = {key: value for key, value in line.items() if key != "sigma"}
+        for name, value in (*numbers.items(), *(pair for layer in sigma.values() for pair in layer.items())):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise RunError(f"metrics.jsonl: epoch {line['epoch']} has {name} {value!r}, not a finite number")
         return Epoch(**line)
 
 
@@ -47,7 +59,7 @@ def sigma_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
     for name, layer in noise_layers(model).items():
         size = layer.sigma.detach().abs().double()
         values = (size.mean(), size.std(correction=0), size.min(), size.max())
-        statistics[name] = {key: float(value) for key, value in zip(("mean", "std", "min", "max"), values, strict=True)}
+        statistics[name] = {key: float(value) for key, value in zip(_STATISTICS, values, strict=True)}
     return statistics
 
 
@@ -65,7 +77,7 @@ def loss_and_accuracy(
     loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     for x, y in batches(dataset, batch_size, generator=None):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits: Tensor = model(x.to(device, memory_format=torch.channels_last))
+            logits: Tensor = model(x.to(device).contiguous(memory_format=torch.channels_last))
         loss += functional.cross_entropy(logits.float(), y.to(device), reduction="sum")
         correct += (logits.argmax(1) == y.to(device)).sum()
     model.train(was_training)

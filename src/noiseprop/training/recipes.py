@@ -1,12 +1,15 @@
 """How a network is trained: the paper's Table 1, and a short recipe for trying things out."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 from noiseprop.errors import InputError
 
 Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["adam", "sgd"]
+Schedule = Literal["constant", "steps", "one-cycle"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,11 @@ class Recipe:
     name: str = "table1"
     epochs: int = 30
     batch_size: int = 128
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.0  # of sgd
-    schedule: Literal["constant", "steps", "one-cycle"] = "constant"
+    schedule: Schedule = "constant"
     sigma_lr: float = 1e-3
     augment: bool = False  # random crop with padding 4, and flip
     precision: Precision = "fp32"
@@ -34,8 +37,27 @@ class Recipe:
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= least):
                 raise InputError(f"recipe: {field} must be at least {least}, got {value}")
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"recipe: precision must be fp32 or bf16, got {self.precision!r}")
+        for field, known in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", Precision)):
+            if getattr(self, field) not in get_args(known):
+                raise InputError(
+                    f"recipe: {field} must be {' or '.join(get_args(known))}, got {getattr(self, field)!r}"
+                )
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> "Recipe":
+        """The recipe that config.json holds.
+
+        Raises:
+            InputError: it has other fields than a recipe has, or of other types, or out of range.
+        """
+        default = asdict(Recipe())
+        if document.keys() != default.keys():
+            raise InputError(f"recipe: its fields are {', '.join(document)}, expected {', '.join(default)}")
+        for field, value in document.items():
+            expected = type(default[field])
+            if type(value) is not expected and not (expected is float and type(value) is int):
+                raise InputError(f"recipe: {field} is {value!r}, expected a value such as {default[field]!r}")
+        return Recipe(**document)
 
 
 _CIFAR10 = Recipe(epochs=50, augment=True)

@@ -1,16 +1,24 @@
 """A run's folder: config.json says what was asked for, metrics.jsonl what came of it, one line an epoch."""
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from noiseprop.errors import RunError
+from noiseprop.training.continuing import continued
 from noiseprop.training.machine import made_with
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+_LOCK = ".lock"
 _FORMAT = 1
 _LARGEST = 64 * 2**20  # bytes read of a JSON file at most
 
@@ -23,7 +31,11 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """
     aside = path.with_name(f".{path.name}.tmp")
     try:
+        aside.unlink(missing_ok=True)
+        aside.touch()
+        mode = aside.stat().st_mode  # what the umask asks for; safetensors would leave 0600
         write(aside)
+        aside.chmod(mode & 0o777)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -31,7 +43,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise RunError(
-            f"{path} could not be written ({error.strerror}); free space or choose another folder"
+            f"{path} could not be written ({error.strerror or error}); free space or choose another folder"
         ) from error
 
 
@@ -42,7 +54,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-    """Make the folder of a new run, or check that the one there was made with the same settings.
+    """Write config.json of a new run, or check that the one there was made with the same settings or for fewer epochs.
 
     Args:
         run_dir: the folder; it may be absent or empty.
@@ -52,14 +64,38 @@ def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Non
     Raises:
         RunError: the run exists and `resume` is off, the folder holds other things, or its settings differ.
     """
+    asked = json.loads(json.dumps(settings))
+    config: dict[str, Any] = {"format": _FORMAT, "settings": asked, "made_with": made_with()}
     if refuse_taken(run_dir, resume=resume):
-        _compare(run_dir, read_config(run_dir)["settings"], json.loads(json.dumps(settings)))
-        return
+        there = read_config(run_dir)
+        made = there.get("made_with") if (run_dir / STATE).exists() else config["made_with"]
+        config = {**there, "settings": continued(run_dir, there["settings"], asked), "made_with": made}
+        if config == there:
+            return
+    _make(run_dir)
+    write_json(run_dir / CONFIG, config)
+
+
+@contextmanager
+def held(run_dir: Path, *, resume: bool) -> Generator[None]:
+    """Let no other process train in a run's folder meanwhile; the system lets go of it however this one ends.
+
+    Raises:
+        RunError: another process trains there; or as for `refuse_taken`.
+    """
+    refuse_taken(run_dir, resume=resume)  # nothing is put into a folder of other things, not even a lock
+    _make(run_dir)
+    lock = FileLock(run_dir / _LOCK)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"{run_dir}: another process is training there; wait for it or stop it") from error
     except OSError as error:
-        raise RunError(f"{run_dir} could not be made ({error.strerror}); choose another folder") from error
-    write_json(run_dir / CONFIG, {"format": _FORMAT, "settings": settings, "made_with": made_with()})
+        raise RunError(f"{run_dir}: cannot be written to ({error.strerror or error}); check its rights") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def refuse_taken(run_dir: Path, *, resume: bool) -> bool:
@@ -70,7 +106,7 @@ def refuse_taken(run_dir: Path, *, resume: bool) -> bool:
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file, not a run folder; choose another folder")
-    if not (run_dir.is_dir() and any(run_dir.iterdir())):
+    if not (run_dir.is_dir() and any(map(_counts, run_dir.iterdir()))):
         return False
     if not (run_dir / CONFIG).exists():
         raise RunError(f"{run_dir} holds other things than a run (no {CONFIG}); choose another folder")
@@ -89,7 +125,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{run_dir} is not a run folder: it has no {CONFIG}; give a folder that `noiseprop train` wrote")
     try:
-        config = json.loads(_read(path))
+        config = _parse(_read(path))
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); train the run again in another folder") from error
     if not (isinstance(config, dict) and config.get("format") == _FORMAT and isinstance(config.get("settings"), dict)):
@@ -106,8 +142,9 @@ def append_metrics(run_dir: Path, line: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        message = f"{run_dir / METRICS} could not be written ({error.strerror}); free space, then go on with --resume"
-        raise RunError(message) from error
+        raise RunError(
+            f"{run_dir / METRICS} could not be written ({error.strerror or error}); free space, then --resume"
+        ) from error
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -123,7 +160,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(whole.splitlines(), start=1):
         try:
-            line = json.loads(text)
+            line = _parse(text)
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path}, line {number} is damaged ({error}); train the run again elsewhere") from error
         if not isinstance(line, dict) or line.get("epoch") != number:
@@ -147,21 +184,32 @@ def keep_metrics(run_dir: Path, epochs: int) -> list[dict[str, Any]]:
     return lines[:epochs]
 
 
-def _compare(run_dir: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse to continue a run with other settings, naming them."""
-    old, new = _flat(there), _flat(asked)
-    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if different:
-        changes = ", ".join(f"{key} = {old.get(key)!r} there and {new.get(key)!r} now" for key in different)
-        raise RunError(f"{run_dir} was made with other settings: {changes}; use the same or choose another folder")
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run_dir} could not be made ({error.strerror or error}); choose another folder") from error
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _counts(path: Path) -> bool:
+    """Whether a file makes a folder taken; what a kill left of the first write, and the lock, do not."""
+    return path.name != _LOCK and not (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+def _parse(text: str) -> Any:
+    """JSON without NaN and infinities.
+
+    Raises:
+        ValueError: it is not.
+    """
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def _read(path: Path) -> str:

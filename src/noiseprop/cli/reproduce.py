@@ -12,27 +12,35 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from noiseprop.paper.grid import Show
+    from noiseprop.paper.plan import Plan
     from noiseprop.paper.reproduction import Job
+
+_OF_RESNETS = ("table5", "table6")
 
 
 @dataclass(frozen=True)
 class Reproduce:
     """Redo a table or figure of the paper: train, attack, and set beside its numbers.
 
-    Table 3 is the MLPs on MNIST, Table 4 the CNNs; Figure 3 needs Table 3's runs.
+    Tables 3 and 4 are MLPs and CNNs on MNIST, 5 and 6 ResNets on harder images.
 
     A stopped reproduction goes on by the same command; what is finished is kept.
 
     For example:
-      noiseprop reproduce table3
-      noiseprop reproduce table3 --protocol released-code --switch gradient-sign
+      noiseprop reproduce table5 --recipe fast --precision bf16 --seeds 1
     """
 
-    what: Annotated[Positional[Literal["table3", "table4", "figure3"]], arg(metavar="WHAT")]
-    """table3, table4 or figure3."""
+    what: Annotated[
+        Positional[Literal["table3", "table4", "table5", "table6", "figure3", "figure4"]], arg(metavar="WHAT")
+    ]
+    """table3 to table6, figure3, or figure4, which needs Table 6's runs."""
     seeds: int = 5
-    """How many networks of each kind, with seeds 0, 1, ..."""
-    epochs: int = 30
+    """Networks of each kind, with seeds 0, 1, ..."""
+    models: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
+    """The table's rows to do now, by name."""
+    recipe: Literal["table1", "fast"] = "table1"
+    """The paper's training, or one of few epochs."""
+    epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
     """Passes over the training images."""
     jobs: int = 2
     """Processes; each takes its share of the cores."""
@@ -40,63 +48,95 @@ class Reproduce:
     """What the paper says, or what its authors' code does instead."""
     switch: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
     """Departures of the released code: to add to paper, or to take from released-code. A wrong name lists them."""
+    test_images: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all; of ResNets 1000)")] = None
+    """Test images to judge on."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the training. bf16 is faster where the processor has it (AMX, AVX512-BF16)."""
     data: Literal["mnist", "mnist-5k"] = "mnist"
-    """mnist-5k is for a quick look: 5,000 digits, no download."""
+    """For MNIST's tables; mnist-5k is a quick look."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
     ] = None
     """Folder of the official files."""
     runs: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")
-    """Where the trained networks are kept."""
+    """For the trained networks."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("results")
-    """Where the table's JSON or the figure is put."""
+    """For the table's JSON or the figure."""
 
     def run(self) -> None:
         """Do all runs, show progress, write what came of them and print it."""
         from noiseprop.cli.show import out
         from noiseprop.paper.figures import draw_figure_3
-        from noiseprop.paper.grid import run_all
+        from noiseprop.paper.grid import DONE, run_all
+        from noiseprop.paper.how import how
         from noiseprop.paper.reproduction import finished
         from noiseprop.paper.results import make_record, write_record
         from noiseprop.paper.tables import main_table, text_table
 
-        jobs = self._jobs()
+        plan, jobs = self._plan_and_jobs()
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.what == "figure4":
+            self._figure_4(plan, jobs)
+            return
+        path = self.out / f"{self.what}-{plan.suffix}.json"
         with _bars(self.what, len(jobs)) as show:
-            run_all(jobs, processes=self.jobs, show=show)
-        table = "table4" if self.what == "table4" else "table3"
-        record = make_record(table, [finished(job) for job in jobs])
-        name = f"{self.what}-{jobs[0].protocol.name}" + ("" if self.data == "mnist" else f"-{self.data}")
+
+            def keep(name: str, done: int, total: int, what: str) -> None:
+                show(name, done, total, what)
+                if what == DONE and self.what in _OF_RESNETS:  # their runs take hours, and each is worth having
+                    write_record(make_record(self.what, plan.finished()), path)
+
+            run_all(jobs, processes=self.jobs, show=keep)
         if self.what == "figure3":
-            svg, png = draw_figure_3(record, self.out / name)
+            record = make_record("table3", [finished(job) for job in jobs])
+            svg, png = draw_figure_3(record, path.with_suffix(""))
             out.print(f"Figure 3 is in {svg} and {png}.")
             return
-        path = self.out / f"{name}.json"
+        runs = plan.finished() if self.what in _OF_RESNETS else [finished(job) for job in jobs]
+        record = make_record(self.what, runs)
         write_record(record, path)
         out.print(text_table(main_table(record)), markup=False)
-        out.print(f"Accuracy: ours, mean ± standard deviation over {self.seeds} seeds (the paper's). All is in {path}.")
+        out.print(how(record), markup=False)
+        seeds = len(record["seeds"])
+        out.print(f"Accuracy: ours, mean ± standard deviation over {seeds} seeds (the paper's). All is in {path}.")
 
-    def _jobs(self) -> "list[Job]":
+    def _figure_4(self, plan: "Plan", jobs: "list[Job]") -> None:
+        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.paper.figure4 import draw_figure_4, look, summary
+
+        with progress_bar("figure4") as progress:
+            found = look(jobs, progress=progress)
+        paths = draw_figure_4(found, self.out / f"figure4-{plan.suffix}")
+        out.print(summary(found.record), markup=False)
+        out.print(f"Figure 4 is in {paths[0]} and {paths[1]}, all figures in {paths[2]}.")
+
+    def _plan_and_jobs(self) -> "tuple[Plan, list[Job]]":
         """Every run that is asked for; data that are missing are told here, before processes start."""
         from noiseprop.data import load
         from noiseprop.errors import InputError
-        from noiseprop.paper.protocol import FIGURE_3, TABLES, attack_settings, protocol
-        from noiseprop.paper.reproduction import Job
+        from noiseprop.paper.plan import Plan
+        from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, RESNETS, TABLES, protocol, recipe
 
-        chosen = protocol(self.protocol, self.switch)
+        table = {"figure3": "table3", "figure4": "table6"}.get(self.what, self.what)
+        chosen = protocol(self.protocol, self.switch, table)
         for name, value in (("seeds", self.seeds), ("jobs", self.jobs), ("epochs", self.epochs)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}; give 1 or more")
-        load(self.data, self.data_dir)
-        settings = attack_settings(chosen, self.data, self.what)
-        rows = FIGURE_3 if self.what == "figure3" else TABLES[self.what]
-        return [
-            Job(row, seed, chosen, self.data, self.data_dir, self.epochs, self.precision, settings, self.runs)
-            for seed in range(self.seeds)
-            for row in rows
-        ]
+        if self.test_images is not None and self.test_images < 1:
+            raise InputError(f"--test-images is {self.test_images}; give 1 or more")
+        if table in RESNETS and self.data != "mnist":
+            raise InputError(f"--data {self.data} is for Tables 3 and 4; leave it out, {self.what} has data of its own")
+        rows = {row.name: row for row in (FIGURE_3 if self.what == "figure3" else TABLES[table])}
+        if unknown := [name for name in self.models if name not in rows]:
+            raise InputError(f"{unknown[0]!r} is no row of {self.what}; choose of {'; '.join(rows)}")
+        data = RESNETS.get(table, self.data)
+        load(data, self.data_dir)
+        epochs = recipe(PROTOCOLS["paper"], data, epochs=self.epochs, name=self.recipe).epochs
+        images = 1000 if table in RESNETS and self.test_images is None else self.test_images
+        settings = (data, self.data_dir, epochs, self.precision, self.recipe, images, self.runs)
+        plan = Plan(table, chosen, *settings)
+        seeds = 1 if self.what == "figure4" else self.seeds
+        return plan, plan.jobs([rows[name] for name in self.models or rows], seeds)
 
 
 @contextmanager

@@ -131,6 +131,9 @@ TABLES = {
 FIGURE_3 = tuple(row for row in TABLES["table3"] if row.activation == "relu")
 
 
+FEWER = {"eot_images": 250, "vote_images": 250, "trust_images": 64}
+"""Images on which ResNets with noise everywhere are attacked with many draws, judged by vote, and checked."""
+
 RecipeName = Literal["table1", "fast"]
 
 
@@ -165,5 +168,5 @@ def attack_settings(protocol: Protocol, dataset: str, table: str = "table3", row
     if table == "table4":
         settings = replace(settings, batch_size=256)  # feature maps of 2,000 images would leave the cache
     if table in RESNETS and row is not None and row.everywhere:
-        settings = replace(settings, eot_images=250, vote_images=250, trust_images=64)
+        settings = replace(settings, **FEWER)
     return replace(settings, attack_draws=(1,)) if "single-draw" in protocol else settings

@@ -113,6 +113,21 @@ def finished(job: Job) -> Run:
     return Run(job, epochs, [measured[epoch.epoch] for epoch in epochs if epoch.epoch in measured], evaluation)
 
 
+def trained(job: Job) -> nn.Module:
+    """The network of a job whose training is finished.
+
+    Raises:
+        RunError: it is not, or the folder is damaged.
+    """
+    chosen = recipe_of(job)
+    if len(read_metrics(job.folder)) < chosen.epochs:
+        raise RunError(f"{job.folder}: {job.name} is not trained yet; redo its table first, with the same options")
+    classes = len(_dataset(job.data, job.data_dir).classes)
+    model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=chosen.weight_decay, classes=classes)
+    load_model(model, job.folder / MODEL)
+    return model.eval()
+
+
 def recipe_of(job: Job) -> Recipe:
     """How a job's network is trained."""
     return recipe(job.protocol, job.data, epochs=job.epochs, precision=job.precision, name=job.recipe)

@@ -31,7 +31,7 @@ def make_record(table: str, runs: Sequence[Run]) -> dict[str, Any]:
     ends of Wilson's 95 % interval) and the findings of `trust`.
     """
     job, evaluation = runs[0].job, runs[0].evaluation
-    more = _of_resnets(runs) if table in RESNETS else {}
+    more = _recipe_and_data(runs) if table in RESNETS or job.recipe != "table1" else {}
     return {
         "format": FORMAT,
         "table": table,
@@ -48,8 +48,8 @@ def make_record(table: str, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _of_resnets(runs: Sequence[Run]) -> dict[str, Any]:
-    """What decides figures of ResNets and is not the same in every record of a table: recipe and data."""
+def _recipe_and_data(runs: Sequence[Run]) -> dict[str, Any]:
+    """What a reader must know where recipe and data are not the same in every record of a table."""
     job, dataset = runs[0].job, load(runs[0].job.data, runs[0].job.data_dir)
     parts = split(dataset)
     return {

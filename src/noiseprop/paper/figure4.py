@@ -1,0 +1,246 @@
+"""Figure 4: what the five ResNets look at, and how much of it lies on the object."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+
+from noiseprop.data import Dataset, batches, load, split
+from noiseprop.errors import RunError
+from noiseprop.evaluation.measure import device_of, judging, noise_key, score
+from noiseprop.evaluation.statistics import mean_std
+from noiseprop.noise.stream import reset_noise
+from noiseprop.paper.reproduction import Job, recipe_of, trained
+from noiseprop.paper.results import without_folder
+from noiseprop.paper.tables import text_table
+from noiseprop.saliency import smoothgrad
+from noiseprop.training.run_folder import write_aside
+
+FORMAT = "noiseprop figure 4, version 1"
+PANEL, BOXED = 5, 250  # images drawn, and images with a box looked at, at most
+SIGMA, SAMPLES, DRAWS, VOTES = 0.15, 25, 1, 32  # Eq. 8's; a copy's draws of the network's noise; draws of a vote
+_ROWS = 64  # images that go through a network at once
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen: the record, and the images (n, C, H, W) and maps by network (n, H, W) of the panel."""
+
+    record: Mapping[str, Any]
+    images: Tensor
+    boxes: Tensor | None
+    maps: Mapping[str, Tensor]
+
+
+def look(jobs: Sequence[Job], *, progress: Progress | None = None) -> Look:
+    """SmoothGrad maps, Eq. 8, of test images that all networks classify correctly, for their true class.
+
+    The images are the first such ones of the test split, which is in random order; those of the panel come with their
+    box where any have one. A network with noise counts as correct by a vote, and each noisy copy of an image meets a
+    draw of the network's noise of its own. All networks see the same copies.
+
+    Args:
+        jobs: one for each network, trained.
+        progress: called with steps done, all steps, and the next one's name.
+
+    Raises:
+        RunError: a network is not trained yet, or no image is right by all of them.
+    """
+    tell = progress or (lambda done, total, name: None)
+    models = {job.row.name: trained(job) for job in jobs}
+    dataset = load(jobs[0].data, jobs[0].data_dir)
+    test, steps = split(dataset).test, 2 * len(models)
+    right = torch.arange(len(test))
+    for number, (name, model) in enumerate(models.items()):
+        tell(number, steps, f"judging {name}")
+        right = right[_correct(model, test[right], jobs[0].seed)]
+    if not len(right):
+        raise RunError(f"figure4: none of {len(test):,} test images is right by all networks; train them for longer")
+    boxed = right if test.boxes is None else right[test.boxes[right, 0] >= 0]
+    chosen = test[(boxed if len(boxed) else right)[:BOXED]]
+    maps: dict[str, Tensor] = {}
+    for number, (name, model) in enumerate(models.items(), len(models)):
+        tell(number, steps, f"looking through {name}")
+        maps[name] = _maps(model, chosen, jobs[0].seed)
+    tell(steps, steps, "done")
+    record = _record(jobs, test, len(right), chosen if len(boxed) and test.boxes is not None else None, maps)
+    x, _ = next(batches(chosen[:PANEL], PANEL, generator=None))
+    panel = {name: found[:PANEL] for name, found in maps.items()}
+    return Look(record | {"source": without_folder(dataset.source)}, x, chosen.boxes, panel)
+
+
+def _correct(model: nn.Module, images: Dataset, seed: int) -> Tensor:
+    """Which images are right: by a vote over the network's noise, where it has any."""
+    if not len(images):
+        return torch.zeros(0, dtype=torch.bool)
+    with judging(model):
+        reset_noise(model, noise_key(seed, "figure 4"))
+        found = score(model, batches(images, _ROWS, generator=None), draws=VOTES, rows=_ROWS * 4)
+    return torch.from_numpy(found["vote" if "vote" in found else "off"])
+
+
+def _maps(model: nn.Module, images: Dataset, seed: int) -> Tensor:
+    """Saliency (n, H, W) of each image for its true class."""
+    generator, device = torch.Generator().manual_seed(seed), device_of(model)
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: faster, the same values
+    found: list[Tensor] = []
+    for x, y in batches(images, _ROWS, generator=None):
+        options: dict[str, Any] = {"sigma": SIGMA, "samples": SAMPLES, "draws": DRAWS, "generator": generator}
+        found.append(smoothgrad(model, x.to(device), y.to(device), **options).cpu())
+    return torch.cat(found)
+
+
+def inside(maps: Tensor, boxes: Tensor) -> Tensor:
+    """The share of each map's sum that lies in its box.
+
+    Args:
+        maps: (n, H, W), at least 0.
+        boxes: (n, 4), columns x0, y0, x1, y1 in pixels; x1 and y1 belong to the box.
+
+    Returns:
+        float64, (n,).
+
+    >>> inside(torch.ones(1, 4, 4), torch.tensor([[0, 0, 1, 3]]))
+    tensor([0.5000], dtype=torch.float64)
+    """
+    x, y = torch.arange(maps.shape[2]), torch.arange(maps.shape[1])
+    x0, y0, x1, y1 = (column.view(-1, 1) for column in boxes.unbind(1))
+    mask = ((y >= y0) & (y <= y1)).unsqueeze(2) & ((x >= x0) & (x <= x1)).unsqueeze(1)  # (n, H, W)
+    wide = maps.double()
+    whole = wide.sum((1, 2)).clamp_min(torch.finfo(torch.float64).tiny)  # a map of zeros has nothing in the box either
+    return (wide * mask).sum((1, 2)) / whole
+
+
+def _record(
+    jobs: Sequence[Job], test: Dataset, right: int, boxed: Dataset | None, maps: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    job = jobs[0]
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "protocol": job.protocol.name,
+        "departures": sorted(job.protocol.departures),
+        "recipe": asdict(recipe_of(job)),
+        "seed": job.seed,
+        "networks": list(maps),
+        "test_images": len(test),
+        "right_by_all": right,
+        "sigma": SIGMA,
+        "samples": SAMPLES,
+        "draws": DRAWS,
+        "vote_draws": VOTES,
+    }
+    if boxed is None or boxed.boxes is None:
+        return record
+    boxes = boxed.boxes
+    shares = {name: [round(value, 6) for value in inside(found, boxes).tolist()] for name, found in maps.items()}
+    flat = inside(torch.ones_like(next(iter(maps.values()))), boxes).tolist()
+    return record | {"box": [round(value, 6) for value in flat], "inside": shares}
+
+
+def shares_table(record: Mapping[str, Any]) -> list[list[str]]:
+    """For each network the share of saliency inside the box, mean ± std over images, and the difference to the first.
+
+    The last column is a 95 % interval of the mean difference on the same images (Student's t).
+    """
+    shares: Mapping[str, Sequence[float]] = record["inside"]
+    first = next(iter(shares))
+    rows = [["", "saliency inside the box", f"more than {first}"]]
+    rows.append(["the box's share of the image", str(mean_std(record["box"])), ""])
+    for name, values in shares.items():
+        more = "" if name == first else _interval(np.subtract(values, shares[first]))
+        rows.append([name, str(mean_std(values)), more])
+    return rows
+
+
+def _interval(differences: Any) -> str:
+    n = len(differences)
+    if n < 2:
+        return "one image"
+    half = float(student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / n**0.5)
+    mean = float(np.mean(differences))
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """How the maps were made, and the table of shares, for the terminal."""
+    if "inside" not in record:
+        return f"{says(record)}\nNone of these images has a box, so no share of saliency inside it can be told."
+    return f"{text_table(shares_table(record))}\n{says(record)}"
+
+
+def says(record: Mapping[str, Any]) -> str:
+    """How the maps were made, in plain sentences."""
+    recipe = record["recipe"]
+    named = "Table 1's recipe" if recipe["name"] == "table1" else f"the {recipe['name']} recipe, not the paper's"
+    boxes = (
+        f" The figures are of the first {len(record['box']):,} of them that have a box." if "inside" in record else ""
+    )
+    return (
+        f"SmoothGrad as Eq. 8: sigma {record['sigma']:g}, {record['samples']} copies of an image, each with "
+        f"{record['draws']} draw of the network's noise. Networks of {recipe['epochs']} epochs by {named}, "
+        f"seed {record['seed']}. "
+        f"{record['right_by_all']:,} of {record['test_images']:,} test images are right by all "
+        f"{len(record['networks'])} networks (random ones by a vote of {record['vote_draws']} draws).{boxes} "
+        f"{record['source']}."
+    )
+
+
+def draw_figure_4(found: Look, stem: Path) -> tuple[Path, Path, Path]:
+    """Write the panel as `stem`.svg and .png and the figures as .json, each aside and renamed."""
+    figure = figure_4(found)
+    svg, png, data = (stem.with_name(stem.name + suffix) for suffix in (".svg", ".png", ".json"))
+    with rc_context({"svg.hashsalt": "figure4", "svg.fonttype": "none"}):
+        write_aside(svg, lambda aside: figure.savefig(aside, format="svg", metadata={"Date": None}))
+    write_aside(png, lambda aside: figure.savefig(aside, format="png", dpi=120))
+    text = json.dumps(found.record, allow_nan=False) + "\n"
+    write_aside(data, lambda aside: aside.write_text(text, encoding="utf-8"))
+    return svg, png, data
+
+
+def figure_4(found: Look) -> Figure:
+    """One row for each image: the image, then its map for each network, black at 0, white at its 99th percentile."""
+    rows, columns = len(found.images), 1 + len(found.maps)
+    figure = Figure(figsize=(1.5 * columns, 1.5 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        grid[row, 0].imshow(found.images[row].permute(1, 2, 0).numpy(), interpolation="nearest")
+        for column, maps in enumerate(found.maps.values(), 1):
+            values = maps[row].float().numpy()
+            grid[row, column].imshow(
+                values, cmap="gray", vmin=0, vmax=np.percentile(values, 99), interpolation="nearest"
+            )
+        for axes in grid[row]:
+            axes.set_axis_off()
+            if found.boxes is not None and int(found.boxes[row, 0]) >= 0:
+                x0, y0, x1, y1 = (int(v) for v in found.boxes[row])
+                corner, size = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)
+                axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#d95f02", linewidth=0.8))
+    for axes, title in zip(grid[0], ("image", *found.maps), strict=True):
+        axes.set_title(title, fontsize=8)
+    return figure
+
+
+def read_figure_4(path: Path) -> Mapping[str, Any]:
+    """Read what `draw_figure_4` wrote as JSON.
+
+    Raises:
+        RunError: there is no such file, or it is no record of Figure 4.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}); run `noiseprop reproduce figure4` again") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise RunError(f"{path} is no record of format {FORMAT!r}; run `noiseprop reproduce figure4` again")
+    return record

@@ -1,0 +1,43 @@
+"""How the figures of a record were made, in plain sentences: recipe, data, numbers of images."""
+
+from noiseprop.paper.protocol import TABLES
+from noiseprop.paper.results import Record, runs_of
+
+
+def rows_of(record: Record) -> list[str]:
+    """The table's rows that the record has, in the paper's order."""
+    there = {run["row"] for run in record["runs"]}
+    return [row.name for row in TABLES[record["table"]] if row.name in there]
+
+
+def how(record: Record) -> str:
+    """How the figures of a record were made: recipe, data and numbers of images, in plain sentences."""
+    settings, test = record["settings"], record["data"]["test_images"]
+    attacked = min(settings["attack_images"], test)
+    if "recipe" not in record:
+        return f"Table 1's recipe, {record['epochs']} epochs; {test:,} test images, {attacked:,} of them attacked."
+    recipe, images = record["recipe"], record["images"]
+    named = "Table 1's recipe" if recipe["name"] == "table1" else f"The {recipe['name']} recipe, not the paper's"
+    augmented = ", cropped and flipped at random" if recipe["augment"] else ""
+    most = {len(run["course"]["train_loss"]) for run in record["runs"]}
+    sentences = [
+        f"{named}: {recipe['optimizer'].upper()} {recipe['lr']:g}, {recipe['schedule']}, {max(most)} epochs in "
+        f"{recipe['precision']} on {images['train']:,} images{augmented}.",
+        f"{record['source']}.",
+        f"{test:,} of {images['test']:,} test images, {attacked:,} of them attacked.",
+    ]
+    if few := _many_draws(record):
+        sentences.append(few)
+    return " ".join(sentences)
+
+
+def _many_draws(record: Record) -> str:
+    """On how many images networks with noise were attacked with the most draws, where these are not all attacked."""
+    draws = max(record["settings"]["attack_draws"])
+    counts: dict[int, list[str]] = {}
+    for name in rows_of(record):
+        found = runs_of(record, name)[0]["figures"].get(f"pgd/one/{draws}/0")
+        if found is not None and draws > 1:
+            counts.setdefault(int(found[1]), []).append(name)
+    told = [f"of {', '.join(names)} on {count:,} images" for count, names in counts.items()]
+    return f"White-box attacks averaged over {draws} draws: {'; '.join(told)}." if told else ""

@@ -1,0 +1,339 @@
+"""Tables 5 and 6 on small networks and few images."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from noiseprop.cli import main
+from noiseprop.errors import RunError
+from noiseprop.evaluation import settings as evaluation_settings
+from noiseprop.evaluation.settings import CORRUPTIONS, known_settings
+from noiseprop.evaluation.storage import read
+from noiseprop.paper import protocol as protocol_module
+from noiseprop.paper import reproduction
+from noiseprop.paper.claims_resnets import claims, comparisons, verdict
+from noiseprop.paper.grid import DONE
+from noiseprop.paper.how import how
+from noiseprop.paper.page_resnets import page
+from noiseprop.paper.plan import Plan
+from noiseprop.paper.protocol import TABLES, Row, attack_settings, protocol
+from noiseprop.paper.published import COLUMNS, PUBLISHED
+from noiseprop.paper.reproduction import EVALUATION, do, is_finished, recipe_of, trained
+from noiseprop.paper.results import accuracy, make_record, read_record, runs_of
+from noiseprop.training.checkpoint import MODEL, STATE
+
+pytestmark = [
+    pytest.mark.usefixtures("small_resnets", "own_cache"),
+    pytest.mark.filterwarnings("ignore:.*draws cannot share what comes before the noise"),
+]
+
+FEW: dict[str, Any] = {"attack_images": 16, "attack_draws": (1, 2), "vote_draws": 3, "trust_images": 6}
+FEW |= {"lbfgs_steps": 2, "pgd_steps": 2, "batch_size": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Few images, draws and steps."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("cifar10", "tiny-imagenet"):
+            patch.setitem(evaluation_settings.SETTINGS, name, replace(known_settings(name), **FEW))
+        patch.setattr(protocol_module, "FEWER", {"eot_images": 8, "vote_images": 10, "trust_images": 4})
+        yield
+    torch.set_num_threads(before)
+
+
+def plan(root: Path, data_dir: Path, table: str = "table5", name: str = "paper", epochs: int = 2) -> Plan:
+    data = protocol_module.RESNETS[table]
+    chosen = protocol(name, table=table)
+    return Plan(table, chosen, data, data_dir, epochs, "fp32", "fast", 20, root)
+
+
+def quiet(done: int, total: int, what: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def table5(root, image_dir) -> Plan:
+    """ResNet18 and its variant with learned noise everywhere, trained and judged."""
+    this = plan(root, image_dir)
+    for row in (TABLES["table5"][i] for i in (0, 4)):
+        do(this.job(row, 0), quiet)
+    return this
+
+
+def test_rows_and_printed_numbers_are_the_papers():
+    assert [row.name for row in TABLES["table5"]] == list(PUBLISHED["table5"])
+    assert [row.slug for row in TABLES["table6"]] == [
+        *("resnet34", "resnet34-mlpplus", "resnet34-aplus", "resnet34-mlpn", "resnet34-an")
+    ]
+    noisy, plain = PUBLISHED["table5"]["ResNet18-AN"], PUBLISHED["table5"]["ResNet18"]
+    # section 4.3: 0.393 vs 0.234, 0.489 vs 0.433, 0.203 vs 0.114, 0.562 vs 0.467, 0.613 vs 0.562, 0.175 vs 0.189
+    quoted = {"fgsm": (0.393, 0.234), "lbfgs": (0.489, 0.433), "pgd": (0.203, 0.114), "clean": (0.905, 0.902)}
+    quoted |= {"fgsm-transfer": (0.562, 0.467), "lbfgs-transfer": (0.613, 0.562), "glass_blur": (0.175, 0.189)}
+    assert {name: (noisy[name], plain[name]) for name in quoted} == quoted
+    noisy, plain = PUBLISHED["table6"]["ResNet34-AN"], PUBLISHED["table6"]["ResNet34"]
+    # section 4.4: 0.121 vs 0.082, 0.402 vs 0.321, 0.055 vs 0.019, 0.412 vs 0.397, 0.352 vs 0.341, 0.448 vs 0.436
+    quoted = {"fgsm": (0.121, 0.082), "lbfgs": (0.402, 0.321), "pgd": (0.055, 0.019), "clean": (0.448, 0.436)}
+    quoted |= {"gaussian_noise": (0.412, 0.397), "glass_blur": (0.352, 0.341), "contrast": (0.346, 0.331)}
+    assert {name: (noisy[name], plain[name]) for name in quoted} == quoted
+
+
+def test_a_run_keeps_recipe_augmentation_and_all_figures(table5):
+    job = table5.job(TABLES["table5"][4], 0)
+    assert job.folder.parent.name == "paper-cifar10-fast-2"
+    settings = json.loads((job.folder / "config.json").read_text())["settings"]
+    assert settings["recipe"]["name"] == "fast"
+    assert settings["recipe"]["augment"] is True
+    assert settings["recipe"]["schedule"] == "one-cycle"
+    evaluation = read(job.folder / EVALUATION)
+    assert evaluation.images == 20  # of 24
+    assert evaluation.noisy
+    sizes = {(m.condition, m.state, m.attack_draws): m.correct.size for m in evaluation.measurements}
+    assert sizes["pgd", "one", 1] == 16
+    assert sizes["pgd", "one", 2] == 8
+    assert sizes["clean", "one", 0] == 20
+    assert sizes["clean", "vote", 0] == 10
+    assert {m.condition for m in evaluation.measurements} == set(COLUMNS)
+    assert not list(job.folder.glob("*partial*"))
+
+
+def test_surrogates_follow_the_recipe_and_have_a_single_linear(table5, root):
+    (folder,) = [path for path in (root / "surrogates").iterdir() if path.is_dir()]
+    assert folder.name.startswith("cifar10-ResNet18-surrogate-")
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    assert (settings["recipe"]["name"], settings["recipe"]["epochs"]) == ("fast", 2)
+    from safetensors.torch import load_file
+
+    assert {name for name in load_file(folder / MODEL) if name.startswith("head")} == {
+        "head.fc1.weight",
+        "head.fc1.bias",
+    }
+
+
+def test_the_full_recipe_is_table_1s(root, image_dir):
+    full = replace(plan(root, image_dir), recipe="table1", epochs=50)
+    chosen = recipe_of(full.job(TABLES["table5"][0], 0))
+    assert (chosen.name, chosen.optimizer, chosen.lr, chosen.epochs, chosen.augment) == (
+        "table1",
+        "adam",
+        1e-3,
+        50,
+        True,
+    )
+    assert full.job(TABLES["table5"][0], 0).folder.parent.name == "paper-cifar10"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "second epoch",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("first epoch", "surrogate", "pgd, EOT-2", "check frozen")),
+    ],
+)
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(moment, table5, tmp_path):
+    job = table5.job(TABLES["table5"][4], 0)
+    this = replace(job, root=tmp_path)
+    if moment != "surrogate":
+        (tmp_path / "surrogates").symlink_to(table5.root / "surrogates")
+
+    def stop(done: int, total: int, what: str) -> None:
+        epoch = "first epoch" if done <= total // 2 else "second epoch"
+        if what.startswith(("training, ", "training the surrogate")):
+            part = "surrogate" if "surrogate" in what else epoch
+            if part == moment and (part != "surrogate" or epoch == "second epoch"):
+                raise KeyboardInterrupt
+        if what.startswith(moment):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(this, stop)
+    assert not is_finished(this)
+    do(this, quiet)
+    for name in (MODEL, STATE, EVALUATION):
+        assert (this.folder / name).read_bytes() == (job.folder / name).read_bytes(), name
+
+
+def test_finished_steps_are_not_measured_again(table5, tmp_path, monkeypatch):
+    job = table5.job(TABLES["table5"][0], 0)
+    this = replace(job, root=tmp_path)
+    (tmp_path / "surrogates").symlink_to(table5.root / "surrogates")
+
+    def stop(done: int, total: int, what: str) -> None:
+        if what == "contrast 5":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(this, stop)
+    monkeypatch.setattr("noiseprop.evaluation.suite.craft", None)  # no attack is made any more
+    do(this, quiet)
+    assert (this.folder / EVALUATION).read_bytes() == (job.folder / EVALUATION).read_bytes()
+
+
+def test_only_noise_everywhere_sees_fewer_images():
+    paper = protocol("paper", table="table5")
+    for row in TABLES["table5"]:
+        settings = attack_settings(paper, "cifar10", "table5", row)
+        assert (settings.eot_images == 8) == (row.name in ("ResNet18-A+", "ResNet18-AN"))
+        assert settings.attack_images == 16
+    assert attack_settings(paper, "mnist", "table4", Row("CNN-AN")).eot_images > 10_000
+
+
+def record_of(table5: Plan) -> dict[str, Any]:
+    return make_record("table5", table5.finished())
+
+
+def test_the_record_tells_recipe_and_data(table5):
+    record = record_of(table5)
+    assert [run["row"] for run in record["runs"]] == ["ResNet18", "ResNet18-AN"]
+    assert record["recipe"]["name"] == "fast"
+    assert record["recipe"]["augment"] is True
+    assert record["source"].startswith("CIFAR-10: 120 training and 24 test images from cifar-10-batches-bin, ")
+    assert record["source"].endswith("which are not the official files")
+    assert record["images"] == {"train": 96, "validation": 24, "test": 24}
+    told = how(record)
+    assert "The fast recipe, not the paper's: SGD 0.1, one-cycle, 2 epochs in fp32 on 96 images, cropped" in told
+    assert "20 of 24 test images, 16 of them attacked." in told
+    assert "averaged over 2 draws: of ResNet18-AN on 8 images." in told
+
+
+def test_the_page_reads_one_seed_over_images(table5):
+    record = record_of(table5)
+    text = page([record], {})
+    assert text.startswith("# The paper's ResNets, redone")
+    assert "## Table 5: ResNet18 on CIFAR-10, protocol `paper`, fast recipe, 2 epochs" in text
+    assert how(record) in text
+    assert "Not run here: ResNet18-MLP+, ResNet18-A+, ResNet18-MLPN." in text
+    assert "### Fixed noise lowers accuracy on clean images?\n\nThe rows that would tell are not run here." in text
+    assert "### Learned noise everywhere is best in all cases?" in text
+    value = accuracy(runs_of(record, "ResNet18-AN")[0], "clean")
+    assert f"| ResNet18-AN | {value:.3f}" in text
+    assert "(0.905)" in text
+    assert "ResNet18-AN: 5 layers before the head" not in text  # the small network has four blocks
+    assert "ResNet18-AN: 4 layers before the head" in text
+    assert "on 6 images of ResNet18; 4 images of ResNet18-AN." in text
+    assert page([], {}) == ""
+
+
+def test_verdicts_follow_the_numbers(table5):
+    record = copy.deepcopy(record_of(table5))
+    claim = claims("table5")[0]
+    record["runs"].append(dict(copy.deepcopy(record["runs"][-1]), row="ResNet18-MLPN"))
+    record["trust_images"]["ResNet18-MLPN"] = 6
+
+    def clean(row: str, right: int) -> None:
+        (run,) = runs_of(record, row)
+        state = "one" if run["noisy"] else "off"
+        from noiseprop.evaluation.statistics import wilson
+
+        interval = wilson(right, 1000)
+        run["figures"][f"clean/{state}/0/0"] = [right, 1000, interval.low, interval.high]
+
+    clean("ResNet18", 800)
+    clean("ResNet18-MLPN", 900)
+    clean("ResNet18-AN", 700)
+    found = comparisons(record, claim)
+    assert [(c.first, round(c.gain, 3), verdict(c)) for c in found] == [
+        ("ResNet18-MLPN", 0.1, 1),
+        ("ResNet18-AN", -0.1, -1),
+    ]
+    text = page([record], {})
+    assert "In part: 1 of 2 differences are in that direction, 1 of them by more than the choice of images" in text
+    clean("ResNet18-AN", 805)
+    assert [verdict(c) for c in comparisons(record, claim)] == [1, 0]
+    clean("ResNet18-MLPN", 795)
+    assert "### Learned noise raises accuracy on clean images?\n\nNot shown: 1 of 2" in page([record], {})
+    clean("ResNet18-AN", 950)
+    clean("ResNet18-MLPN", 900)
+    assert "### Learned noise raises accuracy on clean images?\n\nYes: 2 of 2" in page([record], {})
+
+
+def test_claims_name_rows_of_the_table():
+    for table in ("table5", "table6"):
+        names = {row.name for row in TABLES[table]}
+        assert all(names.issuperset(pair) for claim in claims(table) for pair in claim.pairs)
+    best = next(claim for claim in claims("table6") if "everywhere is best" in claim.sentence)
+    assert {second for _, second in best.pairs} == {row.name for row in TABLES["table6"]} - {"ResNet34-AN"}
+
+
+def in_this_process(jobs, *, processes, show):
+    for job in jobs:
+        if not is_finished(job):
+            do(job, lambda done, total, what: None)
+        show(job.name, 1, 1, DONE)
+
+
+def test_the_command_writes_after_each_run_and_prints_how(table5, image_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("noiseprop.paper.grid.run_all", in_this_process)
+    written: list[int] = []
+    original = reproduction.do
+    path = tmp_path / "table5-paper-fast-2.json"
+
+    def counting(job, tell):
+        written.append(len(read_record(path)["runs"]) if path.exists() else 0)
+        original(job, tell)
+
+    monkeypatch.setitem(globals(), "do", counting)
+    options = ["--recipe", "fast", "--epochs", "2", "--test-images", "20", "--seeds", "1", "--jobs", "1"]
+    folders = ["--data-dir", str(image_dir), "--runs", str(table5.root), "--out", str(tmp_path)]
+    assert main(["reproduce", "table5", *options, *folders, "--models", "ResNet18", "ResNet18-MLP+"]) == 0
+    record = read_record(path)
+    assert {run["row"] for run in record["runs"]} == {"ResNet18", "ResNet18-MLP+", "ResNet18-AN"}
+    assert written == [2]  # what was finished before is in the file as soon as the first row is looked at
+    said = capsys.readouterr().out
+    assert "The fast recipe, not the paper's: SGD 0.1, one-cycle, 2 epochs" in said
+    assert "which are not the official files" in said
+    assert "20 of 24 test images, 16 of them attacked" in said
+    assert str(path) in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["table5", "--models", "ResNet34"], "'ResNet34' is no row of table5; choose of ResNet18; ResNet18-MLP+"),
+        (["table5", "--data", "mnist-5k"], "--data mnist-5k is for Tables 3 and 4; leave it out"),
+        (["table6", "--test-images", "0"], "--test-images is 0; give 1 or more"),
+        (["table6", "--switch", "normalised-attacks"], "is no departure of the released code; choose of gradient-sign"),
+        (["table5", "--data-dir", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_is_not_trained_is_told(table5):
+    with pytest.raises(RunError, match=r"ResNet18-A\+, seed 0 is not trained yet; redo its table first"):
+        trained(table5.job(TABLES["table5"][2], 0))
+
+
+@pytest.mark.slow
+def test_table_6_takes_its_own_data_corruptions_and_classes(root, image_dir):
+    this = plan(root, image_dir, "table6", epochs=1)
+    job = this.job(TABLES["table6"][3], 0)
+    do(job, quiet)
+    evaluation = read(job.folder / EVALUATION)
+    assert evaluation.settings.corruption_params == "tiny-imagenet"
+    assert evaluation.settings.fgsm_eps == 2 / 255
+    assert {m.severity for m in evaluation.measurements if m.condition in CORRUPTIONS} == {1, 2, 3, 4, 5}
+    settings = json.loads((job.folder / "config.json").read_text())["settings"]
+    assert settings["model"]["classes"] == 3
+    record = make_record("table6", this.finished())
+    assert "with 30 of 500 training images a class, which is not the official archive" in record["source"]
+    assert trained(job).head.fc4.out_features == 3
+    assert "Table 6: ResNet34 on Tiny-ImageNet" in page([record], {})

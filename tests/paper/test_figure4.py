@@ -1,0 +1,187 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import ttest_rel
+
+from noiseprop.cli import main
+from noiseprop.data import load, split
+from noiseprop.errors import RunError
+from noiseprop.paper import figure4, reproduction
+from noiseprop.paper.figure4 import draw_figure_4, figure_4, inside, look, read_figure_4, says, shares_table, summary
+from noiseprop.paper.page_resnets import page
+from noiseprop.paper.plan import Plan
+from noiseprop.paper.protocol import TABLES, protocol
+from noiseprop.paper.reproduction import trained
+from noiseprop.saliency import smoothgrad
+
+pytestmark = [
+    pytest.mark.usefixtures("small_resnets", "own_cache"),
+    pytest.mark.filterwarnings("ignore:.*draws cannot share what comes before the noise"),
+]
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure4, "SAMPLES", 4)
+        patch.setattr(figure4, "VOTES", 3)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory, image_dir) -> Plan:
+    """All five networks, trained for a moment and not judged."""
+    root = tmp_path_factory.mktemp("runs")
+    this = Plan(
+        "table6", protocol("paper", table="table6"), "tiny-imagenet", image_dir, EPOCHS, "fp32", "fast", 1000, root
+    )
+    for job in this.jobs(TABLES["table6"], 1):
+        reproduction._train(job, lambda done, total, what: None)
+    return this
+
+
+@pytest.fixture(scope="module")
+def seen(plan):
+    """With every image taken for right, whatever the networks say of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure4, "_correct", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+        return look(plan.jobs(TABLES["table6"], 1))
+
+
+def test_inside_counts_the_pixels_of_the_box():
+    maps = torch.arange(16.0).view(1, 4, 4).repeat(2, 1, 1)
+    boxes = torch.tensor([[1, 2, 2, 3], [0, 0, 3, 3]])
+    assert inside(maps, boxes).tolist() == pytest.approx([(9 + 10 + 13 + 14) / 120, 1.0])
+    assert inside(torch.zeros(1, 4, 4), boxes[:1]).tolist() == [0.0]
+
+
+def test_images_are_those_that_all_networks_get_right(plan):
+    jobs = plan.jobs(TABLES["table6"], 1)
+    test = split(load("tiny-imagenet", plan.data_dir)).test
+    x = test.images.float() / 255
+    masks = []
+    for job in jobs:
+        model = trained(job)
+        plain = figure4._correct(model, test, 0)
+        if job.row.name == "ResNet34":
+            with torch.no_grad():
+                assert torch.equal(plain, model(x).argmax(1) == test.labels)
+        masks.append(plain)
+    right = int(torch.stack(masks).all(0).sum())
+    if right:
+        found = look(jobs)
+        assert found.record["right_by_all"] <= min(int(mask.sum()) for mask in masks)
+    else:
+        with pytest.raises(RunError, match="is right by all networks; train them for longer"):
+            look(jobs)
+
+
+def test_the_record_says_what_was_done(seen, plan):
+    record = seen.record
+    assert record["networks"] == [row.name for row in TABLES["table6"]]
+    assert (record["sigma"], record["samples"], record["draws"], record["vote_draws"]) == (0.15, 4, 1, 3)
+    assert record["recipe"]["name"] == "fast"
+    assert record["test_images"] == record["right_by_all"] == 8
+    assert "with 30 of 500 training images a class" in record["source"]
+    assert {len(values) for values in record["inside"].values()} == {8}
+    area = 32 * 32 / 64**2
+    assert record["box"] == [area] * 8
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_shares_are_those_of_smoothgrad(seen, plan):
+    test = split(load("tiny-imagenet", plan.data_dir)).test
+    model = trained(plan.job(TABLES["table6"][0], 0))
+    generator = torch.Generator().manual_seed(0)
+    maps = smoothgrad(model, test.images.float() / 255, test.labels, samples=4, generator=generator)
+    expected = inside(maps, test.boxes)
+    np.testing.assert_allclose(seen.record["inside"]["ResNet34"], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen.maps["ResNet34"], maps[:5], rtol=1e-3, atol=1e-7)
+    others = seen.record["inside"]
+    assert others["ResNet34-A+"] != others["ResNet34"]
+
+
+def test_the_table_compares_the_same_images(seen):
+    head, box, *rows = shares_table(seen.record)
+    assert head == ["", "saliency inside the box", "more than ResNet34"]
+    assert box[1] == "0.250 ± 0.000"
+    assert [row[0] for row in rows] == seen.record["networks"]
+    values = {name: np.array(found) for name, found in seen.record["inside"].items()}
+    assert rows[1][1] == f"{values['ResNet34-MLP+'].mean():.3f} ± {values['ResNet34-MLP+'].std(ddof=1):.3f}"
+    test = ttest_rel(values["ResNet34-AN"], values["ResNet34"])
+    low, high = test.confidence_interval(0.95)
+    mean = (values["ResNet34-AN"] - values["ResNet34"]).mean()
+    assert rows[4][2] == f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    assert "The figures are of the first 8 of them that have a box." in says(seen.record)
+    assert "the fast recipe, not the paper's" in summary(seen.record)
+
+
+def test_the_panel_has_a_column_for_each_network_and_repeats_to_the_byte(seen, tmp_path):
+    figure = figure_4(seen)
+    titles = [axes.get_title() for axes in figure.axes[:6]]
+    assert titles == ["image", *(row.name for row in TABLES["table6"])]
+    assert len(figure.axes) == 5 * 6
+    shown = figure.axes[0].images[0].get_array()
+    assert np.allclose(shown, seen.images[0].permute(1, 2, 0))
+    assert np.allclose(figure.axes[6 + 1].images[0].get_array(), seen.maps["ResNet34"][1])
+    (box,) = figure.axes[0].patches
+    x0, y0 = seen.boxes[0][:2].tolist()
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (x0 - 0.5, y0 - 0.5, 32, 32)
+    first, second = (draw_figure_4(seen, tmp_path / name) for name in ("one", "two"))
+    assert [a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True)] == [True] * 3
+    assert not re.search("<dc:date>", first[0].read_text())
+    with Image.open(first[1]) as picture:
+        assert picture.size[0] > 900
+    assert read_figure_4(first[2]) == seen.record
+    text = page([], {"figure4-paper-fast-3": seen.record})
+    assert "![Images and saliency maps of ResNet34, ResNet34-MLP+" in text
+    assert "(../results/figure4-paper-fast-3.svg)" in text
+    assert f"| {shares_table(seen.record)[2][0]} |" in text
+
+
+def test_without_boxes_there_is_a_panel_and_no_share(plan, monkeypatch):
+    original = figure4.load
+
+    def without(name: str, data_dir: Path | None) -> Any:
+        return replace(original(name, data_dir), boxes=None)
+
+    monkeypatch.setattr(figure4, "load", without)
+    monkeypatch.setattr(figure4, "_correct", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+    found = look(plan.jobs(TABLES["table6"][:2], 1))
+    assert "inside" not in found.record
+    assert "None of these images has a box" in summary(found.record)
+    assert len(figure_4(found).axes) == 5 * 3
+    assert "saliency inside the box" not in page([], {"x": found.record})
+
+
+def test_the_command_draws_and_tells(plan, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figure4, "_correct", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+    options = ["--recipe", "fast", "--epochs", str(EPOCHS), "--data-dir", str(plan.data_dir)]
+    folders = ["--runs", str(plan.root), "--out", str(tmp_path)]
+    assert main(["reproduce", "figure4", *options, *folders]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"figure4-paper-fast-3.{suffix}" for suffix in ("json", "png", "svg")
+    ]
+    assert "saliency inside the box" in capsys.readouterr().out
+    empty = ["--runs", str(tmp_path / "nothing"), "--out", str(tmp_path)]
+    assert main(["reproduce", "figure4", *options, *empty]) == 1
+    assert "ResNet34, seed 0 is not trained yet; redo its table first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}'])
+def test_a_foreign_file_is_one_sentence(content, tmp_path):
+    path = tmp_path / "figure4-x.json"
+    path.write_text(content)
+    with pytest.raises(RunError, match="run `noiseprop reproduce figure4` again"):
+        read_figure_4(path)

@@ -1,9 +1,12 @@
-"""Write docs/reproduction.md and Figure 3 from results/table*.json: `python docs/reproduction.py`."""
+"""Write docs/reproduction.md and Figure 3 from results/table[34]-*.json: `python docs/reproduction.py`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from noiseprop.paper.figures import draw_figure_3
 from noiseprop.paper.page import page
+from noiseprop.paper.reasons import BENCHMARKS
 from noiseprop.paper.results import Record, read_record
 from noiseprop.training.run_folder import write_aside
 
@@ -12,8 +15,15 @@ RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "reproduction.md"
 
 
 def records() -> list[Record]:
-    """Every record of results/."""
-    return [read_record(path) for path in sorted(RESULTS.glob("table[34]-*.json"))]
+    """Every record of results/ that is of all digits; those of mnist-5k are for a quick look."""
+    found = [read_record(path) for path in sorted(RESULTS.glob("table[34]-*.json"))]
+    return [record for record in found if record["data"]["name"] == "mnist"]
+
+
+def steps() -> dict[str, Any]:
+    """What the benchmarks of a training step found, by name; those that were not made are left out."""
+    paths = {name: RESULTS / "benchmarks" / f"{name}.json" for name in BENCHMARKS.values()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
 def main() -> None:
@@ -24,7 +34,7 @@ def main() -> None:
     for record in found:
         if record["table"] == "table3":
             draw_figure_3(record, RESULTS / f"figure3-{record['protocol']}")
-    write_aside(PAGE, lambda aside: aside.write_text(page(found), encoding="utf-8"))
+    write_aside(PAGE, lambda aside: aside.write_text(page(found, steps()), encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, multinomial
+from scipy.stats import binomtest, multinomial, ttest_ind
 
 from noiseprop.errors import InputError
-from noiseprop.evaluation.statistics import mean_std, paired, wilson
+from noiseprop.evaluation.statistics import holm, mean_std, paired, welch, wilson
 
 
 def bits(both, only_a, only_b, neither):
@@ -87,6 +87,32 @@ def test_mean_and_sample_deviation_over_seeds():
     assert mean_std([0.8]).std is None
 
 
+def test_welch_equals_scipys_and_ends_where_p_is_a_twentieth():
+    rng = np.random.default_rng(0)
+    for n, m in ((2, 2), (3, 5), (5, 5), (10, 3)):
+        a, b = list(rng.normal(0.9, 0.01, n)), list(rng.normal(0.89, 0.03, m))
+        ours, theirs = welch(a, b), ttest_ind(a, b, equal_var=False)
+        interval = theirs.confidence_interval(0.95)
+        assert ours.p_value == pytest.approx(theirs.pvalue, rel=1e-9)
+        assert (ours.difference.low, ours.difference.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+        assert ours.difference.estimate == pytest.approx(np.mean(a) - np.mean(b))
+        shifted = welch([v - ours.difference.low for v in a], b)
+        assert shifted.p_value == pytest.approx(0.05)
+
+
+def test_welch_where_nothing_scatters_or_nothing_can():
+    assert welch([0.5], [0.6, 0.7]) is None
+    assert welch([0.5, 0.5], [0.5, 0.5]).p_value == 1.0
+    apart = welch([2.0, 2.0], [4.0, 4.0])
+    assert (apart.p_value, apart.difference.low, apart.difference.high) == (0.0, -2.0, -2.0)
+
+
+def test_holm():
+    assert holm([0.01, 0.02, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -95,6 +121,8 @@ def test_mean_and_sample_deviation_over_seeds():
         lambda: wilson(-1, 4),
         lambda: wilson(1, 4, confidence=1.0),
         lambda: mean_std([]),
+        lambda: welch([0.1, 0.2], [0.3, math.inf]),
+        lambda: welch([0.1, 0.2], [0.3, 0.4], confidence=0.0),
         lambda: mean_std([0.5, math.nan]),
         lambda: paired(np.ones(3, bool), np.ones(4, bool)),
         lambda: paired(np.ones(3), np.ones(3)),

@@ -1,4 +1,4 @@
-"""Intervals and tests for accuracies: Wilson for one run, mean and spread over seeds, McNemar for two models."""
+"""Intervals and tests for accuracies: Wilson for one run, McNemar for two models, spread and Welch over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtr, stdtrit
 from scipy.stats import binomtest
 
 from noiseprop.errors import InputError
@@ -47,6 +47,14 @@ class Paired:
     accuracy_b: float
     only_a: int
     only_b: int
+    difference: Interval
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Two groups of runs: `difference` is the mean of A minus the mean of B, with its interval, and Welch's p-value."""
+
     difference: Interval
     p_value: float
 
@@ -147,6 +155,58 @@ def paired(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_], *
     p_value = 1.0 if discordant == 0 else float(binomtest(only_a, discordant, 0.5).pvalue)
     difference = _newcombe(both, only_a, only_b, n - both - discordant, confidence)
     return Paired(n, (both + only_a) / n, (both + only_b) / n, only_a, only_b, difference, p_value)
+
+
+def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> Unpaired | None:
+    """Compare one figure over two groups of runs, whose spreads may differ: Welch's t-test and interval.
+
+    t = (mean a - mean b) / s with s² = var a / n_a + var b / n_b, at s⁴ / sum (var / n)² / (n - 1) degrees of freedom.
+
+    Args:
+        a: the figure for each run of the first group.
+        b: the same for the second group.
+        confidence: coverage aimed at by the interval, between 0 and 1.
+
+    Returns:
+        Difference a - b with its interval, and the two-sided p-value that the means are equal; None where a group has
+        fewer than two runs. Where neither scatters, the interval has no width and p is 0, or 1 for equal groups.
+
+    >>> found = welch([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    >>> round(found.p_value, 6), round(found.difference.low, 3)
+    (0.021312, -5.267)
+
+    Source: Welch 1947.
+    """
+    first, second = mean_std(a), mean_std(b)
+    _normal_quantile(confidence)  # refuses what is no confidence
+    if first.std is None or second.std is None:
+        return None
+    difference = first.mean - second.mean
+    parts = [(s.std**2 / s.n, s.n - 1) for s in (first, second) if s.std is not None]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return Unpaired(Interval(difference, difference, difference, confidence), float(difference == 0))
+    freedom = variance**2 / sum(part**2 / n for part, n in parts)
+    error = math.sqrt(variance)
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
+    p_value = 2 * float(stdtr(freedom, -abs(difference) / error))
+    return Unpaired(Interval(difference, difference - half, difference + half, confidence), p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction for several tests at once, in the order given.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+
+    Source: Holm 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, so_far = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = so_far
+    return corrected
 
 
 def _newcombe(both: int, only_a: int, only_b: int, neither: int, confidence: float) -> Interval:

@@ -1,16 +1,13 @@
-"""The paper's claims about Tables 3 and 4, each as comparisons of two rows, tested over training seeds."""
+"""The paper's claims about its tables, each as comparisons of two rows, tested over training seeds."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
-
-from scipy.stats import ttest_ind
 
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
-from noiseprop.evaluation.statistics import Spread, mean_std
+from noiseprop.evaluation.statistics import Interval, Spread, holm, mean_std, welch
 from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.results import Record, accuracy, runs_of
+from noiseprop.paper.results import Record, accuracy, image_error, runs_of
 
 LEVEL = 0.05
 VALIDATION_LOSS, VALIDATION_ACCURACY = 0.2, 0.94  # "trains faster": the epochs until these
@@ -40,7 +37,9 @@ class Comparison:
         what: condition, or kind of epochs.
         ours: mean and spread of both rows' values.
         gain: how much better the first is, in the claim's direction: in accuracy, or in epochs saved.
-        printed: the same from the paper's table; None where it prints no such number.
+        error: half the gain's 95 % interval: Welch's over seeds, or, for one seed, what its images leave open (None for
+            epochs).
+        printed: the gain in the paper's table; None where it prints no such number.
         p_value: two-sided, of Welch's test over seeds, after Holm's correction within the claim; None for one seed.
     """
 
@@ -49,6 +48,7 @@ class Comparison:
     what: str
     ours: tuple[Spread, Spread]
     gain: float
+    error: float | None
     printed: float | None
     p_value: float | None
 
@@ -67,15 +67,32 @@ def _mlps(first: str, second: str) -> tuple[tuple[str, str], ...]:
     return tuple((f"{first}, {act}", f"{second}, {act}") for act in _BOTH)
 
 
+_Pairs = tuple[tuple[str, str], ...]
+
+
+def _noise_claims(learned: _Pairs, over_fixed: _Pairs, fixed: _Pairs) -> tuple[Claim, ...]:
+    """What the paper says of every table.
+
+    Args:
+        learned: pairs of a network with learned noise and the one without.
+        over_fixed: pairs of learned and fixed noise.
+        fixed: pairs of fixed noise and none.
+    """
+    backwards = tuple((without, noisy) for noisy, without in fixed)
+    return (
+        Claim("Learned noise raises accuracy on clean images", learned, ("clean",)),
+        Claim("Learned noise raises accuracy under white-box attacks", learned, ATTACKS),
+        Claim("Learned noise raises accuracy under black-box attacks", learned, TRANSFERS),
+        Claim("Learned noise raises accuracy on corrupted images", learned, CORRUPTIONS),
+        Claim("Learned noise defends better than fixed noise", over_fixed, (*ATTACKS, *TRANSFERS)),
+        Claim("Fixed noise raises accuracy under white-box attacks", fixed, ATTACKS),
+        Claim("Fixed noise lowers accuracy on clean images", backwards, ("clean",)),
+    )
+
+
 CLAIMS = {
     "table3": (
-        Claim("Learned noise raises accuracy on clean images", _mlps("MLPN", "MLP"), ("clean",)),
-        Claim("Learned noise raises accuracy under white-box attacks", _mlps("MLPN", "MLP"), ATTACKS),
-        Claim("Learned noise raises accuracy under black-box attacks", _mlps("MLPN", "MLP"), TRANSFERS),
-        Claim("Learned noise raises accuracy on corrupted images", _mlps("MLPN", "MLP"), CORRUPTIONS),
-        Claim("Learned noise defends better than fixed noise", _mlps("MLPN", "MLP+"), (*ATTACKS, *TRANSFERS)),
-        Claim("Fixed noise raises accuracy under white-box attacks", _mlps("MLP+", "MLP"), ATTACKS),
-        Claim("Fixed noise lowers accuracy on clean images", _mlps("MLP", "MLP+"), ("clean",)),
+        *_noise_claims(_mlps("MLPN", "MLP"), _mlps("MLPN", "MLP+"), _mlps("MLP+", "MLP")),
         Claim(
             "Sigmoid does better than ReLU",
             tuple((f"{model}, Sigmoid", f"{model}, ReLU") for model in ("MLP", "MLP+", "MLPN")),
@@ -88,90 +105,77 @@ CLAIMS = {
         ),
     ),
     "table4": (
-        Claim("Learned noise raises accuracy on clean images", (("CNN-MLPN", "CNN"), ("CNN-AN", "CNN")), ("clean",)),
-        Claim(
-            "Learned noise raises accuracy under white-box attacks", (("CNN-MLPN", "CNN"), ("CNN-AN", "CNN")), ATTACKS
-        ),
-        Claim(
-            "Learned noise raises accuracy under black-box attacks", (("CNN-MLPN", "CNN"), ("CNN-AN", "CNN")), TRANSFERS
-        ),
-        Claim(
-            "Learned noise raises accuracy on corrupted images", (("CNN-MLPN", "CNN"), ("CNN-AN", "CNN")), CORRUPTIONS
-        ),
-        Claim(
-            "Learned noise defends better than fixed noise",
+        *_noise_claims(
+            (("CNN-MLPN", "CNN"), ("CNN-AN", "CNN")),
             (("CNN-MLPN", "CNN-MLP+"), ("CNN-AN", "CNN-A+")),
-            (*ATTACKS, *TRANSFERS),
+            (("CNN-MLP+", "CNN"), ("CNN-A+", "CNN")),
         ),
-        Claim("Fixed noise raises accuracy under white-box attacks", (("CNN-MLP+", "CNN"), ("CNN-A+", "CNN")), ATTACKS),
-        Claim("Fixed noise lowers accuracy on clean images", (("CNN", "CNN-MLP+"), ("CNN", "CNN-A+")), ("clean",)),
         Claim("Noise in the head alone is best", (("CNN-MLPN", "CNN-AN"),), tuple(COLUMNS)),
     ),
 }
 """What section 4.2 of the paper says of its Tables 3 and 4 and of Figure 3."""
 
+PERCENTAGES = {"table3": ("MLPN, Sigmoid", "MLP, Sigmoid"), "table4": ("CNN-MLPN", "CNN")}
+"""The two rows of which section 4.2 says by how many per cent the first is better."""
+
 
 def compare(record: Record, claim: Claim) -> list[Comparison]:
     """All comparisons of a claim on a record."""
     found = [_compare(record, first, second, what) for first, second in claim.pairs for what in claim.what]
-    tested = [c.p_value for c in found]
-    if any(p is None for p in tested):
+    tested = [c.p_value for c in found if c.p_value is not None]
+    if len(tested) < len(found):
         return found
-    corrected = holm([cast(float, p) for p in tested])
-    return [replace(c, p_value=p) for c, p in zip(found, corrected, strict=True)]
+    return [replace(c, p_value=p) for c, p in zip(found, holm(tested), strict=True)]
 
 
 def _compare(record: Record, first: str, second: str, what: str) -> Comparison:
     a, b = values(record, first, what), values(record, second, what)
+    ours, test = (mean_std(a), mean_std(b)), welch(a, b)
     sign = 1 if what in COLUMNS else -1  # fewer epochs are better
-    printed = None
+    error = printed = None
+    if test is not None:
+        error = (test.difference.high - test.difference.low) / 2
+    elif what in COLUMNS:
+        error = math.hypot(*(image_error(runs_of(record, row)[0], what) for row in (first, second)))
     if what in COLUMNS:
         printed = PUBLISHED[record["table"]][first][what] - PUBLISHED[record["table"]][second][what]
-    ours = (mean_std(a), mean_std(b))
-    return Comparison(first, second, what, ours, sign * (ours[0].mean - ours[1].mean), printed, welch(a, b))
+    gain = sign * (ours[0].mean - ours[1].mean)
+    return Comparison(first, second, what, ours, gain, error, printed, test.p_value if test else None)
+
+
+def relative_gain(record: Record, first: str, second: str, what: str) -> Interval | None:
+    """By what share the first row's accuracy is above the second's, over seeds; None for one seed or an accuracy of 0.
+
+    Compared are the logarithms of accuracies, so the share is that of their geometric means.
+    """
+    a, b = values(record, first, what), values(record, second, what)
+    test = welch([math.log(v) for v in a], [math.log(v) for v in b]) if min(*a, *b) > 0 else None
+    if test is None:
+        return None
+    d = test.difference
+    return Interval(math.expm1(d.estimate), math.expm1(d.low), math.expm1(d.high), d.confidence)
 
 
 def values(record: Record, row: str, what: str) -> list[float]:
     """One number for each run of a row: its accuracy under a condition, or the epochs that it took.
 
-    A run that never came there counts as one epoch more than it had.
+    Between two epochs the course is taken as a straight line; what is there at the end of the first epoch counts as one
+    epoch, what never comes as one epoch more than the run had.
     """
     runs = runs_of(record, row)
     if what in COLUMNS:
         return [accuracy(run, what) for run in runs]
-    courses = [run["course"] for run in runs]
     if what == EPOCHS_TO_LOSS:
-        return [_first([loss <= VALIDATION_LOSS for loss in course["validation_loss"]]) for course in courses]
-    return [_first([value >= VALIDATION_ACCURACY for value in course["validation_accuracy"]]) for course in courses]
+        return [_epochs_to([VALIDATION_LOSS - v for v in run["course"]["validation_loss"]]) for run in runs]
+    return [_epochs_to([v - VALIDATION_ACCURACY for v in run["course"]["validation_accuracy"]]) for run in runs]
 
 
-def _first(reached: Sequence[bool]) -> float:
-    return float(next((epoch for epoch, there in enumerate(reached, 1) if there), len(reached) + 1))
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Two-sided p-value of Welch's t-test that two means are equal; None where a sample has fewer than two values.
-
-    >>> round(welch([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]), 6)
-    0.021312
-    """
-    if min(len(a), len(b)) < 2:
-        return None
-    if len(set(a)) == len(set(b)) == 1:  # no spread at all, where the test divides 0 by 0
-        return 1.0 if a[0] == b[0] else 0.0
-    p = float(cast(Any, ttest_ind(a, b, equal_var=False)).pvalue)
-    return 1.0 if math.isnan(p) else p
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction for several tests at once, in the order given.
-
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected, so_far = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = so_far
-    return corrected
+def _epochs_to(above: Sequence[float]) -> float:
+    """When a course by epoch first comes to zero from below."""
+    end = next((epoch for epoch, value in enumerate(above) if value >= 0), None)
+    if end is None:
+        return float(len(above) + 1)
+    if end == 0:
+        return 1.0
+    low, high = above[end - 1], above[end]
+    return end + low / (low - high)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from noiseprop.paper.protocol import FIGURE_3
 from noiseprop.paper.results import Record, runs_of
@@ -37,12 +38,14 @@ def figure_3(record: Record) -> Figure:
             _curve(axes, [run["course"][name] for run in runs_of(record, row.name)], row.name, colour)
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if name.endswith("loss"):
             axes.set_yscale("log")
-            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                which(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     figure.axes[0].legend(frameon=False)
     return figure
 

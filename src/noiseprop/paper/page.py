@@ -1,22 +1,25 @@
 """docs/reproduction.md, made from records alone: tables, claims and why, every number and verdict derived."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from noiseprop.evaluation.statistics import mean_std
 from noiseprop.paper.claims import (
     CLAIMS,
     EPOCHS_TO_ACCURACY,
     EPOCHS_TO_LOSS,
+    PERCENTAGES,
     VALIDATION_ACCURACY,
     VALIDATION_LOSS,
     Claim,
     Comparison,
     compare,
+    relative_gain,
 )
 from noiseprop.paper.protocol import DEPARTURES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.results import Record, runs_of, spread
-from noiseprop.paper.tables import findings_table, main_table, markdown, states_table
+from noiseprop.paper.reasons import markdown_list, rows_of, what_it_costs, what_noise_does, where_sigma_went
+from noiseprop.paper.results import Record, cell, runs_of, spread
+from noiseprop.paper.tables import Rows, findings_table, main_tables, markdown, states_tables
 
 _HEADINGS = COLUMNS | {
     EPOCHS_TO_LOSS: f"epochs to validation loss {VALIDATION_LOSS:g}",
@@ -26,192 +29,236 @@ _TITLES = {"table3": "Table 3: MLPs on MNIST", "table4": "Table 4: CNNs on MNIST
 
 _INTRODUCTION = """# The paper's MNIST results, redone
 
-Made by `python docs/reproduction.py` from the files `results/table3-*.json` and `results/table4-*.json`, which
-`noiseprop reproduce` writes; no number or verdict on this page is typed by hand.
+Xiao, Zhang and Peng (2021) print one run of each network. Here are the same tables with several, judged as
+a random network must be, and what becomes of each claim of their section 4.2. `python docs/reproduction.py` makes this
+page from `results/table3-*.json` and `results/table4-*.json`, which `noiseprop reproduce` writes; no result or verdict
+is typed by hand.
 
-How to read it. Each figure is an accuracy: the mean over training seeds ± their standard deviation. All networks share
-one split of the images. Clean and corrupted images are the whole test split, corruptions averaged over 5 severities;
-attacks are Table 2's, made on the first images of the test split, as many as the table says. Networks that are random
-at inference are scored by one draw of their noise, which the attack has not seen, and white-box attacks on them average
-each gradient over the stated number of draws (EOT). Comparisons are Welch's t-tests over seeds, two-sided, with Holm's
-correction within each claim; "significant" means p < 0.05.
+How to read it:
+
+- A figure is an accuracy: mean ± standard deviation over training seeds, and the paper's number in brackets. With a
+  single seed ± is half of Wilson's 95 % interval, that is, what the choice of images leaves open; how far seeds scatter
+  is then not known.
+- Clean and corrupted images are the whole test split, corruptions averaged over five severities. Attacks are those of
+  the paper's Table 2, made on the first images of the split, which is in random order.
+- A network that is random at inference is scored by one draw of its noise, which the attack has not seen. White-box
+  attacks on it average each gradient over many draws (EOT).
+- Claims are tested over seeds: Welch's t-test, two-sided, with Holm's correction within each claim; differences come
+  with their 95 % intervals, and "significant" means p < 0.05. All networks see the same test images, so the tests speak
+  of other trainings, not of other images.
+- † marks networks of which a check found something doubtful; what, is said below the claims.
 """
 
+_PROTOCOLS = """## The two protocols
 
-def page(records: Sequence[Record]) -> str:
-    """The whole document: a part for each record, Table 3 before Table 4, the protocol `paper` first."""
+`paper` follows the text; where it is silent, sigma starts at 1, there is no mean mu, and noise acts at inference too.
+Both protocols use one random 5:1:1 split of the 70,000 digits, the paper's: 50,000 to train, 10,000 to validate, 10,000
+to test. `released-code` keeps that split, and departs from the text where the authors' code does:
+"""
+
+_CHECKS = {
+    "noise": "the noise is dead, or the same for all images of a batch or in every pass",
+    "convergence": "twice the steps, or twice the draws, lower PGD's accuracy still",
+    "single step": "one step is stronger than many",
+    "transfer": "an attack made on another network is stronger than the white-box one",
+    "large eps": "accuracy is above chance at eps = 0.5, where every image can be turned grey",
+    "frozen noise": "what noise gains is gone once its draw is known",
+}
+"""What it means that a check of `trust` failed."""
+
+
+def page(records: Sequence[Record], steps: Mapping[str, Any] | None = None) -> str:
+    """The whole document: a part for each record, Table 3 before Table 4, the protocol `paper` first.
+
+    Args:
+        records: of Tables 3 and 4.
+        steps: content of the benchmarks in `reasons.BENCHMARKS` that are at hand.
+    """
     ordered = sorted(records, key=lambda r: (r["table"], r["protocol"] != "paper", r["protocol"]))
     parts = [_INTRODUCTION, _overview(ordered), _protocols()]
-    return "\n".join([*parts, *(_part(record) for record in ordered)]).rstrip() + "\n"
+    return "\n".join([*parts, *(_part(record, steps or {}) for record in ordered)]).rstrip() + "\n"
 
 
 def _overview(records: Sequence[Record]) -> str:
     """For each claim its verdict under each protocol."""
     lines = ["## In short", ""]
+    lines.append("In brackets: of how many differences a claim consists, how many are significant, and which way.")
     for table in sorted({record["table"] for record in records}):
         there = [record for record in records if record["table"] == table]
-        rows = [[_TITLES[table], *(record["protocol"] for record in there)]]
+        rows = [[_TITLES[table], *(f"`{record['protocol']}`, {_seeds(record)}" for record in there)]]
         for claim in CLAIMS[table]:
             rows.append([claim.sentence, *(_brief(compare(record, claim)) for record in there)])
-        lines += [markdown(rows), ""]
-    return "\n".join(lines)
+        lines += ["", markdown(rows)]
+    return "\n".join([*lines, ""])
+
+
+def _seeds(record: Record) -> str:
+    n = len(record["seeds"])
+    return f"{n} seed{'s' if n > 1 else ''}"
+
+
+def _verdict(comparisons: Sequence[Comparison]) -> tuple[str, str]:
+    """What becomes of a claim: in a word, and in a clause."""
+    n = len(comparisons)
+    holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
+    if holds == n:
+        return "holds", "It holds"
+    if holds:
+        return ("mixed", "It holds in part and fails in part") if against else ("in part", "It holds in part")
+    if against == n:
+        return "the reverse", "The reverse holds"
+    return ("no", "It does not hold") if against else ("not shown", "It is not shown")
 
 
 def _brief(comparisons: Sequence[Comparison]) -> str:
     n = len(comparisons)
     if any(c.p_value is None for c in comparisons):
-        return f"one seed: {sum(c.gain > 0 for c in comparisons)} of {n} as claimed"
+        return f"untested ({sum(c.gain > 0 for c in comparisons)} of {n} as claimed)"
     holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
-    if holds == n:
-        return f"**holds** ({n} of {n})"
-    other = f", {against} the other way" if against else ""
-    return f"**{'in part' if holds else 'no'}** ({holds} of {n}{other})"
+    counts = [f"{count} {way}" for count, way in ((holds, "as claimed"), (against, "the other way")) if count]
+    return f"**{_verdict(comparisons)[0]}** (of {n}, {' and '.join(counts) or 'none significant'})"
+
+
+def _told(comparisons: Sequence[Comparison]) -> str:
+    """The verdict on a claim with its counts."""
+    n = len(comparisons)
+    if any(c.p_value is None for c in comparisons):
+        claimed = sum(c.gain > 0 for c in comparisons)
+        return f"With one seed it cannot be tested. Differences that have the claimed sign: {claimed} of {n}."
+    holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
+    return (
+        f"**{_verdict(comparisons)[1]}.** Differences: {n}. Significant as claimed: {holds}; significant the other "
+        f"way: {against}; not significant: {n - holds - against}."
+    )
 
 
 def _protocols() -> str:
-    lines = [
-        "## The two protocols",
-        "",
-        "`paper` follows the text. `released-code` departs from it where the code does:",
-        "",
-    ]
-    lines += [f"- `{name}`: {says}." for name, says in DEPARTURES.items()]
+    lines = [_PROTOCOLS, *(f"- `{name}`: {says}." for name, says in DEPARTURES.items()), ""]
     switch = "`noiseprop reproduce table3 --protocol paper --switch gradient-sign`"
-    return "\n".join([*lines, "", f"Each can be switched by itself: {switch}.", ""])
+    return "\n".join([*lines, f"Each can be switched by itself, to see which makes which number: {switch}.", ""])
 
 
-def _part(record: Record) -> str:
-    settings, seeds, data = record["settings"], len(record["seeds"]), record["data"]
-    attacked = min(settings["attack_images"], data["test_images"])
-    eot = max(settings["attack_draws"])
-    how = (
-        f"Training seeds: {seeds}; epochs: {_epochs(record)}, in {record['precision']}; test images: "
-        f"{data['test_images']:,}, {attacked:,} of them attacked; white-box attacks on random networks: EOT-{eot}. "
-        "The paper's numbers stand in brackets."
-    )
-    figure = f"\n![Figure 3 under {record['protocol']}](../results/figure3-{record['protocol']}.svg)\n"
-    return "\n".join(
-        [
-            f"## {_TITLES[record['table']]}, protocol `{record['protocol']}`",
+def _part(record: Record, steps: Mapping[str, Any]) -> str:
+    lines = [f"## {_TITLES[record['table']]}, protocol `{record['protocol']}`", "", _how(record), ""]
+    doubtful = _doubtful(record)
+    for table in main_tables(record):
+        lines += [markdown([[name + (" †" if name in doubtful else ""), *cells] for name, *cells in table]), ""]
+    if "fixed-sigmoid" in record["departures"] and record["table"] == "table3":
+        lines += [
+            "Here `MLPN, Sigmoid` is `MLP+, Sigmoid`, run for run (`fixed-sigmoid`).",
             "",
-            how,
-            "",
-            markdown(main_table(record)),
-            "",
-            *[_claim(record, claim) for claim in CLAIMS[record["table"]]],
-            _cost(record),
-            _sigma(record),
-            _live(record),
-            "### What makes the figures doubtful",
-            "",
-            "In how many runs each check of `trust` failed; every finding's sentence is in the JSON.",
-            "",
-            markdown(findings_table(record)),
-            figure if record["table"] == "table3" else "",
         ]
-    )
+    for claim in CLAIMS[record["table"]]:
+        lines += _claim(record, claim)
+    lines += _percentages(record)
+    lines += ["### Nearly no extra cost?", "", *what_it_costs(record, steps)]
+    if course := where_sigma_went(record):
+        lines += ["### Why: where sigma went", "", *course]
+    if noise := what_noise_does(record):
+        lines += ["### Why: noise in training and noise at inference", "", *noise]
+    lines += _doubts(record)
+    for table, says in zip(states_tables(record), ("under white-box attacks", "on other images"), strict=False):
+        summary = f"<details><summary>Every state of the random networks {says}</summary>"
+        lines += [summary, "", markdown(table), "", "</details>", ""]
+    if record["table"] == "table3":
+        lines += _figure(record)
+    return "\n".join(lines)
 
 
-def _claim(record: Record, claim: Claim) -> str:
-    """Verdict and numbers of a claim."""
-    comparisons = compare(record, claim)
-    lines = [f"### {claim.sentence}?", "", _verdict(comparisons), ""]
-    rows = [["", *(_HEADINGS[what] for what in claim.what)]]
-    for first, second in claim.pairs:
-        cells = [_cell(c) for c in comparisons if (c.first, c.second) == (first, second)]
-        rows.append([f"{first} against {second}", *cells])
-    if claim.what[0] in COLUMNS:
-        lines += ["Difference in accuracy; p; the paper's difference in brackets.", ""]
-    else:
-        lines += ["Epochs of the one, of the other, and p; a run that never came there counts as one epoch more.", ""]
-    return "\n".join([*lines, markdown(rows), ""])
-
-
-def _verdict(comparisons: Sequence[Comparison]) -> str:
-    n = len(comparisons)
-    claimed = sum(c.gain > 0 for c in comparisons)
-    if any(c.p_value is None for c in comparisons):
-        return f"With one seed nothing can be tested. {claimed} of {n} differences have the claimed sign."
-    holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
-    word = "It holds" if holds == n else "It holds in part" if holds else "It does not hold"
+def _how(record: Record) -> str:
+    settings, data = record["settings"], record["data"]
+    attacked = min(settings["attack_images"], data["test_images"])
+    took = [len(run["course"]["validation_loss"]) for run in record["runs"]]
+    epochs = str(max(took)) if min(took) == max(took) else f"{min(took)} to {max(took)}"
+    single = " Its ± is of images, not of seeds." if len(record["seeds"]) == 1 else ""
     return (
-        f"{word}: of {n} differences {claimed} have the claimed sign, {holds} of them significantly; {against} are "
-        "significantly the other way."
+        f"Training seeds: {len(record['seeds'])}.{single} Epochs: {epochs}, in {record['precision']}. Test images "
+        f"({data['name']}): {data['test_images']:,}, of which the first {attacked:,} are attacked. White-box attacks "
+        f"on random networks: EOT-{max(settings['attack_draws'])}. The paper's numbers stand in brackets."
     )
+
+
+def _claim(record: Record, claim: Claim) -> list[str]:
+    """Verdict and numbers of a claim; a row for each condition, a column for each pair."""
+    comparisons = compare(record, claim)
+    rows: Rows = [["", *(f"{first} against {second}" for first, second in claim.pairs)]]
+    for what in claim.what:
+        rows.append([_HEADINGS[what], *(_cell(c) for c in comparisons if c.what == what)])
+    n = f"n = {_seeds(record)} each"
+    if claim.what[0] in COLUMNS:
+        says = f"Difference in accuracy ± half its 95 % interval; p; the paper's difference in brackets; {n}."
+    else:
+        says = (
+            f"Epochs of the one and of the other (± standard deviation), p; {n}. Validation is as the network is used, "
+            "with its noise. Between epochs the course is a straight line; a run that never came there counts as one "
+            "epoch more than it had."
+        )
+    return [f"### {claim.sentence}?", "", _told(comparisons), "", says, "", markdown(rows), ""]
 
 
 def _cell(c: Comparison) -> str:
-    p = "one seed" if c.p_value is None else "p < 0.001" if c.p_value < 0.001 else f"p = {c.p_value:.3f}"
+    p = "" if c.p_value is None else "; p < 0.001" if c.p_value < 0.001 else f"; p = {c.p_value:.3f}"
     if c.printed is None:
-        return f"{c.ours[0].mean:.1f}, {c.ours[1].mean:.1f}; {p}"
-    return f"{c.gain:+.3f}; {p} ({c.printed:+.3f})"
+        return ", ".join(f"{s.mean:.1f}" + (f" ± {s.std:.1f}" if s.std is not None else "") for s in c.ours) + p
+    return f"{c.gain:+.3f} ± {c.error:.3f}{p} ({c.printed:+.3f})"
 
 
-def _cost(record: Record) -> str:
-    """Seconds an epoch, beside the noise-free network."""
-    plain = {"table3": "MLP, ReLU", "table4": "CNN"}[record["table"]]
-    seconds = {row: mean_std([run["seconds_per_epoch"] for run in runs_of(record, row)]).mean for row in _rows(record)}
-    rows = [["", "seconds an epoch", f"× {plain}"]]
-    rows += [[row, f"{value:.2f}", f"{value / seconds[plain]:.2f}"] for row, value in seconds.items()]
-    note = (
-        "Medians over epochs, validation included, as the runs happened to share the machine; "
-        "`docs/performance.md` has the careful comparison."
+def _percentages(record: Record) -> list[str]:
+    """The paper's percentages beside ours."""
+    first, second = PERCENTAGES[record["table"]]
+    printed = PUBLISHED[record["table"]]
+    rows: Rows = [["", "the paper", "here", "95 % interval"]]
+    for what, heading in COLUMNS.items():
+        gain = relative_gain(record, first, second, what)
+        ours = ("–", "–") if gain is None else (f"{gain.estimate:+.1%}", f"{gain.low:+.1%} to {gain.high:+.1%}")
+        rows.append([heading, f"{printed[first][what] / printed[second][what] - 1:+.1%}", *ours])
+    if all(row[2] == "–" for row in rows[1:]):
+        return []
+    says = (
+        f"By how much the accuracy of {first} is above that of {second}, relative to the latter, as the paper has it."
     )
-    return "\n".join(["### Nearly no extra cost?", "", note, "", markdown(rows), ""])
+    return ["### The paper's percentages", "", says, "", markdown(rows), ""]
 
 
-def _sigma(record: Record) -> str:
-    """The course of sigma over training, and in words where it went."""
-    learned = [row for row in _rows(record) if _moves(record, row)]
-    if not learned:
-        return ""
-    last = max(len(run["course"]["validation_loss"]) for run in record["runs"])
-    shown = [epoch for epoch in (1, 2, 5, 10, 20, 30) if epoch < last] + [last]
-    rows = [["mean of sigma's size after epoch", *map(str, shown)]]
-    sentences: list[str] = []
-    for row in learned:
-        courses = [run["course"]["sigma"] for run in runs_of(record, row)]
-        ends: list[str] = []
-        for layer in courses[0]:
-            sizes = [course[layer]["mean"] for course in courses]
-            at = [[size[epoch - 1] for size in sizes if epoch <= len(size)] for epoch in shown]
-            rows.append([f"{row}: {layer}", *(f"{sum(v) / len(v):.3f}" if v else "–" for v in at)])
-            first, end = (mean_std([size[i] for size in sizes]).mean for i in (0, -1))
-            ends.append(f"{layer} {'falls' if end < first else 'grows'} from {first:.3f} to {end:.3f}")
-        sentences.append(f"{row}: from the first epoch to the last, {', '.join(ends)}.")
-    return "\n".join(["### Why: where sigma went", "", *sentences, "", markdown(rows), ""])
+def _doubtful(record: Record) -> set[str]:
+    return {run["row"] for run in record["runs"] if any(f["outcome"] == "failed" for f in run["findings"])}
 
 
-def _epochs(record: Record) -> str:
-    """How many epochs the runs took: one number, or from the fewest to the most."""
-    took = [len(run["course"]["validation_loss"]) for run in record["runs"]]
-    return str(max(took)) if min(took) == max(took) else f"{min(took)} to {max(took)}"
+def _doubts(record: Record) -> list[str]:
+    """Which checks failed and how often, what that means, and the first such finding of each row and check."""
+    table = findings_table(record)
+    lines = ["### What makes the figures doubtful", "", "In how many runs each check failed. It fails if", ""]
+    lines += markdown_list([f"*{name}*: {_CHECKS[name]}" for name in table[0][1:]])
+    lines += [markdown(table), ""]
+    found: dict[tuple[str, str], str] = {}
+    for name in (row[0] for row in table[1:]):
+        for run in runs_of(record, name):
+            for finding in run["findings"]:
+                if finding["outcome"] == "failed":
+                    says = f"{name}, seed {run['seed']}: {finding['sentence']}"
+                    found.setdefault((name, finding["name"]), says)
+    if found:
+        lines += ["The first finding of each kind:", "", *markdown_list(list(found.values()))]
+    return lines + _weak_lbfgs(record)
 
 
-def _live(record: Record) -> str:
-    """What noise at inference adds by itself."""
-    noisy = [row for row in _rows(record) if runs_of(record, row)[0]["noisy"]]
-    if not noisy:
-        return ""
-    plain = {"table3": ("MLP, ReLU", "MLP, Sigmoid"), "table4": ("CNN",)}[record["table"]]
-    without = ", ".join(f"{row} {spread(record, row, 'pgd')}" for row in plain)
-    sentences = [f"Under PGD: {without}."]
-    for row in noisy:
-        off, on = spread(record, row, "pgd", state="off", draws=0), spread(record, row, "pgd")
-        word = "adds" if on.mean >= off.mean else "takes"
-        sentences.append(
-            f"{row}: {off} with its noise off, {on} with it; noise at inference {word} {abs(on.mean - off.mean):.3f}."
-        )
-    return "\n".join(
-        ["### Why: trained with noise, or random at inference?", "", *sentences, "", markdown(states_table(record)), ""]
+def _weak_lbfgs(record: Record) -> list[str]:
+    """Where L-BFGS, which may change an image as much as it likes, leaves more than PGD in its ball."""
+    rows = [
+        row for row in rows_of(record) if spread(record, row, "lbfgs").mean > spread(record, row, "pgd").mean + 0.02
+    ]
+    if not rows:
+        return []
+    told = [f"{row} ({cell(record, row, 'lbfgs')} against {cell(record, row, 'pgd')})" for row in rows]
+    says = "L-BFGS may change an image as much as it likes, and still leaves more than PGD in its small ball: of "
+    says += (
+        f"{', '.join(told)}. There its few steps of fixed length have not converged, and what it leaves is a measure "
     )
+    says += "of the attack as much as of the network."
+    return [says, ""]
 
 
-def _rows(record: Record) -> list[str]:
-    there = {run["row"] for run in record["runs"]}
-    return [row for row in PUBLISHED[record["table"]] if row in there]
-
-
-def _moves(record: Record, row: str) -> bool:
-    """Whether sigma changed in training."""
-    return any(len(set(layer["mean"])) > 1 for run in runs_of(record, row) for layer in run["course"]["sigma"].values())
+def _figure(record: Record) -> list[str]:
+    protocol = record["protocol"]
+    says = "Means over seeds, bands of ± one standard deviation; each network with its noise as it is used."
+    return ["### Figure 3", "", f"![Figure 3, protocol {protocol}](../results/figure3-{protocol}.svg)", "", says, ""]

@@ -166,20 +166,44 @@ def accuracy(run: Record, condition: str, *, state: str | None = None, draws: in
     Raises:
         RunError: nothing of this kind is recorded.
     """
+    found = _found(run, condition, state, draws)
+    return sum(right / n for right, n, _, _ in found) / len(found)
+
+
+def image_error(run: Record, condition: str, *, state: str | None = None, draws: int | None = None) -> float:
+    """What the choice of images leaves open of `accuracy`: half of Wilson's 95 % interval.
+
+    Severities of a corruption share their images, so their average can err by the mean of their half widths at most.
+    """
+    found = _found(run, condition, state, draws)
+    return sum((high - low) / 2 for _, _, low, high in found) / len(found)
+
+
+def _found(run: Record, condition: str, state: str | None, draws: int | None) -> list[list[float]]:
+    """The figures of a condition, one or five: right, all, and the ends of the interval."""
     state = state or ("one" if run["noisy"] else "off")
-    found: dict[int, list[float]] = {}
-    for key, (right, n, *_) in run["figures"].items():
+    found: dict[int, list[list[float]]] = {}
+    for key, figure in run["figures"].items():
         name, of_state, attack_draws, _ = key.split("/")
         if (name, of_state) == (condition, state):
-            found.setdefault(int(attack_draws), []).append(right / n)
+            found.setdefault(int(attack_draws), []).append(figure)
     draws = max(found, default=0) if draws is None else draws
     if len(found.get(draws, ())) != (5 if condition in CORRUPTIONS else 1):
         raise RunError(
             f"{run['row']}, seed {run['seed']}: no accuracy for {condition}, {state}, EOT-{draws} is recorded"
         )
-    return sum(found[draws]) / len(found[draws])
+    return found[draws]
 
 
 def spread(record: Record, row: str, condition: str, *, state: str | None = None, draws: int | None = None) -> Spread:
     """Mean and standard deviation over the seeds; arguments as for `accuracy`."""
     return mean_std([accuracy(run, condition, state=state, draws=draws) for run in runs_of(record, row)])
+
+
+def cell(record: Record, row: str, condition: str, *, state: str | None = None, draws: int | None = None) -> str:
+    """The figure as tables show it: mean ± standard deviation over seeds, or a single seed's ± `image_error`."""
+    runs = runs_of(record, row)
+    if len(runs) > 1:
+        return str(spread(record, row, condition, state=state, draws=draws))
+    value, error = (of(runs[0], condition, state=state, draws=draws) for of in (accuracy, image_error))
+    return f"{value:.3f} ± {error:.3f}"

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from noiseprop.evaluation.settings import ATTACKS
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.results import Record, runs_of, spread
+from noiseprop.paper.results import Record, cell, runs_of
 
 Rows = list[list[str]]
 
 STATES = {"off": "noise off", "one": "one draw", "vote": "vote"}
+
+# the paper's columns, in tables that fit a page
+_GROUPS = {"white box": ("clean", *ATTACKS), "corrupted": CORRUPTIONS, "black box": TRANSFERS}
 
 
 def main_table(record: Record) -> Rows:
@@ -18,23 +21,37 @@ def main_table(record: Record) -> Rows:
     """
     rows = [["", *COLUMNS.values()]]
     for name in _names(record):
-        cells = [f"{spread(record, name, c)} ({PUBLISHED[record['table']][name][c]:.3f})" for c in COLUMNS]
+        cells = [f"{cell(record, name, c)} ({PUBLISHED[record['table']][name][c]:.3f})" for c in COLUMNS]
         rows.append([name, *cells])
     return rows
 
 
-def states_table(record: Record) -> Rows:
-    """Random networks in each of their states, with white-box attacks of each number of draws."""
-    rows = [["", "scored by", "attack", *COLUMNS.values()]]
+def main_tables(record: Record) -> list[Rows]:
+    """The same in three tables, each named in its corner: clean and white box, corrupted, black box."""
+    head, *rows = main_table(record)
+    places = {condition: place for place, condition in enumerate(COLUMNS, 1)}
+    tables: list[Rows] = []
+    for title, group in _GROUPS.items():
+        kept = [places[condition] for condition in group]
+        heading = [title, *(head[i].removesuffix(f", {title}") for i in kept)]
+        tables.append([heading, *([row[0], *(row[i] for i in kept)] for row in rows)])
+    return tables
+
+
+def states_tables(record: Record) -> list[Rows]:
+    """Random networks in each of their states: under white-box attacks of each number of draws, and on other images."""
+    others = ("clean", *CORRUPTIONS, *TRANSFERS)
+    white: Rows = [["", "scored by", "attack", *(COLUMNS[c] for c in ATTACKS)]]
+    rest: Rows = [["", "scored by", *(COLUMNS[c] for c in others)]]
     for name in _names(record):
         if not runs_of(record, name)[0]["noisy"]:
             continue
         for state, says in STATES.items():
-            eot = record["settings"]["attack_draws"] if state != "off" else [0]
-            for draws in eot:
-                cells = [str(spread(record, name, c, state=state, draws=draws if c in ATTACKS else 0)) for c in COLUMNS]
-                rows.append([name, says, f"EOT-{draws}" if draws else "without noise", *cells])
-    return rows
+            for draws in record["settings"]["attack_draws"] if state != "off" else [0]:
+                cells = [cell(record, name, c, state=state, draws=draws) for c in ATTACKS]
+                white.append([name, says, f"EOT-{draws}" if draws else "without noise", *cells])
+            rest.append([name, says, *(cell(record, name, c, state=state, draws=0) for c in others)])
+    return [white, rest] if len(rest) > 1 else []
 
 
 def findings_table(record: Record) -> Rows:
@@ -53,7 +70,7 @@ def findings_table(record: Record) -> Rows:
 
 
 def markdown(rows: Rows) -> str:
-    """A Markdown table; the first row is its heading.
+    """A Markdown table; the first row is its heading. No line is broken between a figure and its ±.
 
     >>> print(markdown([["", "clean"], ["MLP", "0.97"]]))
     |   | clean |
@@ -62,14 +79,15 @@ def markdown(rows: Rows) -> str:
     """
     head, *body = rows
     marks = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cell or " " for cell in row) + " |" for row in [head, marks, *body])
+    lines = ["| " + " | ".join(text or " " for text in row) + " |" for row in [head, marks, *body]]
+    return "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
     """The table with columns aligned, for the terminal."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 

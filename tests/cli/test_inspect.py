@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ def test_prints_a_table_and_keeps_picture_and_figures(run: Path, capsys: pytest.
     first = (run / "noise.safetensors").read_bytes()
     assert main(["inspect", str(run), "--batches", "30"]) == 0
     assert (run / "noise.safetensors").read_bytes() == first
+
+
+def test_json_is_the_table_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run), "--batches", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [layer["layer"] for layer in found["layers"]] == ["fc1", "fc2", "fc3"]
+    assert (found["model"], found["data"], found["batches"], found["batch_size"]) == ("MLPN", "mnist-5k", 5, 128)
+    sigma = load_file(found["neurons"])["fc2.sigma"]
+    assert (
+        found["layers"][1]["sigma"]
+        == torch.quantile(sigma, sigma.new_tensor([0.1, 0.5, 0.9]), interpolation="nearest").tolist()
+    )
+    assert Path(found["picture"]) == run / "noise.png"
 
 
 def test_errors_are_one_sentence(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+_LEGEND = """Medians [10 %, 90 %]. SNR: |mean| / std of one batch's gradient. Less, more: the
+share of sigmas of which the loss wants less or more, beyond 2 standard errors."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,13 @@ class Inspect:
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
     ] = None
     """Folder of the official files."""
+    json: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False
+    """Print the table as JSON: of each layer the deciles 1, 5 and 9."""
 
     def run(self) -> None:
         """Measure, print the table, write the files and say where they are."""
         from itertools import islice
+        from json import dumps
 
         import torch
 
@@ -40,7 +46,7 @@ class Inspect:
         from noiseprop.noise.attach import is_noisy
         from noiseprop.noise.inspection import inspect_noise
         from noiseprop.paper.runs import load_run
-        from noiseprop.report.inspect import draw, save, table
+        from noiseprop.report.inspect import draw, figures, save, table
 
         if self.batches < 2:
             raise InputError(f"--batches must be at least 2, got {self.batches}")
@@ -65,14 +71,14 @@ class Inspect:
 
             layers = inspect_noise(model, told())
         title = f"{settings['model']['name']} on {data['name']}: {self.batches} batches of {size}"
-        draw(layers, self.run_dir / "noise.png", title=title)
-        save(layers, self.run_dir / "noise.safetensors")
+        picture, neurons = self.run_dir / "noise.png", self.run_dir / "noise.safetensors"
+        draw(layers, picture, title=title)
+        save(layers, neurons)
+        if self.json:
+            found = {"model": settings["model"]["name"], "data": data["name"], "batches": self.batches}
+            found |= {"batch_size": size, "layers": figures(layers), "picture": str(picture), "neurons": str(neurons)}
+            out.print(dumps(found, indent=1, allow_nan=False), markup=False)
+            return
         out.print(table(layers), markup=False)
-        out.print(
-            "Medians [10 %, 90 %]. SNR: |mean| / std of one batch's gradient. Less, more: the share of sigmas of which "
-            "the loss wants less or more, beyond 2 standard errors.",
-            markup=False,
-        )
-        out.print(
-            f"The picture is in {self.run_dir / 'noise.png'}, every neuron in {self.run_dir / 'noise.safetensors'}."
-        )
+        out.print(_LEGEND, markup=False)
+        out.print(f"The picture is in {picture}, every neuron in {neurons}.")

@@ -1,5 +1,6 @@
 """What `inspect_noise` measured, as a table, as a picture, and neuron by neuron as a file."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,31 @@ def table(layers: Sequence[LayerNoise]) -> str:
     The last two columns count the sigmas of which the loss wants less or more: their mean gradient is more than two
     standard errors from 0. By chance alone each would hold about 2 %.
     """
-    rows = [["layer", "sigmas", "|sigma|", "sigma / own std", "gradient SNR", "less", "more"]]
+    rows = [["layer", "sigmas", "|sigma|", "sigma / own std", "SNR", "less", "more"]]
     for layer in layers:
         row = [_name(layer), f"{layer.sigma.numel():,}", _range(layer.sigma), _range(layer.relative)]
         if layer.snr is None:
             rows.append([*row, "fixed", "-", "-"])
         else:
-            down, up = (layer.snr > layer.floor).double().mean(), (layer.snr < -layer.floor).double().mean()
-            rows.append([*row, _range(layer.snr.abs()), f"{down:.0%}", f"{up:.0%}"])
+            less, more = _wishes(layer.snr, layer.floor)
+            rows.append([*row, _short(_quantiles(layer.snr.abs())[1]), f"{less:.0%}", f"{more:.0%}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def figures(layers: Sequence[LayerNoise]) -> list[dict[str, Any]]:
+    """The table for programs: of each layer the deciles 1, 5 and 9 of its figures, null where they are infinite."""
+    rows: list[dict[str, Any]] = []
+    for layer in layers:
+        row: dict[str, Any] = {"layer": _name(layer), "sigmas": layer.sigma.numel(), "learned": layer.snr is not None}
+        columns = {"sigma": layer.sigma, "own_std": layer.spread, "sigma_over_own_std": layer.relative}
+        if layer.snr is not None:
+            row["wants_less"], row["wants_more"] = _wishes(layer.snr, layer.floor)
+            columns["gradient_snr"] = layer.snr
+        for key, values in columns.items():
+            row[key] = [value if math.isfinite(value) else None for value in _quantiles(values)]
+        rows.append(row)
+    return rows
 
 
 def save(layers: Sequence[LayerNoise], path: Path) -> None:
@@ -186,10 +202,26 @@ def _legend(axes: Axes) -> None:
             handle.set_alpha(1)
 
 
+def _wishes(snr: Tensor, floor: float) -> tuple[float, float]:
+    """The shares of the sigmas of which the loss wants less, and more."""
+    return (snr > floor).double().mean().item(), (snr < -floor).double().mean().item()
+
+
 def _range(values: Tensor) -> str:
-    """The median and the middle 80 %, each a value that occurs."""
-    low, middle, high = np.quantile(values.double().numpy(), (0.1, 0.5, 0.9), method="nearest")
-    return f"{middle:.2g} [{low:.2g}, {high:.2g}]"
+    """The median and the middle 80 %."""
+    low, middle, high = map(_short, _quantiles(values))
+    return f"{middle} [{low}, {high}]"
+
+
+def _quantiles(values: Tensor) -> list[float]:
+    """At 10, 50 and 90 %, each a value that occurs."""
+    return np.quantile(values.double().numpy(), (0.1, 0.5, 0.9), method="nearest").tolist()
+
+
+def _short(value: float) -> str:
+    """Two digits that count, without an exponent up to a million."""
+    text = f"{value:.2g}"
+    return f"{float(text):.0f}" if 99 <= value < 1e6 else text
 
 
 def _name(layer: LayerNoise) -> str:

@@ -43,7 +43,7 @@ def step_time() -> str:
         ]
     )
     plain = ["no noise, ms", *(f"{figures['no noise']['milliseconds']:.2f}" for figures in files.values())]
-    rounds = ["rounds", *(str(figures["no noise"]["rounds"]) for figures in files.values())]
+    rounds = ["rounds (noiseprop)", *(str(figures["noiseprop"]["rounds"]) for figures in files.values())]
     return rows(["step time, ×", *STEPS], [plain, *body, rounds])
 
 

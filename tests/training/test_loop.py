@@ -184,6 +184,33 @@ def test_convolutions_train_in_channels_last_and_come_back(thirds):
     assert net[1].weight.is_contiguous()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_copied_into_channels_last_only_where_that_differs(thirds, monkeypatch, channels):
+    def coloured(part):
+        return replace(part, images=part.images.expand(-1, channels, -1, -1).contiguous())
+
+    drawn, taken, layouts = [], [], set()
+
+    def noting(*args, **kwargs):
+        for x, y in batches(*args, **kwargs):
+            drawn.append(x.data_ptr())
+            yield x, y
+
+    for module in ("loop", "metrics"):
+        monkeypatch.setattr(f"noiseprop.training.{module}.batches", noting)
+    net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+
+    @net.register_forward_pre_hook
+    def note(_, inputs):
+        taken.append(inputs[0].data_ptr())
+        layouts.add(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    train(net, replace(thirds, train=coloured(thirds.train), validation=coloured(thirds.validation)), RECIPE)
+    assert len(taken) == len(drawn) == 3 * (5 + 1)
+    assert (taken == drawn) == (channels == 1)
+    assert layouts == {True}
+
+
 def test_progress_is_told(thirds):
     calls = []
     train(network(), thirds, RECIPE, progress=lambda *now: calls.append(now))

@@ -85,7 +85,6 @@ def train(
         raise InputError(f"train: {split.train.name} has no training or no validation images; give a larger data set")
     if isinstance(objective, AdversarialSigma):
         raise InputError("train has no adversarial loss, which AdversarialSigma needs; use it in a loop of your own")
-    objective = objective or Objective()
     run = _Run(model, split, recipe, _optimizers(model, recipe), objective, seed, progress, threading.Event())
     with nullcontext() if run_dir is None else held(run_dir, resume=resume), _channels_last(model):
         return _train(run, run_dir, settings, resume=resume)
@@ -99,7 +98,7 @@ class _Run:
     split: Split
     recipe: Recipe
     optimizers: Mapping[str, Optimizer]
-    objective: Objective
+    objective: Objective | None
     seed: int
     progress: Progress | None
     stop: threading.Event
@@ -165,7 +164,8 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> dict[str, Optimizer]:
 def _epoch(run: _Run, epoch: int) -> Epoch:
     """Train for one epoch and measure it. All its randomness outside the noise comes from (seed, epoch)."""
     start = time.perf_counter()
-    run.objective.start_epoch(epoch)
+    if run.objective is not None:
+        run.objective.start_epoch(epoch)
     order = int(np.random.SeedSequence((run.seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     with torch.random.fork_rng():  # for what else a user's network draws, dropout for one
         torch.manual_seed(order)
@@ -186,8 +186,9 @@ def _pass(run: _Run, epoch: int, generator: torch.Generator) -> tuple[float, flo
     for step, (x, y) in enumerate(batches(run.split.train, recipe.batch_size, generator=generator, augment=augment), 1):
         for group in run.optimizers["weights"].param_groups:
             group["lr"] = learning_rate(recipe, before + step - 1, steps)
-        loss, hits = _step(run, x.to(device, memory_format=torch.channels_last), y.to(device))
-        total += loss * len(y)
+        # Of images with one channel `to(memory_format=...)` makes a copy, `contiguous` finds that they are so already.
+        loss, hits = _step(run, x.to(device).contiguous(memory_format=torch.channels_last), y.to(device))
+        total.add_(loss, alpha=len(y))
         correct += hits
         if run.stop.is_set():
             raise KeyboardInterrupt
@@ -205,11 +206,12 @@ def _step(run: _Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     loss = functional.cross_entropy(logits.float(), y)
     for optimizer in run.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    run.objective.backward(loss)
+    loss.backward() if run.objective is None else run.objective.backward(loss)
     for optimizer in run.optimizers.values():
         optimizer.step()
-    run.objective.project()
-    return loss.detach(), (logits.detach().argmax(1) == y).sum()
+    if run.objective is not None:
+        run.objective.project()
+    return loss.detach(), (logits.detach().argmax(1) == y).count_nonzero()
 
 
 def _keep(run: _Run, run_dir: Path, epoch: Epoch) -> None:
@@ -233,6 +235,6 @@ def _settings(run: _Run, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     split = run.split
     sizes = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     data = {"name": split.train.name, "split_seed": split.seed, "ratio": list(split.ratio), "images": sizes}
-    objective = {} if type(run.objective) is Objective else {"objective": described(run.objective)}
+    objective = {} if run.objective is None else {"objective": described(run.objective)}
     ours = {"data": {**data, "digest": digest(split)}, "recipe": asdict(run.recipe), "seed": run.seed}
     return {**(settings or {}), **ours, **objective}

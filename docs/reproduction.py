@@ -1,9 +1,12 @@
-"""Write docs/reproduction.md and Figure 3 from results/table[34]-*.json: `python docs/reproduction.py`."""
+"""Write docs/reproduction.md and Figure 3 from results/table*.json and figure4*.json: `python docs/reproduction.py`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from noiseprop.paper import page_resnets
+from noiseprop.paper.figure4 import read_figure_4
 from noiseprop.paper.figures import draw_figure_3
 from noiseprop.paper.page import page
 from noiseprop.paper.reasons import BENCHMARKS
@@ -20,6 +23,23 @@ def records() -> list[Record]:
     return [record for record in found if record["data"]["name"] == "mnist"]
 
 
+def resnets() -> list[Record]:
+    """Every record of the ResNets' tables."""
+    return [read_record(path) for path in sorted(RESULTS.glob("table[56]-*.json"))]
+
+
+def saliency() -> dict[str, Mapping[str, Any]]:
+    """Every record of Figure 4 by the name of its files."""
+    return {path.stem: read_figure_4(path) for path in sorted(RESULTS.glob("figure4-*.json"))}
+
+
+def document() -> str:
+    """The whole page: MNIST's part, then the ResNets', each where there are results."""
+    mnist = records()
+    parts = [page(mnist, steps()) if mnist else "", page_resnets.page(resnets(), saliency())]
+    return "\n".join(part for part in parts if part)
+
+
 def steps() -> dict[str, Any]:
     """What the benchmarks of a training step found, by name; those that were not made are left out."""
     paths = {name: RESULTS / "benchmarks" / f"{name}.json" for name in BENCHMARKS.values()}
@@ -28,13 +48,13 @@ def steps() -> dict[str, Any]:
 
 def main() -> None:
     """Write the page and its figures."""
-    found = records()
-    if not found:
-        raise SystemExit(f"{RESULTS} holds no table3-*.json or table4-*.json; run `noiseprop reproduce table3` first")
-    for record in found:
+    text = document()
+    if not text:
+        raise SystemExit(f"{RESULTS} holds no table*.json; run `noiseprop reproduce table3` first")
+    for record in records():
         if record["table"] == "table3":
             draw_figure_3(record, RESULTS / f"figure3-{record['protocol']}")
-    write_aside(PAGE, lambda aside: aside.write_text(page(found, steps()), encoding="utf-8"))
+    write_aside(PAGE, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

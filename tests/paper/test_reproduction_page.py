@@ -8,21 +8,22 @@ import pytest
 
 from noiseprop.evaluation.settings import CONDITIONS
 from noiseprop.evaluation.statistics import wilson
-from noiseprop.paper.page import page
 from noiseprop.paper.protocol import PROTOCOLS, TABLES, Row, attack_settings
 from noiseprop.paper.results import accuracy
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "reproduction.py"))
 RECORDS = SCRIPT["records"]()
+RESNETS, SALIENCY = SCRIPT["resnets"](), SCRIPT["saliency"]()
 NAMES = [f"{record['table']}-{record['protocol']}" for record in RECORDS]
 
 
 def test_the_page_is_made_of_the_results():
     written = SCRIPT["PAGE"]
-    assert written.exists() == bool(RECORDS), "run `python docs/reproduction.py` and commit what it writes"
-    if RECORDS:
-        assert written.read_text(encoding="utf-8") == page(RECORDS, SCRIPT["steps"]()), "run `python docs/reproduction.py`"
+    made = SCRIPT["document"]()
+    assert written.exists() == bool(made), "run `python docs/reproduction.py` and commit what it writes"
+    if made:
+        assert written.read_text(encoding="utf-8") == made, "run `python docs/reproduction.py`"
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=NAMES)
@@ -53,3 +54,27 @@ def test_figure_3_stands_beside_the_results(record):
     if record["table"] == "table3":
         for suffix in ("svg", "png"):
             assert (ROOT / "results" / f"figure3-{record['protocol']}.{suffix}").exists()
+
+
+@pytest.mark.parametrize("record", RESNETS, ids=[f"{r['table']}-{r['protocol']}" for r in RESNETS])
+def test_a_record_of_resnets_says_how_it_was_made(record):
+    names = {row.name for row in TABLES[record["table"]]}
+    assert {run["row"] for run in record["runs"]} <= names
+    assert record["recipe"]["name"] in ("table1", "fast")
+    assert record["recipe"]["augment"] is True
+    assert record["source"]
+    assert record["data"]["test_images"] >= 1000
+    assert record["settings"]["attack_images"] >= 1000
+    for run in record["runs"]:
+        assert all(0 <= accuracy(run, condition) <= 1 for condition in CONDITIONS)
+        most = max(record["settings"]["attack_draws"])
+        if run["noisy"]:
+            assert run["figures"][f"pgd/one/{most}/0"][1] >= 250
+        for right, n, low, high in run["figures"].values():
+            interval = wilson(right, n)
+            assert (low, high) == pytest.approx((interval.low, interval.high), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", SALIENCY)
+def test_figure_4_stands_beside_its_record(name):
+    assert {path.suffix for path in (ROOT / "results").glob(f"{name}.*")} == {".json", ".svg", ".png"}

@@ -249,7 +249,7 @@ def test_verdicts_follow_the_numbers(table5):
         ("ResNet18-AN", -0.1, -1),
     ]
     text = page([record], {})
-    assert "In part: 1 of 2 differences are in that direction, 1 of them by more than the choice of images" in text
+    assert "Mixed: 1 of 2 differences are in that direction, 1 of them by more than the choice of images" in text
     clean("ResNet18-AN", 805)
     assert [verdict(c) for c in comparisons(record, claim)] == [1, 0]
     clean("ResNet18-MLPN", 795)

@@ -188,7 +188,7 @@ def says(record: Mapping[str, Any]) -> str:
     )
     return (
         f"SmoothGrad as Eq. 8: sigma {record['sigma']:g}, {record['samples']} copies of an image, each with "
-        f"{record['draws']} draw of the network's noise. Networks of {recipe['epochs']} epochs by {named}, "
+        f"{record['draws']} draw of the network's noise. Networks trained by {named}, epochs: {recipe['epochs']}, "
         f"seed {record['seed']}. "
         f"{record['right_by_all']:,} of {record['test_images']:,} test images are right by all "
         f"{len(record['networks'])} networks (random ones by a vote of {record['vote_draws']} draws).{boxes} "

@@ -1,13 +1,7 @@
 """How the figures of a record were made, in plain sentences: recipe, data, numbers of images."""
 
-from noiseprop.paper.protocol import TABLES
+from noiseprop.paper.reasons import rows_of
 from noiseprop.paper.results import Record, runs_of
-
-
-def rows_of(record: Record) -> list[str]:
-    """The table's rows that the record has, in the paper's order."""
-    there = {run["row"] for run in record["runs"]}
-    return [row.name for row in TABLES[record["table"]] if row.name in there]
 
 
 def how(record: Record) -> str:

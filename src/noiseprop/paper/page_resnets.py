@@ -7,9 +7,10 @@ from noiseprop.evaluation.statistics import mean_std
 from noiseprop.paper.claims import Claim, Comparison
 from noiseprop.paper.claims_resnets import DENIED, claims, comparisons, verdict
 from noiseprop.paper.figure4 import says, shares_table
-from noiseprop.paper.how import how, rows_of
+from noiseprop.paper.how import how
 from noiseprop.paper.protocol import TABLES, departures
 from noiseprop.paper.published import COLUMNS
+from noiseprop.paper.reasons import rows_of
 from noiseprop.paper.results import Record, runs_of, spread
 from noiseprop.paper.tables import Rows, findings_table, main_tables, markdown, states_tables
 
@@ -63,8 +64,8 @@ def _brief(found: Sequence[Comparison]) -> str:
 
 def _word(signs: Sequence[int]) -> str:
     if 1 in signs:
-        return "Yes" if set(signs) == {1} else "In part"
-    return "No" if -1 in signs else "Not shown"
+        return "Yes" if set(signs) == {1} else "Mixed" if -1 in signs else "In part"
+    return "The reverse" if set(signs) == {-1} else "No" if -1 in signs else "Not shown"
 
 
 def _recipe(record: Record) -> str:

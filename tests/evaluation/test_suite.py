@@ -12,6 +12,7 @@ from noiseprop.corruptions import SEVERITIES, corrupt, corruption_seed
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
 from noiseprop.evaluation.measure import noise_key, score
+from noiseprop.evaluation.record import Measurement
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, SETTINGS, Settings
 from noiseprop.evaluation.storage import to_json
 from noiseprop.evaluation.suite import evaluate
@@ -244,6 +245,19 @@ def test_the_summary_shows_every_figure_with_its_interval(full):
     assert sum(line.startswith(CORRUPTIONS) for line in lines) == 4
 
 
+def test_the_summary_doubts_an_unbounded_attack_that_is_weaker_than_a_bounded_one(full):
+    def told(lbfgs, pgd):
+        right = {"lbfgs": lbfgs, "pgd": pgd}
+        kept = [m for m in full.measurements if m.condition not in right]
+        kept += [Measurement(name, "one", 4, 0, np.arange(40) < count) for name, count in right.items()]
+        return summary(replace(full, measurements=tuple(kept)))
+
+    assert "doubtful: L-BFGS may change an image as much as it likes and still leaves 0.500, PGD in its" in told(20, 10)
+    assert "0.250; its 3 steps of fixed length have not converged." in told(20, 10)
+    assert "doubtful" not in told(10, 10)
+    assert "doubtful" not in told(5, 10)
+
+
 def test_settings_of_table_2():
     assert set(SETTINGS) == {"mnist", "mnist-5k", "cifar10", "tiny-imagenet"}
     mnist, cifar, tiny = SETTINGS["mnist"], SETTINGS["cifar10"], SETTINGS["tiny-imagenet"]
@@ -317,6 +331,11 @@ def test_other_bad_input_is_one_clear_sentence():
         {"attack_draws": (0,)},
         {"fgsm_eps": float("nan")},
         {"seed": -1},
+        {"seed": 0.5},
+        {"pgd_steps": 2.5},
+        {"vote_draws": "8"},
+        {"attack_images": True},
+        {"fgsm_eps": None},
     ],
 )
 def test_settings_that_measure_nothing_are_refused(change):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from noiseprop import NeuronNoise, add_noise, sampling
+from noiseprop.errors import InputError
 from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.trust import (
     CHECKS,
@@ -282,6 +283,22 @@ def test_frozen_noise_without_gain_or_without_noise():
 
 
 # all together
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "says"),
+    [
+        (lambda x: x[:0], lambda y: y[:0], "non-empty"),
+        (lambda x: 2 * x, lambda y: y, r"expected \[0, 1\]"),
+        (lambda x: x * float("nan"), lambda y: y, r"expected \[0, 1\]"),
+        (lambda x: x, lambda y: y[1:], "one per image"),
+        (lambda x: x, lambda y: y + 1, "labels lie in 1..2"),
+    ],
+)
+def test_trust_refuses_what_is_no_batch(images, labels, says):
+    x, y = margins()
+    with pytest.raises(InputError, match=says):
+        trust(Linear(), images(x), labels(y), settings=SETTINGS)
 
 
 def test_trust_runs_every_check_and_leaves_the_model_alone():

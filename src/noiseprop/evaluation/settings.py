@@ -58,8 +58,13 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse settings under which no honest figure can come out."""
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and field.name != "seed" and not 0 < value < 1e9:
+            value, whole = getattr(self, field.name), isinstance(field.default, int)
+            if not (whole or isinstance(field.default, float)):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                kind = "a whole number" if whole else "a number"
+                raise InputError(f"settings: {field.name} is {value!r}, expected {kind}.")
+            if field.name != "seed" and not 0 < value < 1e9:
                 raise InputError(f"settings: {field.name} is {value}, expected a number above 0.")
         unknown = set(self.conditions) - set(CONDITIONS)
         if unknown or not self.conditions or len(set(self.conditions)) != len(self.conditions):

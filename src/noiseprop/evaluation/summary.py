@@ -2,6 +2,7 @@
 
 from noiseprop.evaluation.record import STATES, Evaluation, Measurement, State
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS
+from noiseprop.evaluation.trust import TOLERANCE
 
 _HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
 
@@ -54,4 +55,17 @@ def _notes(evaluation: Evaluation) -> list[str]:
             "One draw is a single pass with fresh noise. With noise off, the network without its noise is attacked."
         )
     notes += [f"{finding.outcome}: {finding.sentence}" for finding in evaluation.findings]
-    return notes
+    return notes + _weak_lbfgs(evaluation)
+
+
+def _weak_lbfgs(evaluation: Evaluation) -> list[str]:
+    """L-BFGS knows no bound, PGD does: an L-BFGS that leaves more has not converged."""
+    if not {"lbfgs", "pgd"} <= set(evaluation.settings.conditions):
+        return []
+    lbfgs, pgd = (evaluation.accuracy(condition) for condition in ("lbfgs", "pgd"))
+    if lbfgs <= pgd + TOLERANCE:
+        return []
+    return [
+        f"doubtful: L-BFGS may change an image as much as it likes and still leaves {lbfgs:.3f}, PGD in its ball only "
+        f"{pgd:.3f}; its {evaluation.settings.lbfgs_steps} steps of fixed length have not converged."
+    ]

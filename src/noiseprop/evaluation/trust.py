@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noiseprop.attacks.fgsm import fgsm
 from noiseprop.attacks.pgd import pgd
+from noiseprop.attacks.threat import check_images
 from noiseprop.evaluation.crafting import Attack, attack_of, craft
 from noiseprop.evaluation.measure import draw_logits, expected_accuracy, judging, noise_is_on, noise_key, parts
 from noiseprop.evaluation.record import Finding
@@ -227,7 +228,12 @@ def trust(
 
     Returns:
         One finding per check, in the order of CHECKS.
+
+    Raises:
+        InputError: there are no images, they leave [0, 1], labels are out of range, or the logits are NaN or of another
+            shape.
     """
+    x, y = check_images(x, y)
     with judging(model):
         return tuple(check(Subject(model, x, y, settings, surrogate)) for check in CHECKS)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from noiseprop.evaluation.trust import TOLERANCE
 from noiseprop.paper.claims import (
     CLAIMS,
     EPOCHS_TO_ACCURACY,
@@ -245,7 +246,9 @@ def _doubts(record: Record) -> list[str]:
 def _weak_lbfgs(record: Record) -> list[str]:
     """Where L-BFGS, which may change an image as much as it likes, leaves more than PGD in its ball."""
     rows = [
-        row for row in rows_of(record) if spread(record, row, "lbfgs").mean > spread(record, row, "pgd").mean + 0.02
+        row
+        for row in rows_of(record)
+        if spread(record, row, "lbfgs").mean > spread(record, row, "pgd").mean + TOLERANCE
     ]
     if not rows:
         return []

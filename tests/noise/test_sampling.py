@@ -109,6 +109,29 @@ def test_one_sample_does_not_hide_the_meeting_of_branches():
         assert model(X).shape == (5, 4, 3)
 
 
+class Graph(nn.Module):
+    """Each node receives what its neighbours have; edges name nodes by number, so copies of the nodes have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(36, 3)
+
+    def forward(self, x, edges):
+        x = self.lin(x.flatten(1))
+        return x + torch.zeros_like(x).index_add(0, edges[1], x[edges[0]])
+
+
+@pytest.mark.parametrize("edges", [[[0, 1, 3], [1, 2, 0]], [[0, 0, 0], [1, 1, 1]]])
+def test_samples_that_depend_on_each_other_are_refused_rather_than_mixed_up(edges):
+    """In the second graph a part of two nodes can be called, but its copies would be without edges."""
+    model, edges = add_noise(Graph(), ["lin"], init=1e-3, example=(X, torch.tensor(edges))), torch.tensor(edges)
+    key = model.lin.noise.stream.key.clone()
+    with sampling(model, draws=5), pytest.raises(InputError, match=r"Graph cannot be .*once per draw: torch.stack"):
+        model(X, edges)
+    assert model(X, edges).shape == (4, 3)
+    assert model.lin.noise.stream.key[1] == key[1] + 1
+
+
 def test_the_trial_leaves_torchs_generator_alone():
     model = network(("head", "out")).train()
     state = torch.get_rng_state()

@@ -155,36 +155,86 @@ def forget_prefix(model: nn.Module) -> None:
 def _try_shared(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], streams: list[NoiseStream]
 ) -> bool | None:
-    """Whether three draws of two samples, shared and repeated, agree; None where no noise acts."""
-    batch = _batch(args, kwargs)
-    args, kwargs = _map_batch((args, kwargs), batch, lambda x: torch.cat([x[:1], x[-1:]]))
-    trial = Sampling(off=False, draws=3)
-    outputs: list[Any] = []
+    """Whether three draws of two samples, shared and repeated, agree; None where no noise acts.
+
+    Raises:
+        InputError: neither equals three separate passes, as where edges of a graph lead from sample to sample.
+    """
+    inputs = _map_batch((args, kwargs), _batch(args, kwargs), lambda x: torch.cat([x[:1], x[-1:]]))
+    trial, single = Sampling(off=False, draws=3), Sampling(off=False, draws=None)
+    with _on_trial(model, streams) as run:
+        shared = _tried(run, trial, inputs)
+        if shared is not None and not trial.repeated:
+            return None
+        trial.repeated = True
+        repeated = _tried(run, trial, _map_batch(inputs, 2, lambda x: _repeat(x, 3)))
+        if repeated is None:
+            _refuse_time_first(model)
+        try:
+            passes = [run(single, inputs, passes=draw) for draw in range(3)]
+        except (RuntimeError, IndexError) as error:
+            raise InputError(f"{_alone(model)} ({type(error).__name__}: {error}); {_ONE_BY_ONE}") from error
+        if not _close(repeated, _side_by_side(passes)) and _close(passes[0], run(single, inputs, seed=1)):
+            _refuse_time_first(model)
+            raise InputError(f"{_alone(model)}; {_ONE_BY_ONE}")
+    return _close(shared, repeated)
+
+
+_ONE_BY_ONE = "call the model once per draw: torch.stack([model(x) for _ in range(K)])"
+
+
+def _alone(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} cannot be given several draws in one pass, as samples depend on each other, like "
+        "the nodes of a graph, or on how many there are"
+    )
+
+
+@contextmanager
+def _on_trial(model: nn.Module, streams: list[NoiseStream]) -> Generator[Any]:
+    """A way to run the model with noise of the trial's own, which leaves the model and torch's generator alone."""
     before = [(stream.sampling, stream.frozen) for stream in streams]
     outer = model.__dict__.get("_sampling")
-    model.__dict__["_sampling"] = trial  # silences the hooks of the block around
-    for number, stream in enumerate(streams):
-        stream.sampling, stream.frozen = trial, seed_key(1, number)
+
+    def run(state: Sampling, inputs: Any, *, passes: int = 0, seed: int = 0) -> list[Tensor]:
+        model.__dict__["_sampling"] = state  # silences the hooks of the block around
+        for number, stream in enumerate(streams):
+            stream.sampling, stream.frozen = state, seed_key(1, number)
+            stream.frozen[1] = passes
+        args, kwargs = inputs
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
     try:
-        for shared in (True, False):
-            trial.repeated = not shared
-            a, k = (args, kwargs) if shared else _map_batch((args, kwargs), 2, lambda x: _repeat(x, 3))
-            with torch.random.fork_rng(devices=[]):  # a trial leaves torch's generator as it was
-                outputs.append(model(*a, **k))
-            if not trial.repeated:
-                return None
-    except (RuntimeError, ValueError, IndexError):
-        return False
+        yield run
     finally:
         model.__dict__["_sampling"] = outer
         for stream, previous in zip(streams, before, strict=True):
             stream.sampling, stream.frozen = previous
-    one, other = (tree_leaves(output) for output in outputs)
-    return all(
+
+
+def _tried(run: Any, trial: Sampling, inputs: Any) -> list[Tensor] | None:
+    try:
+        return run(trial, inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
+def _close(some: list[Tensor] | None, others: list[Tensor] | None) -> bool:
+    """Whether two lists of outputs have equal shapes and nearly equal numbers."""
+    if some is None or others is None:
+        return False
+    return len(some) == len(others) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + b.abs().max().item()))
-        for a, b in zip(one, other, strict=True)
-        if isinstance(a, Tensor)
+        for a, b in zip(some, others, strict=True)
+        if a.is_floating_point()
     )
+
+
+def _side_by_side(passes: list[list[Tensor]]) -> list[Tensor]:
+    """The outputs of K passes in the form of K draws."""
+    return [torch.cat(leaves) if leaves[0].dim() else leaves[0] for leaves in zip(*passes, strict=True)]
 
 
 def _refuse_batch_norm(model: nn.Module) -> None:
@@ -201,7 +251,7 @@ def _refuse_time_first(model: nn.Module) -> None:
         if getattr(module, "batch_dim", 0) and isinstance(getattr(module, "stream", None), NoiseStream):
             raise InputError(
                 f"{name} has its batch on axis {module.batch_dim}, so it is not known how to repeat the model's input "
-                "for several draws; call the model once per draw: torch.stack([model(x) for _ in range(K)])"
+                f"for several draws; {_ONE_BY_ONE}"
             )
 
 

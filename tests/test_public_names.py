@@ -15,7 +15,7 @@ def test_what_the_type_checker_sees_is_what_is_there():
         alias.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert imported == {name: f"noiseprop.{home}" for name, home in noiseprop._HOMES.items()}
-    assert len(imported) == 14
+    assert len(imported) == 16
     for name, home in imported.items():
         assert getattr(noiseprop, name) is getattr(sys.modules[home], name)
         assert name in dir(noiseprop)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from noiseprop.noise.attach import remove_noise as remove_noise
     from noiseprop.noise.files import load_noise as load_noise
     from noiseprop.noise.files import save_noise as save_noise
+    from noiseprop.noise.inspection import inspect_noise as inspect_noise
     from noiseprop.noise.layer import NeuronNoise as NeuronNoise
+    from noiseprop.noise.likelihood_ratio import likelihood_ratio_loss as likelihood_ratio_loss
     from noiseprop.noise.op import gaussian_noise as gaussian_noise
     from noiseprop.noise.optim import SigmaAdam as SigmaAdam
     from noiseprop.noise.optim import sigmas as sigmas
@@ -34,7 +36,9 @@ _HOMES = {  # the same for the interpreter; a test holds the two together
     "remove_noise": "noise.attach",
     "load_noise": "noise.files",
     "save_noise": "noise.files",
+    "inspect_noise": "noise.inspection",
     "NeuronNoise": "noise.layer",
+    "likelihood_ratio_loss": "noise.likelihood_ratio",
     "gaussian_noise": "noise.op",
     "SigmaAdam": "noise.optim",
     "sigmas": "noise.optim",

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +166,50 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(moment, table5, tmp_path
     do(this, quiet)
     for name in (MODEL, STATE, EVALUATION):
         assert (this.folder / name).read_bytes() == (job.folder / name).read_bytes(), name
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+import pytest, torch
+sys.path.insert(0, {here!r})
+from conftest import shrink
+shrink(pytest.MonkeyPatch())
+torch.set_num_threads(1)
+from noiseprop.paper.plan import Plan
+from noiseprop.paper.protocol import TABLES, protocol
+from noiseprop.paper.reproduction import _train
+
+def tell(done, total, what):
+    if done > total // 2:  # of the second epoch, whose weights have moved
+        Path({mark!r}).touch()
+        time.sleep(600)
+
+chosen = protocol("paper", table="table5")
+plan = Plan("table5", chosen, "cifar10", Path({data!r}), 2, "fp32", "fast", 20, Path({root!r}))
+_train(plan.job(TABLES["table5"][4], 0), tell)
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_bits(table5, image_dir, tmp_path):
+    """Augmented, by the one-cycle recipe, with learned noise in the convolutions: killed within its second epoch."""
+    mark, here = tmp_path / "mark", str(Path(__file__).parent)
+    script = _KILLED.format(here=here, mark=str(mark), data=str(image_dir), root=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not mark.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    undisturbed = table5.job(TABLES["table5"][4], 0)
+    this = replace(undisturbed, root=tmp_path)
+    assert len((this.folder / "metrics.jsonl").read_text().splitlines()) == 1
+    assert (this.folder / MODEL).read_bytes() != (undisturbed.folder / MODEL).read_bytes()
+    reproduction._train(this, quiet)
+    for name in (MODEL, STATE):  # weights, sigma, both optimizers' states and the noise's key
+        assert (this.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes(), name
 
 
 def test_finished_steps_are_not_measured_again(table5, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import io
 import tarfile
 import tracemalloc
@@ -107,11 +108,17 @@ def test_nothing_is_extracted(archive):
 
 
 def test_files_with_the_official_checksums_are_called_official(folder, rows, monkeypatch):
-    import hashlib
-
     digests = {name: hashlib.sha256(content.tobytes()).hexdigest() for name, content in rows.items()}
     monkeypatch.setattr(cifar10, "FILES", digests)
     assert load("cifar10", folder.parent).source.endswith(", the official files")
+
+
+def test_the_known_copy_is_called_what_it_is(folder, rows, monkeypatch):
+    digest = hashlib.sha256(rows["test_batch.bin"].tobytes()).hexdigest()
+    monkeypatch.setattr(cifar10, "JPEG_COPY", digest)
+    assert load("cifar10", folder.parent).source.endswith(
+        ", a copy decoded from JPEG, which are not the official files"
+    )
 
 
 def test_folder_without_data_is_refused(tmp_path):

@@ -96,7 +96,12 @@ def test_pools_train_and_val_with_labels_and_boxes(data_dir, members):
     assert dataset.source.startswith(
         "Tiny-ImageNet: 3 classes, 12 training and 5 validation images, 9 of them with a box"
     )
-    assert dataset.source.endswith("which is not the official archive")
+    assert dataset.source.endswith(", with 4 of 500 training images a class, which is not the official archive")
+
+
+def test_an_archive_with_the_official_share_is_not_said_to_have_fewer(data_dir, monkeypatch):
+    monkeypatch.setattr(tiny_imagenet, "OFFICIAL_SHARE", 4)
+    assert load("tiny-imagenet", data_dir).source.endswith("tiny-imagenet-200.zip, which is not the official archive")
 
 
 def test_grey_image_becomes_rgb():

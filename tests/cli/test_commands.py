@@ -10,6 +10,7 @@ import torch
 
 from noiseprop.cli import COMMANDS, main
 from noiseprop.data import load, split
+from noiseprop.errors import RunError
 from noiseprop.evaluation.storage import read
 from noiseprop.paper import NAMES
 from noiseprop.paper.runs import load_run
@@ -38,7 +39,8 @@ def ends(capsys, arguments: list[str], code: int = 1) -> str:
 
 def test_train_keeps_what_it_says(run, capsys):
     settings = json.loads((run / "config.json").read_text())["settings"]
-    assert settings["model"] == {"name": "MLPN", "seed": 3, "classes": 10, "activation": "relu"}
+    model = settings["model"]
+    assert (model["name"], model["seed"], model["classes"], model["activation"]) == ("MLPN", 3, 10, "relu")
     assert (settings["seed"], settings["recipe"]["epochs"], settings["recipe"]["name"]) == (3, 1, "table1")
     assert settings["data"]["images"] == {"train": 3572, "validation": 714, "test": 714}
     model, _ = load_run(run)
@@ -86,12 +88,76 @@ def test_resume_with_other_settings_is_refused_by_name(run, capsys):
         (["--model", "ResNet18"], "ResNet18 takes images of shape (3, 32, 32), those of mnist-5k have (1, 28, 28)"),
         (["--model", "CNN", "--activation", "sigmoid"], "only the MLP has a sigmoid variant"),
         (["--model", "MLP", "--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["--model", "MLP", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--model", "MLP", "--seed", "-1"], "--seed must be at least 0 and below 2**63, got -1"),
+        (
+            ["--model", "MLP", "--seed", str(2**63)],
+            "--seed must be at least 0 and below 2**63, got 9223372036854775808",
+        ),
+        ([], "train needs a network's name, --model NAME, or --resume and the folder of a run"),
+        (["--resume"], "train needs a network's name, --model NAME, or --resume and the folder of a run"),
+        (["--model", "MLPN", "--objective", "floor"], "the objective floor needs a number: floor; give one above 0"),
+        (["--model", "MLPN", "--objective-number", "1"], "--objective-number belongs to an objective; name it"),
+        (["--model", "MLP", "--objective", "power"], "got no noise levels"),
     ],
 )
 def test_bad_input_of_train_is_one_sentence_and_leaves_no_folder(options, sentence, capsys, tmp_path):
     assert sentence in ends(capsys, [*TRAIN, *options, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_resume_takes_from_the_run_what_is_not_given(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    options = ["--model", "MLPN", "--seed", "5", "--activation", "sigmoid", "--objective", "floor"]
+    assert main([*TRAIN, *options, "--objective-number", "0.99", *out]) == 0
+    assert main(["train", "--resume", "--epochs", "2", *out]) == 0
+    assert "MLPN on mnist-5k, epoch 2:" in capsys.readouterr().out
+    assert len(read_metrics(tmp_path / "run")) == 2
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["seed"], settings["recipe"]["epochs"], settings["model"]["activation"]) == (5, 2, "sigmoid")
+    assert settings["objective"] == {"name": "Floor", "floor": 0.99}
+    whole = ["train", "--data", "mnist-5k", "--epochs", "2", *options, "--objective-number", "0.99"]
+    assert main([*whole, "--out", str(tmp_path / "whole")]) == 0
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert models[0] == models[1]
+    for given, told in (
+        (["--model", "MLP"], "model.name = 'MLPN' there and 'MLP' now"),
+        (["--data", "cifar10"], "data.name = 'mnist-5k' there and 'cifar10' now"),
+        (["--seed", "6", "--epochs", "3"], "seed = 5 there and 6 now"),
+        (["--activation", "relu"], "model.activation = 'sigmoid' there and 'relu' now"),
+        (["--precision", "bf16"], "recipe.precision = 'fp32' there and 'bf16' now"),
+        (["--epochs", "1"], "was made for 2 epochs, 1 are asked for; give as many or more"),
+        (["--objective", "floor", "--objective-number", "0.5"], "objective.floor = 0.99 there and 0.5 now"),
+    ):
+        assert told in ends(capsys, ["train", "--resume", *given, *out])
+
+
+def test_a_run_from_another_machine_is_gone_on_with_and_told(run, tmp_path, capsys):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["made_with"]["torch"] = "2.6.0"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--resume", "--epochs", "2", "--out", str(tmp_path)]) == 0
+    told = f"noiseprop: {tmp_path} goes on, but not with the bits it would have had: it began with torch 2.6.0 (here "
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert said.count("\n") == 1
+
+
+def test_other_data_than_the_run_s_are_refused(run, tmp_path, capsys, monkeypatch):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    digits = load("mnist-5k")
+    negative = replace(digits, images=255 - digits.images)
+    monkeypatch.setattr("noiseprop.data.load", lambda name, data_dir: negative)
+    monkeypatch.setattr("noiseprop.paper.runs.load", lambda name, data_dir: negative)
+    for command in (["evaluate", str(tmp_path)], ["inspect", str(tmp_path)]):
+        assert "was trained on other data" in ends(capsys, command)
+    assert "was trained on other data" in ends(capsys, ["train", "--resume", "--out", str(tmp_path)])
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["settings"]["data"]["digest"]  # a run of an older version
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(tmp_path), "--batches", "2"]) == 0
 
 
 def test_missing_and_damaged_data_are_one_sentence(capsys, tmp_path, monkeypatch):
@@ -110,10 +176,13 @@ def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
     few = replace(settings.SETTINGS["mnist-5k"], conditions=("clean", "fgsm", "fgsm-transfer"), attack_images=50)
     few = replace(few, trust_images=8, vote_draws=4)
     monkeypatch.setitem(settings.SETTINGS, "mnist-5k", few)
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["evaluate", str(run)]) == 0
     said = capsys.readouterr().out
     evaluation = read(run / "evaluation.json")
     assert evaluation.about["model"] == "MLPN"
+    assert evaluation.about["epochs"] == 1
+    assert max(map(len, said.replace(str(run), "").splitlines())) <= 80
     assert evaluation.images == 714
     assert f"{evaluation.accuracy('fgsm', attack_draws=20):.3f}" in said
     assert "No attacks by transfer" in said
@@ -124,6 +193,49 @@ def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
     assert main(["evaluate", str(run), "--surrogate", str(surrogate)]) == 0
     assert "fgsm-transfer" in capsys.readouterr().out
     assert 0 < read(run / "evaluation.json").accuracy("fgsm-transfer") < 1
+    assert not list(run.glob("*partial*"))
+
+    before = (run / "evaluation.json").read_bytes()
+    said = ends(capsys, ["evaluate", str(run)])  # would lose the transfers
+    assert "evaluation.json tells of surrogate MLP-surrogate, seed 0, 1 epochs, fgsm-transfer, which would be" in said
+    monkeypatch.setitem(settings.SETTINGS, "mnist-5k", replace(few, fgsm_eps=0.2))
+    assert "tells of fgsm_eps 0.1, which" in ends(capsys, ["evaluate", str(run), "--surrogate", str(surrogate)])
+    assert (run / "evaluation.json").read_bytes() == before
+    monkeypatch.setitem(settings.SETTINGS, "mnist-5k", few)
+    assert main(["evaluate", str(run), "--surrogate", str(surrogate)]) == 0
+    assert (run / "evaluation.json").read_bytes() == before
+
+
+def test_a_target_that_cannot_be_written_is_told_before_the_work(run, tmp_path, capsys, monkeypatch):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "evaluation.json").unlink(missing_ok=True)
+    (tmp_path / "evaluation.json").mkdir()
+    (tmp_path / "demo.png").mkdir()
+    monkeypatch.setattr("noiseprop.evaluation.suite.evaluate", None)
+    monkeypatch.setattr("noiseprop.paper.demo.run_demo", None)
+    assert "evaluation.json could not be written (Is a directory)" in ends(capsys, ["evaluate", str(tmp_path)])
+    assert "demo.png could not be written (Is a directory)" in ends(capsys, ["demo", "--out", str(tmp_path)])
+
+
+def test_a_disk_that_is_full_at_the_end_costs_the_file_and_not_the_table(run, tmp_path, capsys, monkeypatch):
+    from noiseprop.evaluation import settings
+
+    few = replace(settings.SETTINGS["mnist-5k"], conditions=("clean",), trust_images=8, vote_draws=2)
+    monkeypatch.setitem(settings.SETTINGS, "mnist-5k", few)
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "evaluation.json").unlink(missing_ok=True)
+
+    def full(evaluation, path):
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr("noiseprop.evaluation.storage.write", full)
+    assert main(["evaluate", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.err == "noiseprop: the disk is full\n"
+    assert "noise off" in said.out
+    assert (tmp_path / "evaluation.partial.jsonl").exists()  # so that it need not be measured again
 
 
 def test_bad_input_of_evaluate_is_one_sentence(run, capsys, tmp_path):
@@ -176,6 +288,8 @@ def test_interrupts_and_full_disks_are_told(monkeypatch, capsys, tmp_path):
     for error, code, sentence in (
         (KeyboardInterrupt(), 130, "stopped"),
         (OSError(28, "No space left on device", "/there"), 1, "/there: No space left on device"),
+        (OSError("the pipe is wet"), 1, "the system: the pipe is wet; check"),
+        (OSError(), 1, "the system: OSError; check"),
     ):
 
         def fails(self, error=error):
@@ -220,7 +334,12 @@ def test_demo_prints_its_table_and_keeps_picture_and_record(monkeypatch, capsys,
     monkeypatch.setenv("COLUMNS", "80")
     for _ in range(2):  # a second demo replaces the first
         assert main(["demo", "--out", str(tmp_path / "a" / "demo")]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr()
+    said = printed.out
+    assert [line for line in printed.err.splitlines() if "training" in line] == 2 * [
+        f"demo: {2 * n} of 12, training {name}, seed {seed}"
+        for n, (seed, name) in enumerate((seed, name) for seed in (0, 1) for name in ("MLP", "MLP+", "MLPN"))
+    ]
     record = json.loads((tmp_path / "a" / "demo" / "demo.json").read_text())
     assert all(cell in said for row in rows(record) for cell in row)
     assert "2 training seeds" in said
@@ -233,3 +352,13 @@ def test_demo_does_not_write_over_a_file(capsys, tmp_path):
     (tmp_path / "x").write_text("mine")
     assert "is a file, not a folder" in ends(capsys, ["demo", "--out", str(tmp_path / "x")])
     assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_demo_does_not_replace_what_no_demo_wrote(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("noiseprop.paper.demo.run_demo", None)
+    for name in ("demo.json", "demo.png"):
+        (tmp_path / name).write_text("mine")
+        said = ends(capsys, ["demo", "--out", str(tmp_path)])
+        assert f"{name} was not written by a demo and would be lost; choose another --out" in said
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()

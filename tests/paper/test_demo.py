@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from noiseprop.data import load, split
 from noiseprop.noise.sampling import sampling
-from noiseprop.paper.demo import MODELS, Settings, run_demo
-from noiseprop.paper.demo_picture import COLOURS, digest, draw
+from noiseprop.paper.demo import MODELS, Settings, is_demo, run_demo
+from noiseprop.paper.demo_picture import COLOURS, caption, digest, draw
 from noiseprop.paper.demo_table import heading, notes, rows
 from noiseprop.paper.runs import train_run
 from noiseprop.training import TABLE_1
@@ -113,6 +113,23 @@ def test_the_notes_say_what_was_done(record):
         assert part in said
     ends = [run["sigma"]["fc2"][-1] for run in record["models"]["MLPN"]]
     assert f"{np.mean(ends):.3f} ± {np.std(ends, ddof=1):.3f} in fc2" in said
+
+
+def test_the_caption_tells_the_step_of_the_curve(record):
+    assert caption(record) == (
+        "Lines: mean of 2 training seeds; bands: ± 1 standard deviation over them. 714 test digits of mnist-5k. "
+        "At every eps PGD's steps have size eps/5."
+    )
+
+
+def test_only_a_demo_s_record_is_one(record, tmp_path):
+    path = tmp_path / "demo.json"
+    assert not is_demo(path)
+    for text in ("{", "[]", "{}", '{"format": "noiseprop reproduction, version 1"}'):
+        path.write_text(text)
+        assert not is_demo(path)
+    path.write_text(json.dumps(record))
+    assert is_demo(path)
 
 
 def test_the_picture_shows_its_record(record, tmp_path):

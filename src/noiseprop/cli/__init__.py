@@ -2,9 +2,11 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import getdoc
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, TextIO, Union
 
 import tyro
 from tyro.conf import subcommand
@@ -14,7 +16,7 @@ from noiseprop.cli.evaluate import Evaluate
 from noiseprop.cli.inspect import Inspect
 from noiseprop.cli.reproduce import Reproduce
 from noiseprop.cli.train import Train
-from noiseprop.errors import NoisepropError
+from noiseprop.errors import NoisepropError, NoisepropWarning
 
 COMMANDS: dict[str, type[Any]] = {
     "demo": Demo,
@@ -38,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         that make no sense end with SystemExit(2).
     """
     try:
-        _parse(sys.argv[1:] if arguments is None else list(arguments)).run()
+        command = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=NoisepropWarning)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            command.run()
         sys.stdout.flush()
     except NoisepropError as error:
         return _fail(str(error), 1)
@@ -47,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror}; check the path, its rights and the space", 1)
+        said = f"{error.filename or 'the system'}: {error.strerror or str(error) or type(error).__name__}"
+        return _fail(f"{said}; check the path, its rights and the space", 1)
     return 0
 
 
@@ -62,6 +69,22 @@ def _parse(arguments: list[str]) -> Any:
     )
     union: Any = Union[listed]  # noqa: UP007 - made while running
     return tyro.cli(union, prog="noiseprop", description=_DESCRIPTION, args=arguments)
+
+
+def _show_warning(
+    otherwise: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours is a sentence on stderr; others look as ever."""
+    if issubclass(category, NoisepropWarning):
+        print(f"noiseprop: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, filename, lineno, file, line)
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from noiseprop.evaluation.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,8 @@ class Evaluate:
     The attacks are Table 2's, their gradients averaged over 1 and over 20 draws.
 
     Prints a table and keeps every image's outcome in RUN/evaluation.json.
+
+    An evaluation of the same settings there is replaced, another one refused.
 
     For example:
       noiseprop evaluate runs/mlpn
@@ -34,30 +39,28 @@ class Evaluate:
         from dataclasses import replace
 
         from noiseprop.cli.show import out, progress_bar
-        from noiseprop.data import load, split
         from noiseprop.errors import RunError
         from noiseprop.evaluation.settings import TRANSFERS, known_settings
         from noiseprop.evaluation.storage import write
         from noiseprop.evaluation.suite import evaluate
         from noiseprop.evaluation.summary import summary
-        from noiseprop.paper.runs import load_run
+        from noiseprop.paper.runs import load_parts, load_run, same_data
 
         model, settings = load_run(self.run_dir)
         surrogate = load_run(self.surrogate) if self.surrogate else None
         data = settings["data"]
-        if surrogate and surrogate[1]["data"] != data:
+        if surrogate and not same_data(surrogate[1], settings):
             raise RunError(f"{self.surrogate} was trained on other data than {self.run_dir}; choose another surrogate")
-        test = split(load(data["name"], self.data_dir), seed=data["split_seed"]).test
         chosen = known_settings(data["name"])
         if surrogate is None:
             chosen = replace(chosen, conditions=tuple(c for c in chosen.conditions if c not in TRANSFERS))
-        about = {
-            "model": settings["model"]["name"],
-            "activation": settings["model"]["activation"],
-            "seed": settings["seed"],
-            "recipe": settings["recipe"]["name"],
-            "epochs": settings["recipe"]["epochs"],
-        }
+        about = _about(self.run_dir, settings)
+        if self.surrogate and surrogate:
+            about["surrogate"] = "{model}, seed {seed}, {epochs} epochs".format(**_about(self.surrogate, surrogate[1]))
+        target = self.run_dir / "evaluation.json"
+        _refuse_to_lose(target, chosen, about)
+        test = load_parts(self.run_dir, settings, self.data_dir).test
+        partial = self.run_dir / "evaluation.partial.jsonl"
         with progress_bar(f"judging {self.run_dir}") as progress:
             evaluation = evaluate(
                 model,
@@ -65,10 +68,53 @@ class Evaluate:
                 settings=chosen,
                 surrogate=surrogate[0] if surrogate else None,
                 about=about,
+                kept=partial,
                 progress=progress,
             )
-        write(evaluation, self.run_dir / "evaluation.json")
-        out.print(summary(evaluation), markup=False)
+        # Before it is written, so that a full disk does not lose it; its notes are wrapped between words.
+        out.print(summary(evaluation), markup=False, soft_wrap=False)
         if surrogate is None:
             out.print("No attacks by transfer: they need --surrogate.")
-        out.print(f"Kept in {self.run_dir / 'evaluation.json'}.")
+        write(evaluation, target)
+        partial.unlink(missing_ok=True)
+        out.print(f"Kept in {target}.")
+
+
+def _about(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the evaluation says of a run."""
+    from noiseprop.training.checkpoint import MODEL, kept_epoch
+
+    return {
+        "model": settings["model"]["name"],
+        "activation": settings["model"]["activation"],
+        "seed": settings["seed"],
+        "recipe": settings["recipe"]["name"],
+        "epochs": kept_epoch(run_dir / MODEL),
+    }
+
+
+def _refuse_to_lose(target: Path, settings: "Settings", about: dict[str, Any]) -> None:
+    """Refuse a target that cannot be written, or that tells what the new evaluation would not.
+
+    The same evaluation may be made again, one that measured less or another state of the run's training replaced.
+    """
+    from dataclasses import asdict
+
+    from noiseprop.errors import RunError
+    from noiseprop.evaluation.storage import read
+    from noiseprop.training.run_folder import check_writable
+
+    check_writable(target)
+    if not target.exists():
+        return
+    try:
+        there = read(target)
+    except RunError:
+        return  # damaged, so nothing is lost
+    new, old = asdict(settings), asdict(there.settings)
+    lost = [condition for condition in old.pop("conditions") if condition not in new["conditions"]]
+    other = [f"{key} {value}" for key, value in old.items() if new[key] != value]
+    other += [f"{key} {value}" for key, value in there.about.items() if key != "epochs" and about.get(key) != value]
+    if lost or other:
+        told = ", ".join([*other, *lost])
+        raise RunError(f"{target} tells of {told}, which would be lost; move it elsewhere, or evaluate with the same")

@@ -41,11 +41,11 @@ class Inspect:
         import torch
 
         from noiseprop.cli.show import out, progress_bar
-        from noiseprop.data import batches, load, split
+        from noiseprop.data import batches
         from noiseprop.errors import InputError, RunError
         from noiseprop.noise.attach import is_noisy
         from noiseprop.noise.inspection import inspect_noise
-        from noiseprop.paper.runs import load_run
+        from noiseprop.paper.runs import load_parts, load_run
         from noiseprop.report.inspect import draw, figures, save, table
 
         if self.batches < 2:
@@ -54,7 +54,7 @@ class Inspect:
         if not is_noisy(model):
             raise RunError(f"{self.run_dir} holds {settings['model']['name']}, which has no noise; choose a noisy run")
         data, size = settings["data"], settings["recipe"]["batch_size"]
-        images = split(load(data["name"], self.data_dir), seed=data["split_seed"]).train
+        images = load_parts(self.run_dir, settings, self.data_dir).train
         size = min(size, len(images))
         generator = torch.Generator().manual_seed(0)
 

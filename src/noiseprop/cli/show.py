@@ -11,8 +11,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar(title: str) -> Generator[Callable[[int, int, float | str], None]]:
-    """A bar on stderr, told (done, all, loss or step's name); nothing is drawn where stderr is no terminal."""
+def progress_bar(title: str, *, lines: bool = False) -> Generator[Callable[[int, int, float | str], None]]:
+    """A bar on stderr, told (done, all, loss or step's name).
+
+    Where stderr is no terminal, nothing is drawn; with `lines`, each step gets a line.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,5 +30,7 @@ def progress_bar(title: str) -> Generator[Callable[[int, int, float | str], None
         def show(done: int, total: int, note: float | str) -> None:
             text = f"loss {note:.4f}" if isinstance(note, float) else note
             bar.update(task, completed=done, total=total, note=text)
+            if lines and not err.is_terminal:
+                err.print(f"{title}: {done} of {total}, {text}", markup=False)
 
         yield show

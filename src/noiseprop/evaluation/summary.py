@@ -18,7 +18,7 @@ def summary(evaluation: Evaluation) -> str:
     for condition in (c for c in CONDITIONS if c in evaluation.settings.conditions):
         kept = [m for m in evaluation.measurements if m.condition == condition]
         if condition in CORRUPTIONS:
-            rows.append([f"{condition} (mean of 5)", *(_mean_cell(kept, state) for state in states)])
+            rows.append([condition, *(_mean_cell(kept, state) for state in states)])
             continue
         for draws in sorted({m.attack_draws for m in kept}):
             label = f"{condition}, EOT-{draws}" if draws else condition
@@ -50,6 +50,8 @@ def _notes(evaluation: Evaluation) -> list[str]:
         f"{evaluation.dataset}: {evaluation.images} test images clean and corrupted, the first {attacked} of them "
         "under attack; [95 % Wilson interval, of this one training run]."
     ]
+    if set(evaluation.settings.conditions) & set(CORRUPTIONS):
+        notes.append("Of a corruption, the mean over its five severities.")
     if evaluation.noisy:
         notes.append(
             "One draw is a single pass with fresh noise. With noise off, the network without its noise is attacked."

@@ -1,8 +1,10 @@
 """The main job in a minute: the paper's three MLPs on 5,000 real digits, trained, attacked and compared."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,15 @@ class Settings:
     eot_draws: int = 20
     score_draws: int = 20
     curve_eps: tuple[float, ...] = tuple(n / 255 for n in (0, 5, 10, 15, 20, 25, 30, 40))
+
+
+def is_demo(path: Path) -> bool:
+    """Whether a file holds the record of a demo, of whatever version."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and str(record.get("format")).startswith("noiseprop demo,")
 
 
 def run_demo(settings: Settings | None = None, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -31,10 +31,15 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _accuracy(left, record)
     _sigma(right, record)
+    figure.supxlabel(caption(record), fontsize=9, color="0.35")
+    write_aside(path, lambda aside: figure.savefig(aside, format="png", metadata={"Source": digest(record)}))
+
+
+def caption(record: Mapping[str, Any]) -> str:
+    """What the lines and bands are, and what the attack does at other eps than Table 2's."""
     seeds, data = len(record["settings"]["seeds"]), record["data"]
     lines = f"Lines: mean of {seeds} training seeds; bands: ± 1 standard deviation over them."
-    figure.supxlabel(f"{lines} {data['test']} test digits of {data['name']}.", fontsize=9, color="0.35")
-    write_aside(path, lambda aside: figure.savefig(aside, format="png", metadata={"Source": digest(record)}))
+    return f"{lines} {data['test']} test digits of {data['name']}. At every eps PGD's steps have size eps/5."
 
 
 def digest(record: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """A run's folder: config.json says what was asked for, metrics.jsonl what came of it, one line an epoch."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """
     aside = path.with_name(f".{path.name}.tmp")
     try:
-        aside.unlink(missing_ok=True)
-        aside.touch()
-        mode = aside.stat().st_mode  # what the umask asks for; safetensors would leave 0600
+        mode = _touch(aside)  # the one that the umask asks for; safetensors would leave 0600
         write(aside)
         aside.chmod(mode & 0o777)
         with aside.open("rb") as file:
@@ -41,10 +40,36 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
         aside.replace(path)
         _fsync_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise RunError(
-            f"{path} could not be written ({error.strerror or error}); free space or choose another folder"
-        ) from error
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Try whether `write_aside` could write `path`, before work that would be lost if it could not.
+
+    Raises:
+        RunError: it could not.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _touch(aside)
+        aside.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _touch(path: Path) -> int:
+    """Make an empty file anew; its mode."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    return path.stat().st_mode
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} could not be written ({error.strerror or error}); free space or choose another folder")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """One test for each kind of module: its noise is that of Eq. 1 at its place in the stream, to the bit, and goes again.
 
-docs/any-network.md names the tests of this file; tests/noise/test_attach_docs.py holds the two together.
+docs/any-network.md names them; tests/noise/test_any_network_page.py holds the two together.
 """
 
 import copy

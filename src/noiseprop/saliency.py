@@ -10,7 +10,7 @@ from noiseprop.attacks.expectation import attacking, is_random
 from noiseprop.attacks.parts import parts
 from noiseprop.attacks.threat import check_count, check_images, check_logits, check_number
 from noiseprop.errors import InputError
-from noiseprop.noise.stream import noise_streams, reset_noise
+from noiseprop.noise.stream import noise_kept, reset_noise
 
 
 def smoothgrad(
@@ -95,10 +95,6 @@ def _gradient(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 @contextmanager
 def _noise_from(model: nn.Module, key: int) -> Generator[None]:
     """Start the model's noise from a key, and put it back to its place afterwards."""
-    before = [(stream, stream.key.clone()) for stream in noise_streams(model)]
-    try:
+    with noise_kept(model):
         reset_noise(model, key)
         yield
-    finally:
-        for stream, place in before:
-            stream.key.copy_(place)

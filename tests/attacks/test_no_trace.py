@@ -9,7 +9,9 @@ from torch import nn
 from noiseprop.attacks import apgd, fgsm, lbfgs, lbfgs_szegedy, pgd, transfer
 from noiseprop.attacks.expectation import attacking
 from noiseprop.errors import InputError
-from noiseprop.noise.attach import add_noise, noise_layers
+from noiseprop.noise.attach import add_noise
+from noiseprop.noise.sampling import sampling
+from noiseprop.noise.stream import noise_kept, reset_noise
 
 ATTACKS = {
     "fgsm": partial(fgsm, eps=0.1, draws=3),
@@ -47,7 +49,7 @@ def state(model):
     modes = [module.training for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
     gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    values = {name: value.clone() for name, value in model.state_dict().items() if not name.endswith(".key")}
+    values = {name: value.clone() for name, value in model.state_dict().items()}
     return modes, flags, gradients, values, torch.get_rng_state()
 
 
@@ -125,23 +127,85 @@ def test_batch_norm_and_dropout_are_attacked_in_eval_mode(batch):
     assert net[0].num_batches_tracked == 0
 
 
-def test_scoring_after_an_attack_draws_noise_that_the_attack_has_not_seen(noisy_conv, batch):
-    """eps = 0, so that every pass sees the same images and equal logits can only mean equal noise."""
-    x, y = batch
+def crafting(model, x, y, steps=4):
+    """The logits that an attack of so many steps sees, all at x itself: equal ones can only mean equal noise."""
     seen = []
-    handle = noisy_conv.register_forward_hook(lambda _module, _args, output: seen.append(output.detach()))
-    pgd(noisy_conv, x, y, eps=0, step=0, steps=4)
+    handle = model.register_forward_hook(lambda _module, _args, output: seen.append(output.detach()))
+    pgd(model, x, y, eps=0, step=0, steps=steps)
     handle.remove()
-    passes = [*seen, *(noisy_conv(x).detach() for _ in range(4))]
-    assert len(passes) == 8
-    assert len(torch.stack(passes).flatten(1).unique(dim=0)) == 8
+    return seen
 
 
-def test_the_noise_stream_moves_on_by_the_passes_made(noisy_conv, batch):
-    key = noise_layers(noisy_conv)["4.noise"].stream.key
-    before = key.clone()
-    pgd(noisy_conv, *batch, eps=0.1, step=0.1, steps=4, draws=5)
-    assert (key - before).tolist() == [0, 20, 0, 0, 0]
+def different(passes):
+    return len(torch.stack([logits.detach() for logits in passes]).flatten(1).unique(dim=0))
+
+
+def test_attacks_scoring_and_training_all_draw_noise_of_their_own(noisy_conv, batch):
+    x, y = batch
+    first, second = crafting(noisy_conv, x, y), crafting(noisy_conv, x, y)
+    scored = [noisy_conv(x) for _ in range(4)]
+    third = crafting(noisy_conv, x, y)
+    trained = [noisy_conv.train()(x) for _ in range(4)]
+    assert different([*first, *second, *scored, *third, *trained]) == 20
+
+
+def test_attacks_leave_the_noise_of_training_to_the_bit(noisy_conv, batch):
+    x, y = batch
+    reset_noise(noisy_conv, 3)
+    undisturbed = [noisy_conv(x) for _ in range(3)]
+    reset_noise(noisy_conv, 3)
+    for wanted in undisturbed:
+        assert torch.equal(noisy_conv(x), wanted)
+        pgd(noisy_conv, x, y, eps=0.1, step=0.1, steps=2, draws=5)
+        fgsm(noisy_conv, x, y, eps=0.1)
+
+
+def test_an_attack_repeats_from_a_reset_and_from_a_saved_state(noisy_conv, batch):
+    x, y = batch
+    reset_noise(noisy_conv, 3)
+    noisy_conv(x)
+    saved = {name: value.clone() for name, value in noisy_conv.state_dict().items()}
+    wanted = crafting(noisy_conv, x, y)
+    for way in ("reset", "loaded"):
+        if way == "reset":
+            reset_noise(noisy_conv, 3)
+            noisy_conv(x)
+        else:
+            noisy_conv.load_state_dict(saved)
+        for seen, logits in zip(crafting(noisy_conv, x, y), wanted, strict=True):
+            assert torch.equal(seen, logits)
+    reset_noise(noisy_conv, 4)
+    assert different([*wanted, *crafting(noisy_conv, x, y)]) == 8
+
+
+def test_noise_kept_or_reset_inside_or_around_an_attack(noisy_conv, batch):
+    x, y = batch
+    reset_noise(noisy_conv, 3)
+    first = crafting(noisy_conv, x, y)
+    with noise_kept(noisy_conv):
+        noisy_conv(x)
+        crafting(noisy_conv, x, y)
+    assert different([*first, *crafting(noisy_conv, x, y)]) == 8  # goes on where the first attack ended
+    with attacking(noisy_conv):
+        reset_noise(noisy_conv, 3)
+        inside = noisy_conv(x)
+    reset_noise(noisy_conv, 3)
+    assert torch.equal(noisy_conv(x), inside)
+
+
+@pytest.mark.parametrize("mode", [{"mode": "off"}, {"mode": "frozen", "key": 7}])
+def test_noise_that_is_off_or_frozen_is_the_same_inside_attacks(noisy_conv, batch, mode):
+    x, y = batch
+    with sampling(noisy_conv, **mode):
+        assert different([noisy_conv(x), *crafting(noisy_conv, x, y), noisy_conv(x)]) == 1
+
+
+def test_noise_that_waits_for_a_first_batch_is_asked_for_one(conv, batch):
+    add_noise(conv, "linear")
+    with pytest.raises(InputError, match="waits for the shapes of a first batch"):
+        fgsm(conv, *batch, eps=0.1)
+    conv(batch[0])
+    assert not torch.equal(fgsm(conv, *batch, eps=0.1), batch[0])
 
 
 def test_modes_come_back_after_bad_input_too(model, batch):

@@ -8,10 +8,10 @@ over K independent noise draws, fresh for every image and every draw (expectatio
 2018), so that none can mistake one lucky draw for the network.
 
 What noise that is, the model says: an attack inside `with sampling(model, "off")` or `"frozen"` meets that network,
-which has only one draw, so K is 1 there. Outside, noise is fresh in every pass. The passes of an attack come from the
-model's own noise stream and move it on, so that whoever scores the result next draws noise that the attack has not
-seen; for figures that can be repeated, call `reset_noise` before the attack, not between the attack and its score, or
-then with another key.
+which has only one draw, so K is 1 there. Outside, noise is fresh in every pass. The passes of an attack draw noise of
+their own (`noiseprop.noise.stream.noise_apart`): whoever scores the result draws noise that the attack has not seen,
+training goes on as if there had been no attack, and two attacks in a row differ. What they draw follows from the place
+at which the model's noise stands, so `reset_noise` before an attack makes its result one that can be repeated.
 
 Only noise of `NeuronNoise` layers is known here. A network that draws from torch's generator by itself is attacked as
 if it were deterministic, one pass a step, and moves that generator on.
@@ -30,6 +30,7 @@ from noiseprop.attacks.threat import check_logits
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.sampling import sampling
+from noiseprop.noise.stream import noise_apart
 
 # Draws that decide which of several candidates has the higher expected loss.
 SCORE_DRAWS = 32
@@ -60,7 +61,7 @@ def attacking(model: nn.Module) -> Generator[None]:
     Inside, every module is in eval mode (batch norm uses and keeps its running statistics, dropout is off) but for
     noise layers in training mode that would fall silent; parameters need no gradient (so none is computed, and `.grad`
     is not touched); gradients with respect to the images are recorded even under `torch.no_grad()` and
-    `torch.inference_mode()`.
+    `torch.inference_mode()`; and passes draw noise that no pass outside draws.
     """
     modules = [(module, module.training) for module in model.modules()]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -69,7 +70,7 @@ def attacking(model: nn.Module) -> Generator[None]:
             module.training = module.training and isinstance(module, NeuronNoise) and not module.at_inference
         for parameter in parameters:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), noise_apart(model):
             yield
     finally:
         for parameter in parameters:

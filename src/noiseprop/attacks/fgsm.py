@@ -12,8 +12,8 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
     x_adv = clip(x + eps * sign(grad_x mean_k CE(model(x; noise_k), y)), 0, 1)
 
     The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
-    left as found: modes, `.grad`, `requires_grad` flags and torch's random state. A noisy model's own noise moves on by
-    the passes made, so that whatever scores x_adv next draws noise that the attack has not seen.
+    left as found: modes, `.grad`, `requires_grad` flags, torch's random state and the place of its own noise: an
+    attack's passes draw noise that no pass outside of attacks draws, neither in training nor when the result is scored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).

@@ -33,8 +33,8 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
     the sum of the losses rather than their mean, no early stop, no cap of 1.25 N evaluations.
 
     The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
-    left as found: modes, `.grad`, `requires_grad` flags and torch's random state. A noisy model's own noise moves on by
-    the passes made, so that whatever scores x_adv next draws noise that the attack has not seen.
+    left as found: modes, `.grad`, `requires_grad` flags, torch's random state and the place of its own noise: an
+    attack's passes draw noise that no pass outside of attacks draws, neither in training nor when the result is scored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).
@@ -131,8 +131,7 @@ def lbfgs_szegedy(
 
     On a random network each minimisation keeps K draws of the noise fixed, since a line search needs a function;
     success is judged by the mean of the logits over fresh draws. The model is otherwise attacked in eval mode and left
-    as found: modes, `.grad`, `requires_grad` flags and torch's random state; its own noise moves on by the passes that
-    judge.
+    as found: modes, `.grad`, `requires_grad` flags, torch's random state and the place of its own noise.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).

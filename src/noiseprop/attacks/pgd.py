@@ -30,8 +30,8 @@ def pgd(
     expected loss, scored on a random network with fresh draws.
 
     The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
-    left as found: modes, `.grad`, `requires_grad` flags and torch's global random state. A noisy model's own noise
-    moves on by the passes made, so that whatever scores the result next draws noise that the attack has not seen.
+    left as found: modes, `.grad`, `requires_grad` flags, torch's global random state and the place of its own noise: an
+    attack's passes draw noise that no pass outside of attacks draws, neither in training nor when the result is scored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).

@@ -27,8 +27,8 @@ def transfer(
     """Craft adversarial images on a surrogate and score them on the model: the black-box threat.
 
     The attack runs its whole course on the surrogate: images that it has broken there are not spared further steps,
-    since what breaks the surrogate barely may not break the model. Both models are left as found, but that a noisy
-    model's own noise moves on by the passes made. No success is claimed here: the logits are for the caller to judge.
+    since what breaks the surrogate barely may not break the model. Both models are left as found. No success is claimed
+    here: the logits are for the caller to judge.
 
     Args:
         model: the model under attack, images (B, ...) in [0, 1] to logits (B, classes); no gradient of it is taken.

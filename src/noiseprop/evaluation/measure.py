@@ -16,7 +16,7 @@ from noiseprop.evaluation.record import State
 from noiseprop.evaluation.settings import NO_LIMIT
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.sampling import sampling
-from noiseprop.noise.stream import noise_streams
+from noiseprop.noise.stream import noise_kept
 
 Outcomes = dict[State, npt.NDArray[np.bool_]]
 
@@ -30,15 +30,13 @@ def noise_is_on(model: nn.Module) -> bool:
 def judging(model: nn.Module) -> Generator[None]:
     """Hold a model in eval mode and give it back as it was: modes and the place of its noise, also after an error."""
     modes = [(module, module.training) for module in model.modules()]
-    keys = [(stream, stream.key.clone()) for stream in noise_streams(model)]
     try:
         model.eval()
-        yield
+        with noise_kept(model):
+            yield
     finally:
         for module, training in modes:
             module.training = training
-        for stream, key in keys:
-            stream.key.copy_(key)
 
 
 def noise_key(seed: int, *parts: str | int) -> int:

@@ -15,7 +15,7 @@ from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.likelihood_ratio import likelihood_ratio_loss
 from noiseprop.noise.presets.layer import AdditiveNoise, PresetNoise
 from noiseprop.noise.sampling import sampling
-from noiseprop.noise.stream import noise_streams
+from noiseprop.noise.stream import noise_kept
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 _cross_entropies: Losses = partial(functional.cross_entropy, reduction="none")
@@ -205,14 +205,12 @@ def _learned(layer: NeuronNoise) -> bool:
 def _undisturbed(model: nn.Module, layers: Iterable[NeuronNoise]) -> Generator[None]:
     """Eval mode with every noise layer on; modes and the place of the noise as they were afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    keys = [(stream, stream.key.clone()) for stream in noise_streams(model)]
     try:
         model.eval()
         for layer in layers:
             layer.train()
-        yield
+        with noise_kept(model):
+            yield
     finally:
         for module, training in modes:
             module.training = training
-        for stream, key in keys:
-            stream.key.copy_(key)

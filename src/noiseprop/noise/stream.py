@@ -12,9 +12,11 @@ the model its masks are hence others with and without checkpoints.
 # torch tells only its private parts whether a graph is being run backwards:
 # pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 
+import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -53,6 +55,7 @@ class NoiseStream(nn.Module):
         self.first_sample = 0
         self.sampling: Sampling | None = None
         self.frozen: Tensor | None = None  # the key of every pass, inside such a sampling block
+        self.apart = (0, 0, 0)  # a seed, a pass, and how many passes `noise_apart` has made at that place
         self.scores: list[Tensor] = []  # of this pass: see noiseprop.noise.likelihood_ratio
         self.now = _Pass()
 
@@ -123,6 +126,10 @@ class NoiseStream(nn.Module):
         """Move as any module, but stay whole numbers, also under `model.type(torch.float64)`."""
         return super()._apply(lambda t: after if (after := fn(t)).dtype == t.dtype else t.to(after.device), recurse)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.apart = (0, 0, 0)  # as in a process that has just begun
+
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: the stream's place, nothing of a pass under way."""
         return self.__dict__ | {"sampling": None, "frozen": None, "scores": [], "now": _Pass()}
@@ -163,6 +170,47 @@ def reset_noise(model: nn.Module, key: int) -> None:
     """Start a model's noise again at pass 0 of the seed `key`, so that what follows can be repeated."""
     for number, stream in enumerate(noise_streams(model)):
         stream.key.copy_(seed_key(key, number))
+        stream.apart = (0, 0, 0)
+
+
+@contextmanager
+def noise_kept(model: nn.Module) -> Generator[None]:
+    """Put a model's noise back to where it was at the end of a block, also after an exception."""
+    places = [(stream, stream.key.clone(), stream.apart) for stream in noise_streams(model)]
+    try:
+        yield
+    finally:
+        for stream, key, apart in places:
+            stream.key.copy_(key)
+            stream.apart = apart
+
+
+@contextmanager
+def noise_apart(model: nn.Module) -> Generator[None]:
+    """Let the passes of a block draw other noise than any pass outside, where the model's noise stays as it was.
+
+    The seed of that noise follows from the stream's seed and next pass, so that it can be repeated like that of other
+    passes. Blocks between which the model makes no pass of its own draw different noise all the same: each goes on
+    where the last one ended, until `reset_noise` or until a state is loaded.
+    """
+    streams = noise_streams(model)
+    keys = [stream.key.clone() for stream in streams]
+    places = [(seed, number) for seed, number, *_ in (key.tolist() for key in keys)]
+    for stream, (seed, number) in zip(streams, places, strict=True):
+        made = stream.apart[2] if stream.apart[:2] == (seed, number) else 0
+        stream.key.copy_(seed_key(_seed_apart(seed, number)))
+        stream.key[_PASS] = made
+    try:
+        yield
+    finally:
+        for stream, key, place in zip(streams, keys, places, strict=True):
+            stream.apart = (*place, int(stream.key[_PASS]))
+            stream.key.copy_(key)
+
+
+def _seed_apart(seed: int, number: int) -> int:
+    digest = hashlib.sha256(f"apart from seed {seed}, pass {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _one_hot(place: int) -> Tensor:

@@ -91,19 +91,40 @@ def gradients(net: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {"sigma": torch.cat([g.flatten() for g in found[:-1]]), "weights": found[-1].flatten()}
 
 
+class Spread:
+    """The variance of vectors that come one by one, summed over their entries (Welford, 1962)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, vector: Tensor) -> None:
+        """Take in one more."""
+        self.count += 1
+        shift = vector.double() - self.mean
+        self.mean = self.mean + shift / self.count
+        self.squares = self.squares + shift * (vector - self.mean)
+
+    def variance(self) -> float:
+        """Of those so far."""
+        return self.squares.sum().item() / (self.count - 1)
+
+
 def measure(activation: type[nn.Module], x: Tensor, y: Tensor, count: int) -> list[dict[str, Any]]:
     """The variance of each estimator's gradients, summed over the parameters, and what one estimate costs."""
     nets = {name: network(activation, estimator) for name, (estimator, _) in ESTIMATORS.items()}
-    drawn: dict[str, list[dict[str, Tensor]]] = {name: [] for name in ESTIMATORS}
+    spreads = {name: {key: Spread() for key in SHOWN} for name in ESTIMATORS}
     times: dict[str, list[float]] = {name: [] for name in ESTIMATORS}
-    for _ in range(count + 3):
+    for done in range(count + 3):
         for name, (_, estimate) in ESTIMATORS.items():  # alternating, so that all meet the same machine
             start = time.perf_counter()
-            drawn[name].append(gradients(nets[name], estimate(nets[name], x, y)))
+            found = gradients(nets[name], estimate(nets[name], x, y))
             times[name].append(time.perf_counter() - start)
+            if done >= 3:  # the first ones warm up
+                for key, spread in spreads[name].items():
+                    spread.add(found[key])
     return [
         {"estimator": name, "ms": 1e3 * statistics.median(times[name][3:])}
-        | {key: torch.stack([g[key] for g in drawn[name][3:]]).double().var(0).sum().item() for key in SHOWN}
+        | {key: spread.variance() for key, spread in spreads[name].items()}
         for name in ESTIMATORS
     ]
 

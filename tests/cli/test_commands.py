@@ -253,6 +253,39 @@ def test_bad_input_of_evaluate_is_one_sentence(run, capsys, tmp_path):
     assert "does not name a network of the paper" in ends(capsys, ["evaluate", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("data", "split_seed", "a"),
+        ("data", "name", "svhn"),
+        ("model", "classes", 10**12),
+        ("model", "init", {}),
+        ("recipe", "batch_size", "many"),
+        ("recipe", "lr", float("nan")),
+    ],
+)
+def test_wrong_values_in_config_are_one_sentence(run, capsys, tmp_path, part, key, value):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["settings"][part][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for command in (["evaluate", str(tmp_path)], ["inspect", str(tmp_path)]):
+        ends(capsys, command)
+    ends(capsys, ["train", "--resume", "--epochs", "2", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("loss", ['"high"', "NaN", "1e999", "null", "[]"])
+def test_wrong_values_in_metrics_are_one_sentence(run, capsys, tmp_path, loss):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    line = (tmp_path / "metrics.jsonl").read_text()
+    kept = json.loads(line)["train_loss"]
+    (tmp_path / "metrics.jsonl").write_text(line.replace(f'"train_loss": {kept}', f'"train_loss": {loss}'))
+    said = ends(capsys, ["train", "--resume", "--epochs", "2", "--out", str(tmp_path)])
+    assert "metrics.jsonl" in said
+
+
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["train", "--model", "MLP"], ["train", "--epochs", "many"]])
 def test_usage_errors_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:

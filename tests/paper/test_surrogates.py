@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from noiseprop.data import Dataset
+from noiseprop.data import Dataset, digest, split
 from noiseprop.errors import InputError
 from noiseprop.paper import surrogates
+from noiseprop.paper.runs import load_run
 from noiseprop.paper.surrogates import surrogate
 from noiseprop.training import Recipe
 
@@ -47,6 +48,15 @@ def test_trains_the_papers_network_once_and_reads_it_afterwards(digits, training
         assert torch.equal(a, b)
     x = digits.images.float() / 255
     assert (first(x).argmax(1) == digits.labels).float().mean() > 0.95
+
+
+def test_its_folder_is_a_run_like_others(digits, trainings, tmp_path):
+    net = surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    loaded, settings = load_run(trainings[0])
+    assert settings["model"]["activation"] == "relu"
+    assert settings["data"]["digest"] == digest(split(digits))
+    x = digits.images.float() / 255
+    assert torch.equal(loaded(x), net(x))
 
 
 def test_another_configuration_is_another_surrogate(digits, trainings, tmp_path):

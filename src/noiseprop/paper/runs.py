@@ -20,6 +20,11 @@ from noiseprop.training.run_folder import CONFIG
 _DEFAULTS: dict[str, Any] = {
     name: option.default for name, option in signature(build).parameters.items() if name != "name"
 }
+_TYPES: dict[str, tuple[type, ...]] = {  # of the same in config.json
+    **{name: (type(default),) for name, default in _DEFAULTS.items()},
+    "classes": (int, type(None)),
+    "init": (int, float, str),
+}
 
 
 def train_run(
@@ -107,6 +112,9 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         Recipe.from_json(settings.get("recipe", {}))
     except (AttributeError, ValueError) as error:
         raise RunError(f"{run_dir}: config.json is damaged ({error}); train the run again elsewhere") from error
+    for option, value in model.items():
+        if option in _TYPES and type(value) not in _TYPES[option]:
+            raise RunError(f"{run_dir}: config.json has {option} {value!r}; train the run again elsewhere")
     return {**settings, "model": {**_DEFAULTS, **model}}
 
 

@@ -3,8 +3,6 @@
 Compared with EOTPGD of torchattacks and the expectation wrapper of foolbox, which run the whole network K times.
 """
 
-import sys
-import types
 from functools import partial
 
 import torch
@@ -22,10 +20,7 @@ def ours(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -
 
 
 def torchattacks_pgd(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> object:
-    """EOTPGD; torchattacks's __init__ asks for torchvision, which it does not need here."""
-    if "torchvision" not in sys.modules:
-        for name in ("torchvision", "torchvision.models", "torchvision.transforms", "torchvision.datasets"):
-            sys.modules[name] = types.ModuleType(name)
+    """EOTPGD."""
     import torchattacks
 
     return torchattacks.EOTPGD(model, eps=EPS, alpha=STEP, steps=STEPS, eot_iter=draws, random_start=False)(x, y)

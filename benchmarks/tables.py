@@ -87,6 +87,21 @@ def growth() -> str:
     return rows(["varied", "batch", "width", "noisy layers", "no noise, ms", "noise, ×"], body)
 
 
+def estimators() -> str:
+    """The estimators' variance, their cost, and both together."""
+    figures = read("estimators")["figures"]
+    body = []
+    for activation in ("tanh", "sign"):
+        base = next(row for row in figures[activation] if row["sigma"])
+        for row in figures[activation]:
+            cells = [activation, row["estimator"], f"{row['ms']:.2f}"]
+            for key in ("sigma", "weights"):
+                cost = row[key] * row["ms"] / (base[key] * base["ms"])
+                cells.append(f"{row[key]:.3g} ({cost:,.3g})" if row[key] else "no gradient")
+            body.append(cells)
+    return rows(["activation", "estimator", "ms", "variance for sigma (× at equal cost)", "for weights (×)"], body)
+
+
 def machine() -> str:
     """Where the figures come from."""
     m = read("kernel")["machine"]
@@ -96,7 +111,9 @@ def machine() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (machine, step_time, step_memory, kernel, eot, growth)}
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (machine, step_time, step_memory, kernel, eot, growth, estimators)
+}
 
 
 def filled(page: str) -> str:

@@ -71,7 +71,7 @@ class Reproduce:
         from noiseprop.paper.how import how
         from noiseprop.paper.reproduction import finished
         from noiseprop.paper.results import make_record, write_record
-        from noiseprop.paper.tables import main_table, text_table
+        from noiseprop.paper.tables import main_tables, text_table
 
         plan, jobs = self._plan_and_jobs()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -95,10 +95,12 @@ class Reproduce:
         runs = plan.finished() if self.what in _OF_RESNETS else [finished(job) for job in jobs]
         record = make_record(self.what, runs)
         write_record(record, path)
-        out.print(text_table(main_table(record)), markup=False)
+        for rows in main_tables(record):
+            out.print(f"{text_table(rows)}\n", markup=False)
         out.print(how(record), markup=False)
         seeds = len(record["seeds"])
-        out.print(f"Accuracy: ours, mean ± standard deviation over {seeds} seeds (the paper's). All is in {path}.")
+        over = f"standard deviation over {seeds} seeds" if seeds > 1 else "what the images of one seed leave open"
+        out.print(f"Accuracy: ours, mean ± {over} (the paper's). All is in {path}.")
 
     def _figure_4(self, plan: "Plan", jobs: "list[Job]") -> None:
         from noiseprop.cli.show import out, progress_bar

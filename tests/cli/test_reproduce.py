@@ -1,13 +1,14 @@
+import re
 from dataclasses import replace
 
 import pytest
 
 from noiseprop.cli import main
 from noiseprop.evaluation import settings
-from noiseprop.paper import protocol
+from noiseprop.paper import grid, protocol
 from noiseprop.paper.protocol import Row
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.results import accuracy, read_record
+from noiseprop.paper.results import accuracy, cell, read_record
 
 QUICK = ["--data", "mnist-5k", "--epochs", "1", "--seeds", "1"]
 
@@ -35,7 +36,10 @@ def test_a_table_is_written_printed_and_not_done_twice(few, tmp_path, capsys, mo
         assert accuracy(run, "clean") > 0.12
         assert len(run["findings"]) == 6
         assert len(run["course"]["test_accuracy"]) == 1
-    assert f"{accuracy(record['runs'][1], 'clean'):.3f} (0.921)" in said.out
+    assert f"{cell(record, 'MLPN, ReLU', 'clean')} (0.921)" in said.out
+    assert max(len(line) for line in said.out.splitlines() if line.startswith("MLP")) <= 110
+    assert "Accuracy: ours, mean ± what the images of one seed leave open (the paper's)." in said.out
+    assert record["made_with"]["threads"] == max(1, grid._cores() // 2)  # two processes share the cores
     assert "table3: MLPN, ReLU, seed 0 is done, " in said.err
     assert str(path) in said.out
     before = path.read_bytes()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -251,7 +252,7 @@ def test_the_record_tells_recipe_and_data(table5):
     assert record["images"] == {"train": 96, "validation": 24, "test": 24}
     told = how(record)
     assert "The fast recipe, not the paper's: SGD 0.1, one-cycle, 2 epochs in fp32 on 96 images, cropped" in told
-    assert "20 of 24 test images, 16 of them attacked." in told
+    assert "20 of 24 test images, 16 of them attacked, in fp32." in told
     assert "averaged over 2 draws: of ResNet18-AN on 8 images." in told
 
 
@@ -367,6 +368,23 @@ def test_bad_input_is_one_sentence(arguments, says, tmp_path, capsys, monkeypatc
 def test_a_network_that_is_not_trained_is_told(table5):
     with pytest.raises(RunError, match=r"ResNet18-A\+, seed 0 is not trained yet; redo its table first"):
         trained(table5.job(TABLES["table5"][2], 0))
+
+
+@pytest.mark.slow
+def test_judging_in_bf16_is_another_evaluation_of_the_same_network(table5, tmp_path):
+    exact = table5.job(TABLES["table5"][4], 0)
+    this = replace(exact, root=tmp_path, judged_in="bf16")
+    shutil.copytree(exact.root, tmp_path, dirs_exist_ok=True)
+    assert is_finished(exact)
+    assert not is_finished(this)
+    do(this, quiet)
+    assert (this.folder / MODEL).read_bytes() == (exact.folder / MODEL).read_bytes()
+    half, full = (read(job.folder / EVALUATION) for job in (this, exact))
+    assert half.about["judged_in"] == "bf16"
+    assert "judged_in" not in full.about
+    assert abs(half.accuracy("clean", state="off") - full.accuracy("clean", state="off")) <= 0.1
+    record = make_record("table5", [reproduction.finished(this)])
+    assert "16 of them attacked, in bf16." in how(record)
 
 
 @pytest.mark.slow

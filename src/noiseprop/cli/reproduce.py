@@ -39,7 +39,7 @@ class Reproduce:
     models: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
     """The table's rows to do now, by name."""
     recipe: Literal["table1", "fast"] = "table1"
-    """The paper's training, or one of few epochs."""
+    """The paper's training, or a short one."""
     epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
     """Passes over the training images."""
     jobs: int = 2
@@ -47,13 +47,15 @@ class Reproduce:
     protocol: Literal["paper", "released-code"] = "paper"
     """What the paper says, or what its authors' code does instead."""
     switch: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
-    """Departures of the released code: to add to paper, or to take from released-code. A wrong name lists them."""
+    """Departures to add to paper or to take from released-code. A wrong name lists them."""
     test_images: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all; of ResNets 1000)")] = None
     """Test images to judge on."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the training. bf16 is faster where the processor has it (AMX, AVX512-BF16)."""
+    judge: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the judging."""
     data: Literal["mnist", "mnist-5k"] = "mnist"
-    """For MNIST's tables; mnist-5k is a quick look."""
+    """For MNIST's tables; mnist-5k: quick."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
     ] = None
@@ -135,7 +137,7 @@ class Reproduce:
         load(data, self.data_dir)
         epochs = recipe(PROTOCOLS["paper"], data, epochs=self.epochs, name=self.recipe).epochs
         images = 1000 if table in RESNETS and self.test_images is None else self.test_images
-        settings = (data, self.data_dir, epochs, self.precision, self.recipe, images, self.runs)
+        settings = (data, self.data_dir, epochs, self.precision, self.recipe, images, self.runs, self.judge)
         plan = Plan(table, chosen, *settings)
         seeds = 1 if self.what == "figure4" else self.seeds
         return plan, plan.jobs([rows[name] for name in self.models or rows], seeds)

@@ -18,7 +18,7 @@ def how(record: Record) -> str:
         f"{named}: {recipe['optimizer'].upper()} {recipe['lr']:g}, {recipe['schedule']}, {max(most)} epochs in "
         f"{recipe['precision']} on {images['train']:,} images{augmented}.",
         f"{record['source']}.",
-        f"{test:,} of {images['test']:,} test images, {attacked:,} of them attacked.",
+        f"{test:,} of {images['test']:,} test images, {attacked:,} of them attacked, in {record['judged_in']}.",
     ]
     if few := _many_draws(record):
         sentences.append(few)

@@ -22,6 +22,7 @@ class Plan:
     recipe: RecipeName
     test_images: int | None
     root: Path
+    judged_in: Precision = "fp32"
 
     @property
     def suffix(self) -> str:
@@ -43,6 +44,7 @@ class Plan:
             self.root,
             self.recipe,
             self.test_images,
+            self.judged_in,
         )
 
     def jobs(self, rows: Iterable[Row], seeds: int) -> list[Job]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from noiseprop.attacks.expectation import attacking, loss_gradient
 from noiseprop.data import Dataset
 from noiseprop.evaluation.crafting import Attack
+from noiseprop.evaluation.half import Bfloat16
 from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_key, score
 from noiseprop.evaluation.record import Evaluation, Measurement
 from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
@@ -50,7 +51,8 @@ class _Normalised(nn.Module):
 
 
 def _pixels(model: nn.Module) -> tuple[Tensor, Tensor]:
-    return model.get_buffer("mean"), model.get_buffer("std")
+    network = model.model if isinstance(model, Bfloat16) else model
+    return network.get_buffer("mean"), network.get_buffer("std")
 
 
 def _on_normalised(attack: Attack) -> Attack:

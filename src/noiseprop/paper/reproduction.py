@@ -12,6 +12,7 @@ from torch import nn
 
 from noiseprop.data import Dataset, Split, load, split
 from noiseprop.errors import RunError
+from noiseprop.evaluation.half import Bfloat16
 from noiseprop.evaluation.measure import judging, noise_key
 from noiseprop.evaluation.record import Evaluation
 from noiseprop.evaluation.settings import Settings
@@ -49,6 +50,7 @@ class Job:
     root: Path
     recipe: RecipeName = "table1"
     test_images: int | None = None  # to judge it on, the first ones; all where None
+    judged_in: Precision = "fp32"
 
     @property
     def folder(self) -> Path:
@@ -191,6 +193,8 @@ def _judge(job: Job, model: nn.Module, epochs: int, tell: Tell) -> Evaluation:
     net = _surrogate(job, tell)
     for network in (model, net):
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: halves a noisy CNN's time
+    if job.judged_in == "bf16":
+        model, net = Bfloat16(model), Bfloat16(net)
     attacks, settings = released_attacks(job.protocol, job.settings), job.settings
     if attacks:
         others = tuple(c for c in settings.conditions if c not in replaced(attacks))
@@ -237,6 +241,7 @@ def _about(job: Job, epochs: int) -> dict[str, str | int]:
         "epochs": epochs,
         "surrogate_epochs": job.epochs,
         "precision": job.precision,
+        **({} if job.judged_in == "fp32" else {"judged_in": job.judged_in}),
     }
 
 

@@ -54,6 +54,7 @@ def _recipe_and_data(runs: Sequence[Run]) -> dict[str, Any]:
     parts = split(dataset)
     return {
         "recipe": asdict(recipe_of(job)),
+        "judged_in": job.judged_in,
         "source": without_folder(dataset.source),
         "images": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
         "trust_images": {run.job.row.name: min(run.job.settings.trust_images, run.evaluation.images) for run in runs},

@@ -1,9 +1,11 @@
-"""The compiled half of `noiseprop.noise.kernels`: loops that LLVM vectorises, through numba.
+"""The normals and the loops that use them, which numba compiles and LLVM vectorises, for `noiseprop.noise.kernels`.
 
 What makes them fast: the counter's words stay in 64-bit lanes, where one multiplication gives both halves; logarithm,
 sine and cosine are branch-free polynomials; a block of 8 x `WIDTH` normals is made in the first-level cache by a loop
 of constant length, then added row by row, so that odd sizes cost no more than the rest of one block. Threads take
 tiles of neurons from a shared counter, and every sum over the batch runs in an order that depends on the shapes alone.
+
+It is one file because numba's cache on disk asks only whether the file of a kernel's entry has changed.
 """
 # numba types what it compiles by itself, and its intrinsics are called without their first argument:
 # pyright: basic, reportCallIssue=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
@@ -81,11 +83,11 @@ _low = _cast("trunc", types.uint64, types.uint32, _I32)
 
 
 @intrinsic
-def _pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
+def pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
     """An address as a pointer to numbers of a dtype."""
-    pointer = types.CPointer(dtype.dtype)
-    convert = lambda c, builder, s, v: builder.inttoptr(v[0], c.get_value_type(pointer))  # noqa: E731
-    return pointer(types.int64, dtype), convert
+    kind = types.CPointer(dtype.dtype)
+    convert = lambda c, builder, s, v: builder.inttoptr(v[0], c.get_value_type(kind))  # noqa: E731
+    return kind(types.int64, dtype), convert
 
 
 @intrinsic
@@ -216,7 +218,7 @@ def _number_neurons(neurons: Any, start: int, size: int, channels: int) -> None:
 @njit(inline="always")
 def _plan(a: Any) -> Any:
     """The sizes that both kernels loop over, from their arguments."""
-    key = carray(_pointer(a[5], types.int64), (5,))
+    key = carray(pointer(a[5], types.int64), (5,))
     draws, batch, size = a[6], a[7], a[8]
     first, layer = key[4], np.uint64(key[2] + key[3] * CALL)
     per_draw = (first + batch - 1) // LANES - first // LANES + 1
@@ -275,7 +277,7 @@ def _forward(a: Any, stored: Any, wide: Any, stored_bytes: int, wide_bytes: int)
 def _backward(a: Any, stored: Any, wide: Any, stored_bytes: int, wide_bytes: int) -> None:
     key, batch, size, channels, first, layer, per_draw, groups, tiles = _plan(a)
     chunks = (groups + CHUNK - 1) // CHUNK
-    parts = carray(_pointer(a[2], wide), (chunks * size,))
+    parts = carray(pointer(a[2], wide), (chunks * size,))
     eps, neurons = np.empty(LANES * WIDTH, F), np.empty(WIDTH, np.uint32)
     while True:
         task = _next_task(a)
@@ -302,34 +304,6 @@ def _backward(a: Any, stored: Any, wide: Any, stored_bytes: int, wide_bytes: int
                             _gradient_vector(stored, wide, total + j * wide_bytes, grad + j * stored_bytes, e + j * 4)
                         for j in range(whole, n):
                             _gradient_one(stored, wide, total + j * wide_bytes, grad + j * stored_bytes, e + j * 4)
-
-
-@njit(fastmath={"contract"})
-def _adam(a: Any, number: Any) -> None:
-    """Eq. 7 for a list of tensors: rows of (sigma, gradient, h, v, size), and (b1, b2, lr / c1, 1 / c2, eps)."""
-    rows = carray(_pointer(a[2], types.int64), (a[1] * 5,))
-    settings = carray(_pointer(a[3], types.float64), (5,))
-    b1, b2, rate, scale, eps = settings
-    keep1, take1, keep2, take2 = number(b1), number(1 - b1), number(b2), number(1 - b2)
-    rate_, scale_, eps_ = number(rate), number(scale), number(eps)
-    for k in range(a[1]):
-        n = rows[5 * k + 4]
-        sigma = carray(_pointer(rows[5 * k], number), (n,))
-        gradient = carray(_pointer(rows[5 * k + 1], number), (n,))
-        h, v = carray(_pointer(rows[5 * k + 2], number), (n,)), carray(_pointer(rows[5 * k + 3], number), (n,))
-        for j in range(n):
-            g = gradient[j]
-            h[j] = keep1 * h[j] + take1 * g
-            v[j] = keep2 * v[j] + take2 * g * g
-            sigma[j] = abs(sigma[j] - rate_ * h[j] / np.sqrt(v[j] * scale_ + eps_))
-
-
-def _adam_float32(a: Any) -> None:
-    _adam(a, types.float32)
-
-
-def _adam_float64(a: Any) -> None:
-    _adam(a, types.float64)
 
 
 def _forward_float32(a: Any) -> None:
@@ -363,15 +337,17 @@ _ENTRIES = (
     _backward_float32,
     _backward_bfloat16,
     _backward_float64,
-    _adam_float32,
-    _adam_float64,
 )
 
 
 @cache
 def kernel(name: str) -> tuple[int, Any]:
-    """Compile "forward_float32" and the like once, or take it from numba's cache on disk: address and function."""
-    entry = next(entry for entry in _ENTRIES if entry.__name__ == f"_{name}")
+    """The kernel "forward_float32" and the like: address and function."""
+    return load(next(entry for entry in _ENTRIES if entry.__name__ == f"_{name}"))
+
+
+def load(entry: Any) -> tuple[int, Any]:
+    """Compile a kernel, or take it from numba's cache on disk: address and function."""
     address = cfunc(types.void(types.CPointer(types.int64)), cache=True)(entry).address
     assert address is not None
     return address, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)

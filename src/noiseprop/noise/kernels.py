@@ -114,6 +114,6 @@ def _call(name: str, x: Tensor, out: int, sigma: int, mu: int, key: Tensor, draw
 
 @cache
 def _kernel(name: str, dtype: torch.dtype) -> tuple[int, threads.Kernel]:
-    from noiseprop.noise import compiled  # numba takes its time to import
+    from noiseprop.noise import compiled, compiled_adam  # numba takes its time to import
 
-    return compiled.kernel(f"{name}_{NAMES[dtype]}")
+    return (compiled_adam if name == "adam" else compiled).kernel(f"{name}_{NAMES[dtype]}")

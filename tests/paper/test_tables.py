@@ -214,6 +214,7 @@ def test_the_page_says_what_becomes_of_claims(record):
     one = page([dict(record, runs=[run for run in record["runs"] if run["seed"] == 0], seeds=[0])])
     assert "With one seed it cannot be tested. Differences that have the claimed sign: 2 of 2." in one
     assert "| clean | +0.029\u00a0±\u00a00.025 (-0.027) |" in one
+    assert "± what the images leave open (95 %); the paper's difference in brackets; n = 1 seed each." in one
     assert "The paper's percentages" not in one
 
 

@@ -38,7 +38,7 @@ def figure_3(record: Record) -> Figure:
             _curve(axes, [run["course"][name] for run in runs_of(record, row.name)], row.name, colour)
         axes.set_title(title)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if name.endswith("loss"):

@@ -187,7 +187,8 @@ def _claim(record: Record, claim: Claim) -> list[str]:
         rows.append([_HEADINGS[what], *(_cell(c) for c in comparisons if c.what == what)])
     n = f"n = {_seeds(record)} each"
     if claim.what[0] in COLUMNS:
-        says = f"Difference in accuracy ± half its 95 % interval; p; the paper's difference in brackets; {n}."
+        error = "± half its 95 % interval; p" if len(record["seeds"]) > 1 else "± what the images leave open (95 %)"
+        says = f"Difference in accuracy {error}; the paper's difference in brackets; {n}."
     else:
         says = (
             f"Epochs of the one and of the other (± standard deviation), p; {n}. Validation is as the network is used, "

@@ -45,13 +45,13 @@ class Reproduce:
     jobs: int = 2
     """Processes; each takes its share of the cores."""
     protocol: Literal["paper", "released-code"] = "paper"
-    """What the paper says, or what its authors' code does instead."""
+    """The paper's text, or its authors' code."""
     switch: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
     """Departures to add to paper or to take from released-code. A wrong name lists them."""
     test_images: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all; of ResNets 1000)")] = None
     """Test images to judge on."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the training. bf16 is faster where the processor has it (AMX, AVX512-BF16)."""
+    """Of the training; bf16 where the CPU is fast at it."""
     judge: Literal["fp32", "bf16"] = "fp32"
     """Precision of the judging."""
     data: Literal["mnist", "mnist-5k"] = "mnist"

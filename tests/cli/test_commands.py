@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,6 +178,7 @@ def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
     few = replace(few, trust_images=8, vote_draws=4)
     monkeypatch.setitem(settings.SETTINGS, "mnist-5k", few)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("noiseprop.cli.evaluate._DIGITS", ())  # as if its surrogate took hours
     assert main(["evaluate", str(run)]) == 0
     said = capsys.readouterr().out
     evaluation = read(run / "evaluation.json")
@@ -236,6 +238,28 @@ def test_a_disk_that_is_full_at_the_end_costs_the_file_and_not_the_table(run, tm
     assert said.err == "noiseprop: the disk is full\n"
     assert "noise off" in said.out
     assert (tmp_path / "evaluation.partial.jsonl").exists()  # so that it need not be measured again
+
+
+def test_evaluate_trains_the_surrogate_of_digits_once(run, capsys, monkeypatch, tmp_path):
+    from noiseprop.evaluation import settings
+    from noiseprop.training import TABLE_1
+
+    few = replace(settings.SETTINGS["mnist-5k"], conditions=("fgsm-transfer",), attack_images=50)
+    monkeypatch.setitem(settings.SETTINGS, "mnist-5k", replace(few, trust_images=8, vote_draws=4))
+    monkeypatch.setitem(TABLE_1, "mnist-5k", replace(TABLE_1["mnist-5k"], epochs=1))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation.json"))
+    assert main(["evaluate", str(copy)]) == 0
+    said = capsys.readouterr().out
+    evaluation = read(copy / "evaluation.json")
+    assert evaluation.about["surrogate"] == "MLP-surrogate, seed 0, 1 epochs"
+    assert f"{evaluation.accuracy('fgsm-transfer'):.3f}" in said
+    assert "No attacks by transfer" not in said
+    before = (copy / "evaluation.json").read_bytes()
+    monkeypatch.setattr("noiseprop.paper.surrogates.train_run", None)
+    assert main(["evaluate", str(copy)]) == 0
+    assert (copy / "evaluation.json").read_bytes() == before
 
 
 def test_bad_input_of_evaluate_is_one_sentence(run, capsys, tmp_path):

@@ -72,6 +72,12 @@ def test_every_condition_and_state_is_measured_once(full):
         assert m.correct.size == (40 if attacked else 90)
 
 
+def test_it_tells_of_what_its_bits_depend_on(full):
+    assert {"python", "noiseprop", "torch", "numba", "numpy", "scipy", "threads", "device"} <= set(full.versions)
+    assert full.versions["torch"] == torch.__version__
+    assert full.versions["threads"] == torch.get_num_threads()
+
+
 def test_a_deterministic_network_has_one_state():
     evaluation = evaluate(matched(), striped(), settings=QUICK, surrogate=matched())
     assert {m.state for m in evaluation.measurements} == {"off"}

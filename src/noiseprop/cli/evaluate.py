@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from noiseprop.evaluation.settings import Settings
+
+
+_DIGITS = ("mnist", "mnist-5k")
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,14 @@ class Evaluate:
 
     For example:
       noiseprop evaluate runs/mlpn
-      noiseprop evaluate runs/mlpn --surrogate runs/mlp-surrogate
     """
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """A folder that `noiseprop train` wrote."""
-    surrogate: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: no attacks by transfer)")] = None
-    """Run of the noise-free network on which black-box attacks are crafted."""
+    surrogate: Annotated[
+        Path | None, arg(metavar="RUN", help_behavior_hint="(default: on digits trained once, else none)")
+    ] = None
+    """Run of the noise-free network that crafts black-box attacks."""
     data_dir: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
     ] = None
@@ -39,45 +45,61 @@ class Evaluate:
         from dataclasses import replace
 
         from noiseprop.cli.show import out, progress_bar
+        from noiseprop.data import SPLIT_SEED
         from noiseprop.errors import RunError
         from noiseprop.evaluation.settings import TRANSFERS, known_settings
         from noiseprop.evaluation.storage import write
         from noiseprop.evaluation.suite import evaluate
         from noiseprop.evaluation.summary import summary
         from noiseprop.paper.runs import load_parts, load_run, same_data
+        from noiseprop.training import TABLE_1
 
         model, settings = load_run(self.run_dir)
         surrogate = load_run(self.surrogate) if self.surrogate else None
         data = settings["data"]
+        digits = data["name"] in _DIGITS and data["split_seed"] == SPLIT_SEED
         if surrogate and not same_data(surrogate[1], settings):
             raise RunError(f"{self.surrogate} was trained on other data than {self.run_dir}; choose another surrogate")
         chosen = known_settings(data["name"])
-        if surrogate is None:
+        if surrogate is None and not digits:
             chosen = replace(chosen, conditions=tuple(c for c in chosen.conditions if c not in TRANSFERS))
         about = _about(self.run_dir, settings)
         if self.surrogate and surrogate:
             about["surrogate"] = "{model}, seed {seed}, {epochs} epochs".format(**_about(self.surrogate, surrogate[1]))
+        elif digits:
+            about["surrogate"] = f"MLP-surrogate, seed 0, {TABLE_1[data['name']].epochs} epochs"
         target = self.run_dir / "evaluation.json"
         _refuse_to_lose(target, chosen, about)
         test = load_parts(self.run_dir, settings, self.data_dir).test
+        net = surrogate[0] if surrogate else _surrogate_of(data["name"], self.data_dir) if digits else None
         partial = self.run_dir / "evaluation.partial.jsonl"
         with progress_bar(f"judging {self.run_dir}") as progress:
             evaluation = evaluate(
                 model,
                 test,
                 settings=chosen,
-                surrogate=surrogate[0] if surrogate else None,
+                surrogate=net,
                 about=about,
                 kept=partial,
                 progress=progress,
             )
         # Before it is written, so that a full disk does not lose it; its notes are wrapped between words.
         out.print(summary(evaluation), markup=False, soft_wrap=False)
-        if surrogate is None:
+        if net is None:
             out.print("No attacks by transfer: they need --surrogate.")
         write(evaluation, target)
         partial.unlink(missing_ok=True)
         out.print(f"Kept in {target}.")
+
+
+def _surrogate_of(data: str, data_dir: Path | None) -> "nn.Module":
+    """The network for attacks by transfer on digits: trained at the first call, in a minute, and then kept."""
+    from noiseprop.cli.show import progress_bar
+    from noiseprop.data import load
+    from noiseprop.paper.surrogates import surrogate
+
+    with progress_bar("training the surrogate, once") as progress:
+        return surrogate(load(data, data_dir), progress=progress)
 
 
 def _about(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def _digest(dataset: Dataset) -> str:
 
 
 def _versions(model: nn.Module) -> dict[str, Scalar]:
-    libraries = {name: version(name) for name in ("noiseprop", "torch", "numpy", "scipy")}
+    libraries = {name: version(name) for name in ("noiseprop", "torch", "numba", "numpy", "scipy")}
     machine: dict[str, Scalar] = {"machine": platform.machine(), "system": platform.system()}
     return {
         "python": platform.python_version(),

@@ -177,6 +177,20 @@ def test_noise_that_sleeps_at_inference_neither_warns_nor_hides_what_training_ne
         assert not torch.equal(*model(X)[:2])
 
 
+def test_noise_that_wakes_for_training_is_tried_again():
+    """In eval mode the head's noise alone acts, and draws share what is before it; in training mode they cannot."""
+    model = add_noise(Residual(), ["branch"], at_inference=False, example=X)
+    add_noise(model, ["out"], example=X).eval()
+    with sampling(model, draws=3), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model(X).shape == (3, 4, 3)
+    with sampling(model.train(), draws=3), pytest.warns(UserWarning, match="noisy branch"):
+        assert model(X).shape == (3, 4, 3)
+    with sampling(model.eval(), draws=3), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model(X).shape == (3, 4, 3)
+
+
 @pytest.mark.parametrize("at_inference", [True, False])
 def test_the_mean_stays_when_the_noise_is_off(at_inference):
     model = add_noise(nn.Linear(36, 2), [""], mean=True, at_inference=at_inference, example=X.flatten(1)).eval()
@@ -263,8 +277,19 @@ def test_batch_norm_in_training_mode_is_refused():
         ("fresh", {"draws": 0}, "draws=0"),
         ("frozen", {}, "needs a key"),
         ("off", {"key": 3}, "only that"),
+        ("fresh", {"draws": 2.5}, "draws=2.5"),
+        ("fresh", {"draws": "3"}, "draws='3'"),
+        ("frozen", {"key": 1.5}, "got the key 1.5; pass a whole number"),
     ],
 )
 def test_bad_input_is_named(mode, arguments, sentence):
-    with pytest.raises(InputError, match=sentence), sampling(network(), mode, **arguments):
+    model = network()
+    hooks = len(model._forward_hooks)
+    with pytest.raises(InputError, match=sentence), sampling(model, mode, **arguments):
         pass
+    assert len(model._forward_hooks) == hooks
+
+
+def test_a_reset_wants_a_whole_number():
+    with pytest.raises(InputError, match="got the key 'a'; pass a whole number"):
+        reset_noise(network(), "a")

@@ -12,11 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from noiseprop.errors import InputError
+from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.stream import NoiseStream, noise_streams, seed_key
 
 Mode = Literal["fresh", "off", "frozen"]
 
-_shares_prefix: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+# by model, and by which of its noise layers act
+_shares_prefix: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]]" = weakref.WeakKeyDictionary()
 
 
 class Sampling:
@@ -90,12 +92,14 @@ def sampling(
 def _state(mode: Mode, draws: int | None, key: int | None) -> Sampling:
     if mode not in ("fresh", "off", "frozen"):
         raise InputError(f"sampling got mode {mode!r}; choose 'fresh', 'off' or 'frozen'")
-    if draws is not None and draws < 1:
-        raise InputError(f"sampling got draws={draws}; pass 1 or more, or None to keep the outputs' shape")
+    if draws is not None and (not hasattr(draws, "__index__") or draws < 1):
+        raise InputError(f"sampling got draws={draws!r}; pass 1 or more, or None to keep the outputs' shape")
     if (mode == "frozen") != (key is not None):
         raise InputError(
             f"sampling got mode {mode!r} with key={key}; frozen noise, and only that, needs a key such as key=0"
         )
+    if key is not None:
+        seed_key(key)  # refuses what is no whole number before anything is changed
     return Sampling(off=mode == "off", draws=draws)
 
 
@@ -130,20 +134,23 @@ def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) 
 
 def shares_prefix(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], streams: list[NoiseStream]) -> bool:
     """Whether repeating the batch at the first noise layer equals repeating the input; tried once per model."""
-    if model not in _shares_prefix:
+    acting = tuple(m.training or m.at_inference for m in model.modules() if isinstance(m, NeuronNoise))
+    known = _shares_prefix.setdefault(model, {})
+    if acting not in known:
         agrees = _try_shared(model, args, kwargs, streams)
         if agrees is None:
             return True
         if not agrees:
             _refuse_time_first(model)
-        _shares_prefix[model] = agrees
-        if not agrees:
+        told = False in known.values()
+        known[acting] = agrees
+        if not agrees and not told:
             warnings.warn(
                 f"{type(model).__name__}: a noisy branch meets a noise-free one, so draws cannot share what "
                 "comes before the noise; the input is repeated instead, at the full price of every draw",
                 stacklevel=2,
             )
-    return _shares_prefix[model]
+    return known[acting]
 
 
 def forget_prefix(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ the model its masks are hence others with and without checkpoints.
 # pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 
 import hashlib
+import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from noiseprop.errors import NoisepropError
+from noiseprop.errors import InputError, NoisepropError
 from noiseprop.noise import transforms
 from noiseprop.noise.op import KEY_LENGTH
 from noiseprop.noise.waiting import refuse_waiting
@@ -146,6 +147,10 @@ class _Pass:
 
 def seed_key(seed: int, stream: int = 0) -> Tensor:
     """The key of a seed: pass 0, zeros for the rest; another seed for each of the streams in one model."""
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise InputError(f"noise got the key {seed!r}; pass a whole number, such as key=0") from None
     key = torch.zeros(KEY_LENGTH, dtype=torch.int64)
     key[0] = (seed + stream * _GOLDEN + 2**63) % 2**64 - 2**63
     return key

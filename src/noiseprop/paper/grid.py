@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -84,6 +85,8 @@ def _follow(waiting: Sequence[Future[None]], messages: "Queue[_Message]", show: 
 def _prepare(threads: int, messages: "Queue[_Message]", stop: Event) -> None:
     """Begin a worker: its threads, and its end when its parent's comes."""
     torch.set_num_threads(max(1, threads))
+    # that draws cost full passes with noise in residual branches is known here: such networks see fewer images
+    warnings.filterwarnings("ignore", ".*draws cannot share what comes before the noise")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
     messages.cancel_join_thread()
     _worker.update(messages=messages, stop=stop)

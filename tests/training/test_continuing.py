@@ -77,11 +77,13 @@ def test_more_threads_than_cores_are_told(thirds, tmp_path, monkeypatch, threads
     stopped_in_epoch_2(thirds, tmp_path / "run")
     threads(1)
     monkeypatch.setattr("noiseprop.training.machine.cores", lambda: 1)
-    with pytest.warns(NoisepropWarning, match=r"run goes on, but .* it began with 2 threads \(here 1 cores\)$"):
+    with pytest.warns(NoisepropWarning, match=r"run goes on, but .* it began with 2 threads \(cores here: 1\)$"):
         assert threads_while_training(thirds, tmp_path / "run") == {1}
 
 
-@pytest.mark.parametrize(("key", "other"), [("torch", "2.6.0"), ("noiseprop", "0.0.1"), ("processor", "abacus")])
+@pytest.mark.parametrize(
+    ("key", "other"), [("torch", "2.6.0"), ("numba", "0.60.0"), ("noiseprop", "0.0.1"), ("processor", "abacus")]
+)
 def test_another_machine_is_told_and_not_refused(thirds, tmp_path, key, other):
     stopped_in_epoch_2(thirds, tmp_path / "run")
     rewrite(tmp_path / "run", lambda config: config["made_with"].update({key: other}))

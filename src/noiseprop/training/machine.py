@@ -19,13 +19,14 @@ def made_with() -> dict[str, str | int | None]:
     """Versions, processor, number of threads, and the commit where noiseprop runs from a checkout.
 
     >>> sorted(made_with())
-    ['commit', 'cores', 'noiseprop', 'processor', 'python', 'threads', 'torch']
+    ['commit', 'cores', 'noiseprop', 'numba', 'processor', 'python', 'threads', 'torch']
     """
     return {
         "noiseprop": version("noiseprop"),
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "numba": version("numba"),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -35,8 +36,8 @@ def made_with() -> dict[str, str | int | None]:
 def threads_to_go_on_with(run_dir: Path, made: object) -> int:
     """The number of threads for the rest of a run: what it began with, for the bits depend on it, if there are cores.
 
-    Where that cannot be, or torch, noiseprop or the processor is another, the run goes on with other bits than it would
-    have had; that is a `NoisepropWarning`, for runs are moved between machines.
+    Where that cannot be, or torch, numba, noiseprop or the processor is another, the run goes on with other bits than
+    it would have had; that is a `NoisepropWarning`, for runs are moved between machines.
 
     Args:
         run_dir: the run's folder, for the warning.
@@ -47,11 +48,11 @@ def threads_to_go_on_with(run_dir: Path, made: object) -> int:
     threads = told if isinstance(told, int) and told > 0 else torch.get_num_threads()
     changes = [
         f"{key} {begun[key]} (here {here[key]})"
-        for key in ("torch", "noiseprop", "processor")
+        for key in ("torch", "numba", "noiseprop", "processor")
         if isinstance(begun.get(key), str) and begun[key] != here[key]
     ]
     if threads > cores() and threads != torch.get_num_threads():
-        changes.append(f"{threads} threads (here {cores()} cores)")
+        changes.append(f"{threads} threads (cores here: {cores()})")
         threads = torch.get_num_threads()
     if changes:
         sentence = f"{run_dir} goes on, but not with the bits it would have had: it began with {', '.join(changes)}"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from noiseprop import add_noise
+from noiseprop import add_noise, reset_noise
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
 from noiseprop.evaluation import suite
+from noiseprop.evaluation.partial import fingerprint
 from noiseprop.evaluation.settings import NO_LIMIT, Settings
 from noiseprop.evaluation.storage import from_json, to_json
 from noiseprop.evaluation.suite import evaluate
@@ -121,3 +122,16 @@ def test_older_files_knew_no_limits():
     assert (settings.eot_images, settings.vote_images) == (NO_LIMIT, NO_LIMIT)
     with pytest.raises(InputError, match="eot_images is 0"):
         Settings(eot_images=0)
+
+
+def test_fingerprints_tell_models_and_seeds_of_noise_apart():
+    one = fingerprint(noisy())
+    assert one == fingerprint(noisy())
+    assert fingerprint(None) is None
+    other = noisy()
+    reset_noise(other, 2**61 + 1)
+    near = noisy()
+    reset_noise(near, 2**61 + 2)
+    assert len({one, fingerprint(noisy(1)), fingerprint(other), fingerprint(near)}) == 4
+    plain = mlp((16, 12, 3))
+    assert fingerprint(plain) == fingerprint(plain.to(memory_format=torch.channels_last))

@@ -24,10 +24,11 @@ DEPARTURES = {
 }
 """What the released code does otherwise than the paper says, as far as it bears on MNIST (notes.md, items 1 to 7)."""
 
-_SHARED = ("gradient-sign", "sigma-decay", "sigma-start", "linear-start", "conv-mean", "silent-plus")
+_SHARED = ("gradient-sign", "sigma-start", "linear-start", "conv-mean", "silent-plus")
 RESNET_DEPARTURES = {
     **{name: DEPARTURES[name] for name in _SHARED},
     "sigma-adam": "the weights' optimizer updates sigma, as one weight among the others, in place of Eq. 7",
+    "sigma-decay": "the weights' L2 decay acts on sigma too",
     "silent-learned": "learned noise acts in training only, and so does its mean mu",
     "after-addition": "noise stands after the residual addition and the stem's BatchNorm, not on the last convolution",
     "plain-last-linear": "ResNet18's last Linear has no fixed noise",

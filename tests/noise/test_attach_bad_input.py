@@ -1,5 +1,6 @@
 """What `add_noise` refuses: one sentence with the module's path and the remedy, and the model as it was."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from tests.noise.oracle import snapshot
 from torch import Tensor, nn
 
 import noiseprop
-from noiseprop import InputError, add_noise, before, noise_layers, remove_noise
+from noiseprop import InputError, add_noise, before, noise_layers, remove_noise, sampling
 
 
 class Net(nn.Module):
@@ -192,6 +193,26 @@ def test_outputs_that_change_their_type_later():
     net = add_noise(nn.Sequential(nn.Identity()), ["0"], granularity="layer", example=torch.zeros(2, 3))
     with pytest.raises(InputError, match=r"^0: .*floating-point"):
         net(torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sigma_that_is_no_number(value: float):
+    """As it comes out of a state dict, and out of training."""
+    x = torch.ones(2, 4)
+    net = add_noise(nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), "all", example=x[None])
+    state = net.state_dict() | {"1.noise.sigma": torch.full_like(net[1].noise.sigma, value)}
+    for training in (True, False):
+        fresh = copy.deepcopy(net).train(training)
+        fresh.load_state_dict(state)
+        with pytest.raises(InputError, match=r"^1: sigma holds NaN or infinity; load it again.*smaller learning rate"):
+            fresh(x[None])
+        with sampling(fresh, "off"):
+            assert fresh(x[None])[0].isfinite().all()
+    net.eval()(x[None])
+    with torch.no_grad():
+        net[0].noise.sigma[..., 1] = value
+    with pytest.raises(InputError, match=r"^0: sigma holds NaN or infinity"):
+        net(x[None])
 
 
 def test_a_custom_module_that_runs_all_its_children():

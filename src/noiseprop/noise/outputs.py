@@ -1,5 +1,8 @@
 """The forward hooks that put noise into what a module returns, or into what it is given."""
 
+# how often a tensor was changed in place, torch tells only privately:
+# pyright: reportPrivateUsage=false
+
 from typing import Any
 
 import torch
@@ -8,11 +11,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from noiseprop.errors import InputError
+from noiseprop.noise import transforms
 
 
 def add_to_output(module: nn.Module, args: Any, output: Any) -> Any:
     """Add noise to a module's output; of tuples and dicts, to the first tensor in them."""
-    noise: Any = module.noise
+    noise = _noise_of(module)
     if isinstance(output, Tensor):
         return noise(output)
     if type(output) is tuple and output and isinstance(output[0], Tensor):
@@ -22,13 +26,13 @@ def add_to_output(module: nn.Module, args: Any, output: Any) -> Any:
 
 def add_by_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
     """Add noise that depends on the module's input too, as noise on its weight does."""
-    noise: Any = module.noise
+    noise = _noise_of(module)
     return noise.add_by_input(module, first_tensor((args, kwargs)), output)
 
 
 def add_to_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Add noise to the first tensor that a module is called with."""
-    noise: Any = module.noise
+    noise = _noise_of(module)
     if args and isinstance(args[0], Tensor):
         return (noise(args[0]), *args[1:]), kwargs
     return _replace_first((args, kwargs), noise)
@@ -39,7 +43,7 @@ def add_to_sequence(module: nn.RNNBase, args: Any, output: tuple[Any, Any]) -> A
 
     What goes from step to step inside the call stays free of noise, as do the states of lower layers and LSTM cells.
     """
-    noise: Any = module.noise
+    noise = _noise_of(module)
     sequence, states = output
     clean = sequence_tensor(sequence, module, noise.path)
     noisy = noise(clean)
@@ -57,6 +61,30 @@ def add_to_sequence(module: nn.RNNBase, args: Any, output: tuple[Any, Any]) -> A
     last = _last_states(by_time, lengths, bidirectional=module.bidirectional)
     hidden = torch.cat([hidden[: -len(last)], last])
     return noisy, (hidden, *cell) if cell else hidden
+
+
+def _noise_of(module: nn.Module) -> Any:
+    """The noise layer of a module; a sigma that is NaN is told before it spreads.
+
+    It is looked at when it first acts and, in eval mode, whenever it has changed. In training, where it changes all the
+    time and looking would cost a pass over it (and a GPU its queue), the loss tells.
+    """
+    noise: Any = module.noise
+    if torch.compiler.is_compiling() or transforms.active():
+        return noise
+    seen = noise.__dict__.get("_seen_finite")
+    if noise.training and seen is not None:
+        return noise
+    sigma, sampling = noise.sigma, noise.stream.sampling
+    if sigma.is_inference() or (sampling is not None and sampling.off) or sigma._version == seen:
+        return noise
+    if not sigma.detach().isfinite().all():
+        raise InputError(
+            f"{noise.path}: sigma holds NaN or infinity; load it again from before that, and train with a smaller "
+            "learning rate for sigma"
+        )
+    noise.__dict__["_seen_finite"] = sigma._version
+    return noise
 
 
 def sequence_tensor(sequence: Any, module: nn.RNNBase, path: str) -> Tensor:

@@ -13,9 +13,9 @@ def how(record: Record) -> str:
     recipe, images = record["recipe"], record["images"]
     named = "Table 1's recipe" if recipe["name"] == "table1" else f"The {recipe['name']} recipe, not the paper's"
     augmented = ", cropped and flipped at random" if recipe["augment"] else ""
-    most = {len(run["course"]["train_loss"]) for run in record["runs"]}
+    epochs = max(len(run["course"]["train_loss"]) for run in record["runs"])
     sentences = [
-        f"{named}: {recipe['optimizer'].upper()} {recipe['lr']:g}, {recipe['schedule']}, {max(most)} epochs in "
+        f"{named}: {recipe['optimizer'].upper()} {recipe['lr']:g}, {recipe['schedule']}, {epochs} epoch{'s' * (epochs > 1)} in "
         f"{recipe['precision']} on {images['train']:,} images{augmented}.",
         f"{record['source']}.",
         f"{test:,} of {images['test']:,} test images, {attacked:,} of them attacked, in {record['judged_in']}.",

@@ -71,7 +71,7 @@ def _word(signs: Sequence[int]) -> str:
 def _recipe(record: Record) -> str:
     epochs = max(len(run["course"]["train_loss"]) for run in record["runs"])
     named = "Table 1's recipe" if record["recipe"]["name"] == "table1" else f"{record['recipe']['name']} recipe"
-    return f"{named}, {epochs} epochs"
+    return f"{named}, {epochs} epoch{'s' * (epochs > 1)}"
 
 
 def _part(record: Record) -> str:

@@ -15,8 +15,8 @@ def how(record: Record) -> str:
     augmented = ", cropped and flipped at random" if recipe["augment"] else ""
     epochs = max(len(run["course"]["train_loss"]) for run in record["runs"])
     sentences = [
-        f"{named}: {recipe['optimizer'].upper()} {recipe['lr']:g}, {recipe['schedule']}, {epochs} epoch{'s' * (epochs > 1)} in "
-        f"{recipe['precision']} on {images['train']:,} images{augmented}.",
+        f"{named}: {recipe['optimizer'].upper()} {recipe['lr']:g}, {recipe['schedule']}, {epochs} "
+        f"epoch{'s' * (epochs > 1)} in {recipe['precision']} on {images['train']:,} images{augmented}.",
         f"{record['source']}.",
         f"{test:,} of {images['test']:,} test images, {attacked:,} of them attacked, in {record['judged_in']}.",
     ]

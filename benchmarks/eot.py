@@ -53,7 +53,7 @@ def main() -> None:
                 continue  # twenty whole passes a step tell nothing new, for many minutes
             ks = (1, 5, 20) if tool == "noiseprop" else (1, 20)
             runs = {str(k): partial(attack, model, x, y, k) for k in ks}
-            times = paired(runs, warmup=1, rounds=10, most=60, seconds=120)
+            times = paired(runs, warmup=1, rounds=10, most=60, seconds=40)
             figures[f"{name}, {tool}"] = {k: ratio(times, k) for k in times}
             line = ", ".join(f"K={k}: {ratio(times, k)['median']:.2f} x" for k in times)
             print(f"{name:14} {tool:13} {line}", flush=True)

@@ -95,8 +95,12 @@ def _cpuinfo() -> list[str]:
 
 
 def _commit() -> str:
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
+    """The commit, and whether the code has changed since; results made meanwhile do not count."""
+    name, changed = (
+        subprocess.run(["git", *command.split()], capture_output=True, text=True, check=False)
+        for command in ("rev-parse --short HEAD", "diff --quiet HEAD -- src benchmarks")
+    )
+    return (name.stdout.strip() or "unknown") + ("-dirty" if changed.returncode else "")
 
 
 def write(name: str, compared_with: str, figures: Any) -> None:

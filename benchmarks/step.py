@@ -188,7 +188,7 @@ def measure(network: str) -> dict[str, Any]:
     heavy = network.startswith("ResNet")
     often: dict[str, Any] = {"warmup": 2, "rounds": 15} if heavy else {"warmup": 10, "rounds": 30, "burst": 10}
     figures: dict[str, Any] = {}
-    for names, seconds in ((CLAIMED, 200 if heavy else 60), (OTHERS + COMPILED, 120 if heavy else 60)):
+    for names, seconds in ((CLAIMED, 150 if heavy else 60), (OTHERS + COMPILED, 80 if heavy else 60)):
         times = paired({name: runs[name] for name in names}, most=2000, seconds=seconds, **often)
         figures = {name: ratio(times, name) for name in names} | figures
     pair = {name: times[name] for name in COMPILED}

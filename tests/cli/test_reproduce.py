@@ -5,10 +5,12 @@ import pytest
 from noiseprop.cli import main
 from noiseprop.evaluation import settings
 from noiseprop.paper import grid, protocol
+from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import Row
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.results import accuracy, cell, read_record
+from noiseprop.paper.results import accuracy, cell, make_record, read_record, write_record
 
+COURSE = [("train", "loss"), ("validation", "loss"), ("validation", "accuracy"), ("test", "accuracy")]
 QUICK = ["--data", "mnist-5k", "--epochs", "1", "--seeds", "1"]
 
 
@@ -46,6 +48,49 @@ def test_a_table_is_written_printed_and_not_done_twice(few, tmp_path, capsys, mo
     assert main(command) == 0
     assert path.read_bytes() == before
     assert "table3: MLPN, ReLU, seed 0 is done, 2 of 2" in capsys.readouterr().err
+    nowhere = ["--runs", str(tmp_path / "none"), "--out", str(tmp_path / "results")]  # as on another machine
+    assert main([*command[:2], *QUICK, *nowhere]) == 0
+    assert capsys.readouterr().out == said.out
+    assert main([*command[:2], *QUICK, *nowhere, "--judge", "bf16"]) == 1
+    assert "judged_in is 'fp32' there and 'bf16' now; use the same or choose" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert not (tmp_path / "none").exists()
+
+
+def test_figure_3_needs_the_results_alone(few, tmp_path, capsys, monkeypatch):
+    rows = (Row("MLP"), Row("MLP+"), Row("MLPN"))
+    monkeypatch.setitem(protocol.TABLES, "table3", rows)
+    plan = Plan("table3", protocol.PROTOCOLS["paper"], "mnist-5k", None, 1, "fp32", "table1", None, tmp_path / "none")
+    runs = [
+        {
+            "row": row.name,
+            "seed": seed,
+            "noisy": False,
+            "course": {f"{part}_{what}": [0.5] for part, what in COURSE},
+            "figures": {
+                f"{condition}/off/0/{severity}": [7, 10, 0.4, 0.9]
+                for condition in settings.CONDITIONS
+                for severity in (range(1, 6) if condition in settings.CORRUPTIONS else (0,))
+            },
+        }
+        for row in rows
+        for seed in range(2)
+    ]
+    path = tmp_path / "table3-paper-mnist-5k.json"
+    write_record(make_record(plan, [], {"runs": runs}), path)
+    before = path.read_bytes()
+    monkeypatch.setattr("noiseprop.paper.grid.ProcessPoolExecutor", None)
+    command = ["reproduce", "figure3", *QUICK, "--runs", str(plan.root), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, *(f"figure3-paper-mnist-5k.{s}" for s in ("svg", "png"))}
+    assert path.read_bytes() == before
+    assert "figure3: MLPN, ReLU, seed 0 is done, 3 of 3" in capsys.readouterr().err
+    assert main([command[0], "table3", *command[2:]]) == 0  # one seed is asked for, the file holds two
+    assert "mean ± standard deviation over 2 seeds" in capsys.readouterr().out
+    path.write_bytes(before[:-9])
+    assert main(command) == 1
+    assert f"noiseprop: {path} is damaged (" in capsys.readouterr().err
+    assert path.read_bytes() == before[:-9]
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_only_noise_everywhere_sees_fewer_images():
 
 
 def record_of(table5: Plan) -> dict[str, Any]:
-    return make_record("table5", table5.finished())
+    return make_record(table5, table5.finished())
 
 
 def test_the_record_tells_recipe_and_data(table5):
@@ -383,7 +383,7 @@ def test_judging_in_bf16_is_another_evaluation_of_the_same_network(table5, tmp_p
     assert half.about["judged_in"] == "bf16"
     assert "judged_in" not in full.about
     assert abs(half.accuracy("clean", state="off") - full.accuracy("clean", state="off")) <= 0.1
-    record = make_record("table5", [reproduction.finished(this)])
+    record = make_record(replace(table5, judged_in="bf16"), [reproduction.finished(this)])
     assert "16 of them attacked, in bf16." in how(record)
 
 
@@ -398,7 +398,7 @@ def test_table_6_takes_its_own_data_corruptions_and_classes(root, image_dir):
     assert {m.severity for m in evaluation.measurements if m.condition in CORRUPTIONS} == {1, 2, 3, 4, 5}
     settings = json.loads((job.folder / "config.json").read_text())["settings"]
     assert settings["model"]["classes"] == 3
-    record = make_record("table6", this.finished())
+    record = make_record(this, this.finished())
     assert "with 30 of 500 training images a class, which is not the official archive" in record["source"]
     assert trained(job).head.fc4.out_features == 3
     assert "Table 6: ResNet34 on Tiny-ImageNet" in page([record], {})

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from noiseprop.paper.grid import Show
     from noiseprop.paper.plan import Plan
     from noiseprop.paper.reproduction import Job
-
-_OF_RESNETS = ("table5", "table6")
+    from noiseprop.paper.results import Record
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Reproduce:
 
     Tables 3 and 4 are MLPs and CNNs on MNIST, 5 and 6 ResNets on harder images.
 
-    A stopped reproduction goes on by the same command; what is finished is kept.
+    A stopped one goes on by the same command; what --runs or --out hold is kept.
 
     For example:
       noiseprop reproduce table5 --recipe fast --precision bf16 --seeds 1
@@ -71,8 +70,8 @@ class Reproduce:
         from noiseprop.paper.figures import draw_figure_3
         from noiseprop.paper.grid import DONE, run_all
         from noiseprop.paper.how import how
+        from noiseprop.paper.kept import extend, holds
         from noiseprop.paper.reproduction import finished
-        from noiseprop.paper.results import make_record, write_record
         from noiseprop.paper.tables import main_tables, text_table
 
         plan, jobs = self._plan_and_jobs()
@@ -80,29 +79,30 @@ class Reproduce:
         if self.what == "figure4":
             self._figure_4(plan, jobs)
             return
-        path = self.out / f"{self.what}-{plan.suffix}.json"
+        path = self.out / f"{plan.table}-{plan.suffix}.json"
+        record, by_name = extend(path, plan, plan.finished()), {job.name: job for job in jobs}
+        left = [job for job in jobs if not holds(record, job)]
         with _bars(self.what, len(jobs)) as show:
 
             def keep(name: str, done: int, total: int, what: str) -> None:
+                if what == DONE:  # each run is worth having, also where the next one is stopped
+                    extend(path, plan, [finished(by_name[name])])
                 show(name, done, total, what)
-                if what == DONE and self.what in _OF_RESNETS:  # their runs take hours, and each is worth having
-                    write_record(make_record(self.what, plan.finished()), path)
 
-            run_all(jobs, processes=self.jobs, show=keep)
+            for job in jobs:
+                if job not in left:
+                    show(job.name, 1, 1, DONE)
+            if left:
+                run_all(left, processes=self.jobs, show=keep)
+                record = extend(path, plan, [])
         if self.what == "figure3":
-            record = make_record("table3", [finished(job) for job in jobs])
-            svg, png = draw_figure_3(record, path.with_suffix(""))
+            svg, png = draw_figure_3(record, self.out / f"figure3-{plan.suffix}")
             out.print(f"Figure 3 is in {svg} and {png}.")
             return
-        runs = plan.finished() if self.what in _OF_RESNETS else [finished(job) for job in jobs]
-        record = make_record(self.what, runs)
-        write_record(record, path)
         for rows in main_tables(record):
             out.print(f"{text_table(rows)}\n", markup=False)
         out.print(how(record), markup=False)
-        seeds = len(record["seeds"])
-        over = f"standard deviation over {seeds} seeds" if seeds > 1 else "what the images of one seed leave open"
-        out.print(f"Accuracy: ours, mean ± {over} (the paper's). All is in {path}.")
+        out.print(f"Accuracy: ours, mean ± {_over(record)} (the paper's). All is in {path}.")
 
     def _figure_4(self, plan: "Plan", jobs: "list[Job]") -> None:
         from noiseprop.cli.show import out, progress_bar
@@ -141,6 +141,17 @@ class Reproduce:
         plan = Plan(table, chosen, *settings)
         seeds = 1 if self.what == "figure4" else self.seeds
         return plan, plan.jobs([rows[name] for name in self.models or rows], seeds)
+
+
+def _over(record: "Record") -> str:
+    """What stands behind the ± of a record's figures."""
+    from collections import Counter
+
+    seeds = Counter(run["row"] for run in record["runs"]).values()
+    few, many = min(seeds), max(seeds)
+    if many == 1:
+        return "what the images of one seed leave open"
+    return f"standard deviation over {many if few == many else f'{few} to {many}'} seeds"
 
 
 @contextmanager

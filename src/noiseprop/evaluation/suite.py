@@ -81,7 +81,7 @@ def evaluate(
             dataset=dataset.name,
             noisy=noise_is_on(model),
             images=len(dataset),
-            digest=_digest(dataset),
+            digest=images_digest(dataset),
             settings=settings,
             versions=_versions(model),
             measurements=(),
@@ -234,7 +234,8 @@ def _check_fits(model: nn.Module, dataset: Dataset) -> None:
         )
 
 
-def _digest(dataset: Dataset) -> str:
+def images_digest(dataset: Dataset) -> str:
+    """SHA-256 of images and labels, which an evaluation names its images by."""
     digest = hashlib.sha256(str(tuple(dataset.images.shape)).encode())
     for start in range(0, len(dataset), _CHUNK):
         digest.update(dataset.images[start : start + _CHUNK].cpu().numpy().tobytes())

@@ -17,7 +17,7 @@ from noiseprop.evaluation.measure import judging, noise_key
 from noiseprop.evaluation.record import Evaluation
 from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.storage import read, write
-from noiseprop.evaluation.suite import evaluate
+from noiseprop.evaluation.suite import evaluate, images_digest
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, RecipeName, Row, recipe, stops
 from noiseprop.paper.released import build_row, options
@@ -92,6 +92,16 @@ def do(job: Job, tell: Tell) -> None:
         (job.folder / _PARTIAL).unlink(missing_ok=True)
 
 
+def parts_of(job: Job) -> Split:
+    """The images that a job's network is trained and judged on."""
+    return _parts(job.data, job.data_dir)
+
+
+def judged_on(job: Job) -> tuple[int, str]:
+    """How many test images a job's network is judged on, and their digest."""
+    return _judged_on(job.data, job.data_dir, job.test_images)
+
+
 def is_finished(job: Job) -> bool:
     """Whether `do` has nothing to do.
 
@@ -137,7 +147,7 @@ def recipe_of(job: Job) -> Recipe:
 
 def _train(job: Job, tell: Tell) -> tuple[nn.Module, int]:
     """The trained network and how many epochs it took."""
-    parts, chosen = _parts(job.data, job.data_dir), recipe_of(job)
+    parts, chosen = parts_of(job), recipe_of(job)
     classes = len(parts.train.classes)
     model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=chosen.weight_decay, classes=classes)
     built = options(job.row, job.protocol, seed=job.seed, classes=classes)
@@ -189,7 +199,7 @@ def _test_accuracies(job: Job) -> dict[int, float]:
 
 def _judge(job: Job, model: nn.Module, epochs: int, tell: Tell) -> Evaluation:
     """Evaluate a trained network on the test images."""
-    test = _parts(job.data, job.data_dir).test[: job.test_images]
+    test = parts_of(job).test[: job.test_images]
     net = _surrogate(job, tell)
     for network in (model, net):
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: halves a noisy CNN's time
@@ -246,14 +256,15 @@ def _about(job: Job, epochs: int) -> dict[str, str | int]:
 
 
 def _evaluation(job: Job, epochs: int) -> Evaluation | None:
-    """The run's evaluation, if there is a usable one of the network as trained and of the settings asked for."""
+    """The run's evaluation, if there is a usable one of the network as trained, with settings and images as asked."""
     if not epochs or not (job.folder / EVALUATION).exists():
         return None
     try:
         kept = read(job.folder / EVALUATION)
     except RunError:
         return None  # damaged: it is made again
-    return kept if kept.settings == job.settings and dict(kept.about) == _about(job, epochs) else None
+    same = kept.settings == job.settings and dict(kept.about) == _about(job, epochs)
+    return kept if same and (kept.images, kept.digest) == judged_on(job) else None
 
 
 @cache
@@ -264,3 +275,9 @@ def _dataset(name: str, data_dir: Path | None) -> Dataset:
 @cache
 def _parts(name: str, data_dir: Path | None) -> Split:
     return split(_dataset(name, data_dir))
+
+
+@cache
+def _judged_on(name: str, data_dir: Path | None, images: int | None) -> tuple[int, str]:
+    test = _parts(name, data_dir).test[:images]
+    return len(test), images_digest(test)

@@ -8,56 +8,69 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from noiseprop.data import load, split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.record import Evaluation
 from noiseprop.evaluation.settings import CORRUPTIONS
 from noiseprop.evaluation.statistics import Spread, mean_std
-from noiseprop.paper.protocol import RESNETS
-from noiseprop.paper.reproduction import Run, recipe_of
+from noiseprop.paper.plan import Plan
+from noiseprop.paper.protocol import TABLES
+from noiseprop.paper.reproduction import Run, judged_on, parts_of, recipe_of
 from noiseprop.training.run_folder import write_aside
 
 FORMAT = "noiseprop reproduction, version 1"
+_NEXT = "put back an intact one, or move it away and run `noiseprop reproduce` again"
 _LARGEST = 64 * 2**20  # bytes read at most
 
 Record = Mapping[str, Any]
 
 
-def make_record(table: str, runs: Sequence[Run]) -> dict[str, Any]:
+def make_record(plan: Plan, runs: Sequence[Run], kept: Record | None = None) -> dict[str, Any]:
     """All that is kept of the runs of a table, JSON-able.
 
     Each run has its course ("course": one number an epoch; sigma's mean, smallest and largest size by layer), its
     figures ("figures": under `condition/state/attack draws/severity` the images that are right, all images, and the
-    ends of Wilson's 95 % interval) and the findings of `trust`.
+    ends of Wilson's 95 % interval) and the findings of `trust`; and what it was made with, where that is not what the
+    record tells.
+
+    Args:
+        plan: what the runs were made by.
+        runs: finished ones.
+        kept: an older record of the same plan; its runs stay as they are, and so does all that it tells.
     """
-    job, evaluation = runs[0].job, runs[0].evaluation
-    more = _recipe_and_data(runs) if table in RESNETS or job.recipe != "table1" else {}
+    kept = kept or {"runs": [], "made_with": dict(runs[0].evaluation.versions) if runs else {}}
+    ours = [_run_record(run, kept.get("made_with", {})) for run in runs]
+    by_key = {(run["row"], run["seed"]): run for run in [*ours, *kept["runs"]]}
+    rows = {row.name: row for row in TABLES[plan.table] if any(row.name == name for name, _ in by_key)}
+    order = list(rows)
+    images = judged_on(plan.job(TABLES[plan.table][0], 0))[0]
     return {
-        "format": FORMAT,
-        "table": table,
-        "protocol": job.protocol.name,
-        "departures": sorted(job.protocol.departures),
-        "data": {"name": job.data, "test_images": evaluation.images, "digest": evaluation.digest},
-        "epochs": job.epochs,
-        "precision": job.precision,
-        "seeds": sorted({run.job.seed for run in runs}),
-        "settings": asdict(job.settings),
-        "made_with": dict(evaluation.versions),
-        **more,
-        "runs": [_run_record(run) for run in runs],
+        **head(plan),
+        **kept,
+        "seeds": sorted({seed for _, seed in by_key}),
+        "trust_images": {name: min(plan.job(row, 0).settings.trust_images, images) for name, row in rows.items()},
+        "runs": sorted(by_key.values(), key=lambda run: (run["seed"], order.index(run["row"]))),
     }
 
 
-def _recipe_and_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """What a reader must know where recipe and data are not the same in every record of a table."""
-    job, dataset = runs[0].job, load(runs[0].job.data, runs[0].job.data_dir)
-    parts = split(dataset)
+def head(plan: Plan) -> dict[str, Any]:
+    """What the record of a plan tells of all its runs: what they were asked for, and on which data."""
+    job = plan.job(TABLES[plan.table][0], 0)
+    parts, (images, digest) = parts_of(job), judged_on(job)
     return {
+        "format": FORMAT,
+        "table": plan.table,
+        "protocol": plan.protocol.name,
+        "departures": sorted(plan.protocol.departures),
+        "data": {"name": plan.data, "test_images": images, "digest": digest},
+        "epochs": plan.epochs,
+        "precision": plan.precision,
+        "seeds": [],
+        "settings": asdict(job.settings),
+        "made_with": {},
         "recipe": asdict(recipe_of(job)),
-        "judged_in": job.judged_in,
-        "source": without_folder(dataset.source),
+        "judged_in": plan.judged_in,
+        "source": without_folder(parts.test.source),
         "images": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
-        "trust_images": {run.job.row.name: min(run.job.settings.trust_images, run.evaluation.images) for run in runs},
     }
 
 
@@ -70,7 +83,8 @@ def without_folder(source: str) -> str:
     return re.sub(r"(?<= from )[^,]*/", "", source)
 
 
-def _run_record(run: Run) -> dict[str, Any]:
+def _run_record(run: Run, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    versions = dict(run.evaluation.versions)
     return {
         "row": run.job.row.name,
         "seed": run.job.seed,
@@ -79,6 +93,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         "course": _course(run),
         "figures": _figures(run.evaluation),
         "findings": [{"name": f.name, "outcome": f.outcome, "sentence": f.sentence} for f in run.evaluation.findings],
+        **({} if versions == made_with else {"made_with": versions}),
     }
 
 
@@ -133,14 +148,23 @@ def read_record(path: Path) -> Record:
     try:
         if path.stat().st_size > _LARGEST:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes, more than any record; it is not read")
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); run `noiseprop reproduce` first") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}); run `noiseprop reproduce` again") from error
+        raise damaged(path, error) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise RunError(f"{path} is no record of format {FORMAT!r}; run `noiseprop reproduce` again")
+        raise RunError(f"{path} is no record of format {FORMAT!r}; {_NEXT}")
     return cast(Record, record)
+
+
+def damaged(path: Path, why: object) -> RunError:
+    """The error that a record is damaged."""
+    return RunError(f"{path} is damaged ({why}); {_NEXT}")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} came, expected a finite number")
 
 
 def runs_of(record: Record, row: str) -> list[Record]:

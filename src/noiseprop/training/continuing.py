@@ -21,7 +21,7 @@ def continued(run_dir: Path, there: Mapping[str, Any], asked: Mapping[str, Any])
         RunError: the data are others, or a setting is; fewer epochs are asked for than the run was to have; or more,
             and its learning rate was planned for the old number.
     """
-    old, new = _flat(there), _flat(asked)
+    old, new = flattened(there), flattened(asked)
     if _DIGEST not in old:
         new.pop(_DIGEST, None)  # written by a version that did not record it
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -55,9 +55,9 @@ def _check_more(run_dir: Path, old: Mapping[str, Any], planned: object, asked: o
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         command = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        _refuse_processes(command)
         with warnings.catch_warnings():
             warnings.filterwarnings("always", category=NoisepropWarning)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
@@ -56,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"{error.filename or 'the system'}: {error.strerror or str(error) or type(error).__name__}"
         return _fail(f"{said}; check the path, its rights and the space", 1)
     return 0
+
+
+def _refuse_processes(command: Any) -> None:
+    """Several processes of torchrun would all do the same, and write over each other's files."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and not isinstance(command, Train):
+        name = type(command).__name__.lower()
+        raise NoisepropError(f"torchrun is for `noiseprop train` alone; start `noiseprop {name}` in one process")
 
 
 def _parse(arguments: list[str]) -> Any:

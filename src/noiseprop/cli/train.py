@@ -21,6 +21,7 @@ class Train:
     For example:
       noiseprop train --model MLPN --data mnist-5k --out runs/mlpn
       noiseprop train --resume --epochs 60 --out runs/mlpn
+      torchrun --nproc-per-node 2 -m noiseprop train --model MLPN --out runs/mlpn
     """
 
     out: Annotated[Path, arg(metavar="DIR")]
@@ -51,7 +52,15 @@ class Train:
     """Go on with the run in --out, with its settings and perhaps more epochs; begin it if nothing is there."""
 
     def run(self) -> None:
-        """Train, show progress, and say what came of it."""
+        """Train, show progress, and say what came of it; of several processes, in the first."""
+        from noiseprop.cli.show import err, out
+        from noiseprop.training.distributed import joined
+
+        with joined() as world:
+            out.quiet = err.quiet = not world.first
+            self._train()
+
+    def _train(self) -> None:
         from functools import partial
 
         from noiseprop.cli.show import out, progress_bar

@@ -1,5 +1,6 @@
 """Algorithm 1: weights and sigma learn from one backward pass; seeded to the bit, stoppable, resumable."""
 
+import hashlib
 import math
 import threading
 import time
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from noiseprop.data import Split, batches, crop_and_flip, digest
@@ -21,11 +21,20 @@ from noiseprop.noise.objectives import AdversarialSigma, Objective
 from noiseprop.noise.optim import SigmaAdam, sigmas, weights
 from noiseprop.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
 from noiseprop.training.denormals import flushing_denormals
+from noiseprop.training.distributed import World, world
 from noiseprop.training.machine import threads_to_go_on_with
 from noiseprop.training.metrics import Epoch, loss_and_accuracy, sigma_statistics
 from noiseprop.training.objectives import described
 from noiseprop.training.recipes import Recipe, learning_rate
-from noiseprop.training.run_folder import append_metrics, held, keep_metrics, open_run, read_config
+from noiseprop.training.run_folder import (
+    CONFIG,
+    append_metrics,
+    held,
+    keep_metrics,
+    open_run,
+    read_config,
+    read_metrics,
+)
 
 _CHECK_EVERY = 32  # steps between two looks at the loss, each of which waits for the device
 
@@ -52,6 +61,9 @@ def train(
     images are not looked at. The run repeats to the bit on the same machine with the same number of threads; one that
     was killed and resumed ends with the same bits as one that was not, for it goes on with the threads it began with.
 
+    Called in every process of a `torch.distributed` process group, it trains one model in all of them: see
+    `noiseprop.training.distributed`. Only the first one writes to the folder, which all have to see.
+
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, classes); its device is used.
         split: `train` is learned from, `validation` is measured after each epoch.
@@ -63,7 +75,7 @@ def train(
         settings: what else makes this run this run (the model's name, its seed); JSON-able, kept in config.json.
         resume: continue the run in `run_dir`, or start it there if it has no checkpoint yet. `model` and `objective`
             must then be built as they were for the start; `recipe` may have more epochs, unless it is one-cycle.
-        progress: called every few steps.
+        progress: called every few steps; of several processes, in the first.
 
     Returns:
         One `Epoch` per epoch, those before a resume included.
@@ -72,10 +84,12 @@ def train(
         InputError: the seed is negative or above 2**63 - 1, the split has no images, or the objective needs more than
             the loss on clean images.
         RunError: the folder holds a run and `resume` is off, was made with other settings or data, is damaged, or
-            another process trains there; or the loss became infinite or NaN, and the folder keeps the last good epoch.
+            another process trains there; or the loss became infinite or NaN, and the folder keeps the last good epoch;
+            or of several processes one asks for something else than the first, or ends.
 
     Warns:
-        NoisepropWarning: a run goes on with other versions, another processor or fewer cores than it began with.
+        NoisepropWarning: a run goes on with other versions, another processor, fewer cores or another number of
+            processes than it began with.
 
     Source: Algorithm 1 and Table 1 of Xiao, Zhang and Peng (2021).
     """
@@ -85,8 +99,10 @@ def train(
         raise InputError(f"train: {split.train.name} has no training or no validation images; give a larger data set")
     if isinstance(objective, AdversarialSigma):
         raise InputError("train has no adversarial loss, which AdversarialSigma needs; use it in a loop of your own")
-    run = _Run(model, split, recipe, _optimizers(model, recipe), objective, seed, progress, threading.Event())
-    with nullcontext() if run_dir is None else held(run_dir, resume=resume), _channels_last(model):
+    here, stop = world(), threading.Event()
+    run = _Run(model, split, recipe, _optimizers(model, recipe), objective, seed, progress, stop, here)
+    hold = nullcontext() if run_dir is None or not here.first else held(run_dir, resume=resume)
+    with here.watched(), hold, _channels_last(model):
         return _train(run, run_dir, settings, resume=resume)
 
 
@@ -102,6 +118,7 @@ class _Run:
     seed: int
     progress: Progress | None
     stop: threading.Event
+    world: World
 
 
 @contextmanager
@@ -126,24 +143,44 @@ def _train(run: _Run, run_dir: Path | None, settings: Mapping[str, Any] | None, 
     def work() -> None:
         for epoch in range(len(history) + 1, run.recipe.epochs + 1):
             history.append(_epoch(run, epoch))
-            if run_dir is not None:
+            if run_dir is not None and run.world.first:
                 _keep(run, run_dir, history[-1])
 
     flushing_denormals(work, run.stop, threads=threads)
+    run.world.wait()  # for the first one's files
     return history
 
 
 def _begin(run: _Run, run_dir: Path | None, settings: Mapping[str, Any] | None, *, resume: bool) -> list[Epoch]:
     """Make the run's folder or go back to its checkpoint; the epochs that are done."""
+    if run_dir is None and run.world.size == 1:
+        return []
+    asked = _settings(run, settings)
+    shapes = {name: list(tensor.shape) for name, tensor in run.model.state_dict().items()}
+    run.world.check_same({**asked, "network": shapes, "resume": resume, "run folder": run_dir is not None})
     if run_dir is None:
         return []
-    open_run(run_dir, _settings(run, settings), resume=resume)
-    if not (run_dir / STATE).exists():
-        keep_metrics(run_dir, 0)
+    if run.world.first:
+        open_run(run_dir, asked, resume=resume)
+        if not (run_dir / STATE).exists():
+            keep_metrics(run_dir, 0)
+    run.world.wait()
+    done = load_state(run_dir / STATE, run.model, run.optimizers) if (run_dir / STATE).exists() else 0
+    run.world.check_same({"the run folder": _seen(run_dir, done)})
+    if done == 0:
         return []
-    done = load_state(run_dir / STATE, run.model, run.optimizers)
+    if not run.world.first:
+        return [Epoch.from_json(line) for line in read_metrics(run_dir)[:done]]
     save_model(run.model, run_dir / MODEL, epoch=done)  # a kill may have come between the two files
     return [Epoch.from_json(line) for line in keep_metrics(run_dir, done)]
+
+
+def _seen(run_dir: Path, done: int) -> str:
+    """What a process sees in the run's folder."""
+    if not (run_dir / CONFIG).is_file():
+        return "no run"
+    digest = hashlib.sha256((run_dir / CONFIG).read_bytes()).hexdigest()
+    return f"a run with {done} epochs and the settings {digest[:12]}"
 
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> dict[str, Optimizer]:
@@ -168,9 +205,10 @@ def _epoch(run: _Run, epoch: int) -> Epoch:
         run.objective.start_epoch(epoch)
     order = int(np.random.SeedSequence((run.seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     with torch.random.fork_rng():  # for what else a user's network draws, dropout for one
-        torch.manual_seed(order)
+        torch.manual_seed(order ^ run.world.rank)  # other rows in each process, so another dropout
         loss, accuracy = _pass(run, epoch, torch.Generator().manual_seed(order))
-        validation = loss_and_accuracy(run.model, run.split.validation, precision=run.recipe.precision)
+        run.world.share_buffers(run.model)
+        validation = loss_and_accuracy(run.model, run.split.validation, precision=run.recipe.precision, world=run.world)
     _check(validation[0], epoch, "validation loss")
     return Epoch(epoch, loss, accuracy, *validation, sigma_statistics(run.model), time.perf_counter() - start)
 
@@ -183,27 +221,38 @@ def _pass(run: _Run, epoch: int, generator: torch.Generator) -> tuple[float, flo
     total, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     augment = crop_and_flip if recipe.augment else None
     run.model.train()
-    for step, (x, y) in enumerate(batches(run.split.train, recipe.batch_size, generator=generator, augment=augment), 1):
-        for group in run.optimizers["weights"].param_groups:
-            group["lr"] = learning_rate(recipe, before + step - 1, steps)
-        # Of images with one channel `to(memory_format=...)` makes a copy, `contiguous` finds that they are so already.
-        loss, hits = _step(run, x.to(device).contiguous(memory_format=torch.channels_last), y.to(device))
-        total.add_(loss, alpha=len(y))
-        correct += hits
-        if run.stop.is_set():
-            raise KeyboardInterrupt
-        if step % _CHECK_EVERY == 0 or step == steps:
-            mean = _check(float(total) / min(step * recipe.batch_size, images), epoch, "loss")
-            if run.progress is not None:
-                run.progress(before + step, recipe.epochs * steps, mean)
-    return float(total) / images, int(correct) / images
+    model, mean = run.world.parallel(run.model), 0.0
+    with run.world.sharding(run.model) as own:
+        whole = batches(run.split.train, recipe.batch_size, generator=generator, augment=augment)
+        for step, (x, y) in enumerate(whole, 1):
+            for group in run.optimizers["weights"].param_groups:
+                group["lr"] = learning_rate(recipe, before + step - 1, steps)
+            loss, hits = _step(run, model, *own(x, y), len(y))
+            total.add_(loss, alpha=len(y))
+            correct += hits
+            if run.stop.is_set():
+                raise KeyboardInterrupt
+            if step % _CHECK_EVERY == 0 or step == steps:
+                so_far = float(run.world.total(total)) / run.world.size
+                mean = _check(so_far / min(step * recipe.batch_size, images), epoch, "loss")
+                if run.progress is not None and run.world.first:
+                    run.progress(before + step, recipe.epochs * steps, mean)
+    return mean, int(run.world.total(correct)) / images
 
 
-def _step(run: _Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """One iteration of Algorithm 1; the batch's mean loss and number of hits, left on the device."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16"):
-        logits: Tensor = run.model(x)
-    loss = functional.cross_entropy(logits.float(), y)
+def _step(run: _Run, model: nn.Module, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """One iteration of Algorithm 1 on a batch of `count` images, of which this process may have a part.
+
+    Returns:
+        The batch's mean loss, or this process's share of it (see `World.loss`), and its number of hits, left on the
+        device.
+    """
+    device = next(run.model.parameters()).device
+    # Of images with one channel `to(memory_format=...)` makes a copy, `contiguous` finds that they are so already.
+    x, y = x.to(device).contiguous(memory_format=torch.channels_last), y.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16"):
+        logits: Tensor = model(x)
+    loss = run.world.loss(logits.float(), y, count)
     for optimizer in run.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     loss.backward() if run.objective is None else run.objective.backward(loss)

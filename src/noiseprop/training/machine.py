@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 
 from noiseprop.errors import NoisepropWarning
+from noiseprop.training.distributed import world
 
 
 def made_with() -> dict[str, str | int | None]:
-    """Versions, processor, number of threads, and the commit where noiseprop runs from a checkout.
+    """Versions, processor, numbers of threads and of processes, and the commit where noiseprop runs from a checkout.
 
     >>> sorted(made_with())
-    ['commit', 'cores', 'noiseprop', 'numba', 'processor', 'python', 'threads', 'torch']
+    ['commit', 'cores', 'noiseprop', 'numba', 'processes', 'processor', 'python', 'threads', 'torch']
     """
     return {
         "noiseprop": version("noiseprop"),
@@ -30,14 +31,15 @@ def made_with() -> dict[str, str | int | None]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world().size,
     }
 
 
 def threads_to_go_on_with(run_dir: Path, made: object) -> int:
     """The number of threads for the rest of a run: what it began with, for the bits depend on it, if there are cores.
 
-    Where that cannot be, or torch, numba, noiseprop or the processor is another, the run goes on with other bits than
-    it would have had; that is a `NoisepropWarning`, for runs are moved between machines.
+    Where that cannot be, or torch, numba, noiseprop, the processor or the number of processes is another, the run goes
+    on with other bits than it would have had; that is a `NoisepropWarning`, for runs are moved between machines.
 
     Args:
         run_dir: the run's folder, for the warning.
@@ -54,7 +56,11 @@ def threads_to_go_on_with(run_dir: Path, made: object) -> int:
     if threads > cores() and threads != torch.get_num_threads():
         changes.append(f"{threads} threads (cores here: {cores()})")
         threads = torch.get_num_threads()
-    if changes:
+    told = begun.get("processes")
+    processes = told if isinstance(told, int) else 1
+    if processes != here["processes"]:
+        changes.append(f"{processes} processes (here {here['processes']})")
+    if changes and world().first:
         sentence = f"{run_dir} goes on, but not with the bits it would have had: it began with {', '.join(changes)}"
         warnings.warn(sentence, NoisepropWarning, stacklevel=4)
     return threads

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch.nn import functional
 from noiseprop.data import Dataset, batches
 from noiseprop.errors import RunError
 from noiseprop.noise.attach import noise_layers
+from noiseprop.training.distributed import World
 from noiseprop.training.recipes import Precision
 
 _STATISTICS = ("mean", "std", "min", "max")  # of |sigma| over the neurons of a layer
+_ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -65,20 +68,21 @@ def sigma_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def loss_and_accuracy(
-    model: nn.Module, dataset: Dataset, *, precision: Precision = "fp32", batch_size: int = 500
+    model: nn.Module, dataset: Dataset, *, precision: Precision = "fp32", batch_size: int = 500, world: World = _ALONE
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in evaluation mode, with the noise that the model has at inference, one draw.
 
-    The model's mode is left as found.
+    The model's mode is left as found. The processes of a `world` share the images and find the same figures.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    for x, y in batches(dataset, batch_size, generator=None):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits: Tensor = model(x.to(device).contiguous(memory_format=torch.channels_last))
-        loss += functional.cross_entropy(logits.float(), y.to(device), reduction="sum")
-        correct += (logits.argmax(1) == y.to(device)).sum()
+    with world.sharding(model) as own:
+        for x, y in starmap(own, batches(dataset, batch_size, generator=None)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits: Tensor = model(x.to(device).contiguous(memory_format=torch.channels_last))
+            loss += functional.cross_entropy(logits.float(), y.to(device), reduction="sum")
+            correct += (logits.argmax(1) == y.to(device)).sum()
     model.train(was_training)
-    return float(loss) / len(dataset), int(correct) / len(dataset)
+    return float(world.total(loss)) / len(dataset), int(world.total(correct)) / len(dataset)

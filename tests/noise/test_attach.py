@@ -440,3 +440,22 @@ def test_a_first_batch_that_fails_leaves_the_model_waiting(net: Net):
     assert snapshot(net) == state
     net(X)
     assert len(noise_layers(net)) == 6
+
+
+def test_the_probe_changes_no_input_and_takes_sparse_buffers():
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.register_buffer("edges", torch.eye(2).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(torch.sparse.mm(self.edges, x.sub_(1)))
+
+    x = torch.ones(2, 3)
+    model = add_noise(Graph(), "linear", example=x)
+    assert x.eq(1).all()
+    assert model.edges.is_sparse
+    assert torch.equal(model.edges.to_dense(), torch.eye(2))
+    add_noise(remove_noise(model), "linear")(x)  # the first batch: changed once, not twice
+    assert x.eq(0).all()

@@ -77,6 +77,8 @@ X = torch.tensor([[1, 2, 3], [4, 5, 6]])
         ("taken", {}, r"^taken has an attribute `noise` of its own"),
         ("mlp.1", {"init": float("nan")}, r"^mlp.1: sigma cannot start at nan; pass a finite number"),
         ("mlp.1", {"init": float("inf")}, r"^mlp.1: sigma cannot start at inf"),
+        ("mlp.1", {"init": torch.ones(6)}, r"^mlp.1: sigma cannot start at tensor.*pass a finite number"),
+        ("mlp.1", {"init": None}, r"^mlp.1: sigma cannot start at None"),
         ("mlp.1", {"init": "uniform"}, r"^mlp.1: sigma cannot start at 'uniform'"),
         ("mlp.1", {"granularity": "pixel"}, r"add_noise got granularity='pixel'; choose"),
         ("mlp.1", {"key": 0.5}, r"add_noise got key=0.5; pass a whole number"),

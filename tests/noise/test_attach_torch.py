@@ -413,3 +413,26 @@ def test_onnx_export_of_the_noise_free_model(net: Net, tmp_path: Path, removed: 
     assert [i.name for i in session.get_inputs()] == ["x"]
     (y,) = session.run(None, {"x": X.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), clean)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("noisy", [["0", "1.0"], ["1.0"]])
+def test_checkpointed_blocks_make_their_draws_again_after_the_block_of_draws(reentrant: bool, noisy: list[str]):
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[0](x)
+            return checkpoint(self[1], x, use_reentrant=reentrant) if torch.is_grad_enabled() else self[1](x)
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)))
+    block = Checkpointed(*copy.deepcopy(plain))
+    gradients: list[list[Tensor]] = []
+    for model in (plain, block):
+        add_noise(model, noisy, example=torch.zeros(2, 3))
+        with sampling(model, draws=3):
+            y = model(torch.ones(2, 3))
+        y.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == 6 + len(noisy)
+    for some, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(some, other)

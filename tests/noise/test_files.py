@@ -151,6 +151,9 @@ def test_other_models(file: Path):
     net.conv = nn.Conv2d(3, 5, 3)
     refused(net, file, InputError, r"^conv has 5 outputs, but the file's sigma has shape \(4, 1, 1\)")
     net = pretrained()
+    net.rnn = nn.GRU(4, 7)
+    refused(net, file, InputError, r"^rnn has 7 outputs, but the file's sigma has shape \(16, 5\)")
+    net = pretrained()
     net.head = nn.Sequential(nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 2)))
     refused(net, file, InputError, r"the noise of head.1 cannot stand on head.1.0 of this model")
     net = pretrained()
@@ -209,6 +212,12 @@ CHANGES: list[tuple[Callable[[dict[str, Any], dict[str, Tensor]], Any], str]] = 
 def test_damaged_files(file: Path, change: Any, message: str):
     rewrite(file, change)
     refused(pretrained(), file, DataError, message)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (4, 4, 1), (4, 1), (4, 1, 1, 1), (4, 1, 0)])
+def test_a_sigma_per_channel_has_ones_where_it_is_shared(file: Path, shape: tuple[int, ...]):
+    rewrite(file, lambda h, t: t.update({"conv.sigma": torch.ones(shape)}))
+    refused(pretrained(), file, InputError, r"^conv has 4 outputs, but the file's sigma has shape")
 
 
 def test_files_of_other_kinds(tmp_path: Path, file: Path):

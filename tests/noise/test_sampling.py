@@ -293,3 +293,26 @@ def test_bad_input_is_named(mode, arguments, sentence):
 def test_a_reset_wants_a_whole_number():
     with pytest.raises(InputError, match="got the key 'a'; pass a whole number"):
         reset_noise(network(), "a")
+
+
+def test_a_part_called_by_itself_takes_no_key_of_an_earlier_pass():
+    x = torch.ones(2, 3)
+    model = add_noise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), "linear", example=x)
+    model(x)
+
+    def frozen() -> torch.Tensor:
+        with sampling(model, "frozen", key=1):
+            return model[0](x)
+
+    def after_frozen() -> torch.Tensor:
+        with sampling(model, "frozen", key=1):
+            model(x)
+        return model[0](x)
+
+    def after_reset() -> torch.Tensor:
+        reset_noise(model, 0)
+        return model[0](x)
+
+    assert torch.equal(frozen(), frozen())
+    assert not torch.equal(after_frozen(), after_frozen())
+    assert torch.equal(after_reset(), after_reset())

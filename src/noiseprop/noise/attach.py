@@ -3,7 +3,6 @@
 # torch keeps to itself whether model.compile() was called:
 # pyright: reportPrivateUsage=false
 
-import math
 import operator
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from noiseprop.errors import InputError
-from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise
+from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise, is_level
 from noiseprop.noise.placing import Settings, own_stream, put, take_away
 from noiseprop.noise.plan import Plan, plan_seen, plan_unseen
 from noiseprop.noise.probe import as_call, batch_size, probe
@@ -158,7 +157,7 @@ def _whole(name: str, value: Any) -> int:
 def _check_settings(settings: Settings, site: Site) -> None:
     if settings.granularity not in ("neuron", "channel", "layer"):
         raise InputError(f"add_noise got granularity={settings.granularity!r}; choose 'neuron', 'channel' or 'layer'")
-    if settings.init != "normal" and (isinstance(settings.init, str) or not math.isfinite(settings.init)):
+    if settings.init != "normal" and not is_level(settings.init):
         raise InputError(
             f"{site}: sigma cannot start at {settings.init!r}; pass a finite number, or 'normal' for N(0, 1)"
         )

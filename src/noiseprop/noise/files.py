@@ -220,10 +220,17 @@ def _read(file: Path, tensors: Any, site: Site, fields: Mapping[str, Any]) -> di
 def _check_width(site: Site, shape: tuple[int, ...], fields: Mapping[str, Any]) -> None:
     """Compare with how many channels the module has, where its type says it."""
     layout = layout_of(site.module)
-    if layout is None or site.before or fields["granularity"] == "layer" or not shape or fields["batch_dim"]:
+    axis, by_channel = fields["batch_dim"], fields["granularity"] == "channel"
+    if layout is None or site.before or fields["granularity"] == "layer" or not shape:
         return
-    width = layout.channels(site.module)
-    if shape[0 if layout.channel == 1 else -1] != width:
+    if axis and (layout.channel == 1 or (len(shape) <= axis and not by_channel)):
+        return  # the channels may stand anywhere, or have been the batch
+    width, after = layout.channels(site.module), layout.after(site.module)
+    if by_channel:
+        fits = shape[0] == width and set(shape[1:]) <= {1} and after in (None, len(shape) - 1)
+    else:
+        fits = shape[0 if layout.channel == 1 else -1] == width
+    if not fits:
         raise InputError(
             f"{site} has {width} outputs, but the file's sigma has shape {shape}; load it into its own model"
         )

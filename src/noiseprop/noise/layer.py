@@ -1,9 +1,10 @@
 """``NeuronNoise``: the sigma (and mu) of one noise site."""
 
 import math
+import numbers
 import operator
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +110,9 @@ class NeuronNoise(nn.Module):
             x = x.movedim(self.batch_dim, 0)
         if self.granularity == "neuron" and x.shape[1:] != self.sigma.shape:
             raise InputError(self._other_shape(x))
-        draws = 1
-        if sampling is not None and sampling.draws is not None:
-            draws = sampling.draws
-            x = sampling.repeat(x)
-        key = stream.next_key(self.number)
+        key, draws, repeats = stream.next_call(self.number)
+        if repeats is not None:
+            x = repeats(x)
         try:
             y = self.noisy(x, key, draws)
         except InputError as error:
@@ -173,9 +172,14 @@ def _known(estimator: Estimator) -> Estimator:
     return estimator
 
 
+def is_level(init: Any) -> bool:
+    """Whether sigma can start there: at one finite number."""
+    return isinstance(init, numbers.Real) and math.isfinite(init)
+
+
 def _start(size: tuple[int, ...], init: Init) -> Tensor:
     if init == "normal":
         return torch.randn(size)
-    if isinstance(init, str) or not math.isfinite(init):
+    if not is_level(init):
         raise InputError(f"NeuronNoise got init={init!r}; pass a finite number, or 'normal' for draws from N(0, 1)")
     return torch.full(size, float(init))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map_only
 
 from noiseprop.errors import InputError
 from noiseprop.noise.layouts import batch_axis, layout_of
@@ -61,6 +62,8 @@ def probe(model: nn.Module, sites: Sequence[Site], args: tuple[Any, ...], kwargs
         stack.enter_context(_no_trace(model))
         stack.enter_context(_listening(model, sites, seen))
         try:
+            # copies, as a model may change its inputs in place, and a first batch is still to be used
+            args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
             model(*args, **kwargs)
         except InputError:
             raise
@@ -159,7 +162,12 @@ def _no_trace(model: nn.Module) -> Generator[None]:
                 module._buffers.clear()  # pyright: ignore[reportPrivateUsage]
                 module._buffers.update(named)  # pyright: ignore[reportPrivateUsage]
             for buffer, value in values:
-                if not torch.equal(buffer, value):  # as it would change a tensor that some graph has saved
+                if not _equal(buffer, value):  # as it would change a tensor that some graph has saved
                     buffer.copy_(value)
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def _equal(buffer: Tensor, value: Tensor) -> bool:
+    """Whether two buffers hold the same; sparse ones, which torch.equal does not take, count as changed."""
+    return buffer.layout == torch.strided and torch.equal(buffer, value)

@@ -34,11 +34,14 @@ class Sampling:
         self.draws = draws
         self.repeated = False
 
+    def first(self) -> bool:
+        """Whether it is the first noise layer of a pass that asks; that one repeats its batch."""
+        first, self.repeated = not self.repeated, True
+        return first
+
     def repeat(self, x: Tensor) -> Tensor:
-        """Where the first noise layer of a pass meets its input (B, ...): K copies of it, (K*B, ...)."""
-        if self.repeated or self.draws is None:
-            return x
-        self.repeated = True
+        """K copies of a batch (B, ...), one after another: (K*B, ...)."""
+        assert self.draws is not None
         return _repeat(x, self.draws)
 
 
@@ -76,6 +79,7 @@ def sampling(
     for number, stream in enumerate(streams):
         stream.sampling = state
         stream.frozen = None if key is None else seed_key(key, number)
+        stream.end()
     outer, model.__dict__["_sampling"] = model.__dict__.get("_sampling"), state
     try:
         yield
@@ -85,6 +89,7 @@ def sampling(
             del model.__dict__["_sampling"]
         for stream, previous in zip(streams, before, strict=True):
             stream.sampling, stream.frozen = previous
+            stream.end()
         for handle in handles:
             handle.remove()
 

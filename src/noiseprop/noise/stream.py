@@ -31,6 +31,8 @@ from noiseprop.noise.waiting import refuse_waiting
 if TYPE_CHECKING:
     from noiseprop.noise.sampling import Sampling
 
+_Call = tuple[Tensor, int, Callable[[Tensor], Tensor] | None]
+
 _PASS, _LAYER, _CALL, _FIRST = 1, 2, 3, 4
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: seeds far apart for streams side by side
 _REMEMBERED = 1 << 14  # calls inside checkpointed blocks whose keys are kept for their recomputation
@@ -88,11 +90,21 @@ class NoiseStream(nn.Module):
             keys = keys + self.first_sample * _one_hot(_FIRST).to(keys.device)
         now.keys = keys.unbind(0)
 
-    def next_key(self, layer: int) -> Tensor:
-        """The key of a layer's next call in this pass."""
+    def end(self) -> None:
+        """End a pass, so that a part of the model that is called by itself takes no key from it."""
+        self.now.keys = ()
+
+    def next_call(self, layer: int) -> _Call:
+        """The key of a layer's next call in this pass, how many draws it makes, and what repeats its input for them."""
         if torch.compiler.is_compiling() or not _may_be_checkpointed():
-            return self._draw_key(layer)
-        return self._recall_key(layer)
+            return self._draw(layer)
+        return self._recall(layer)
+
+    def _draw(self, layer: int) -> _Call:
+        key, sampling = self._draw_key(layer), self.sampling
+        if sampling is None or sampling.draws is None:
+            return key, 1, None
+        return key, sampling.draws, sampling.repeat if sampling.first() else None
 
     def _draw_key(self, layer: int) -> Tensor:
         now = self.now
@@ -103,19 +115,18 @@ class NoiseStream(nn.Module):
         key = now.keys[layer]
         return key if call == 0 else key + call * _one_hot(_CALL).to(key.device)
 
-    def _recall_key(self, layer: int) -> Tensor:
-        """Inside a checkpointed block: the same key in the recomputation as in the forward pass.
+    def _recall(self, layer: int) -> _Call:
+        """Inside a checkpointed block: the same key and draws in the recomputation as in the forward pass.
 
         `checkpoint` restores torch's global random state before it runs a block again, so a number drawn from it
         names this very call, in whatever order, and however late, blocks and passes are recomputed.
         """
         name = (layer, int(torch.empty((), dtype=torch.int64).random_().item()))
         if torch._C._current_graph_task_id() == -1:  # the forward pass
-            key = self._draw_key(layer)
-            self.now.remembered[name] = key
+            call = self.now.remembered[name] = self._draw(layer)
             if len(self.now.remembered) > _REMEMBERED:
                 self.now.remembered.popitem(last=False)
-            return key
+            return call
         if name not in self.now.remembered:
             raise NoisepropError(
                 "a noise layer was run again in the backward pass, but not with the random state of its forward pass; "
@@ -142,7 +153,7 @@ class _Pass:
     def __init__(self) -> None:
         self.keys: tuple[Tensor, ...] = ()  # by layer
         self.calls: dict[int, int] = {}  # by layer, so far
-        self.remembered: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.remembered: OrderedDict[tuple[int, int], _Call] = OrderedDict()
 
 
 def seed_key(seed: int, stream: int = 0) -> Tensor:
@@ -176,6 +187,7 @@ def reset_noise(model: nn.Module, key: int) -> None:
     for number, stream in enumerate(noise_streams(model)):
         stream.key.copy_(seed_key(key, number))
         stream.apart = (0, 0, 0)
+        stream.end()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ BIN := .venv/bin
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noiseprop needs Python 3.11 or newer, not " + sys.version.split()[0] + "; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test,proof,lint]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,ray,tensorboard,test,proof,docs,lint]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks
 	@touch $@
 

@@ -3,17 +3,25 @@ import sys
 import pytest
 import torch
 import torchattacks
+from torch import nn
 from torch.nn import functional
 
 from noiseprop.attacks.apgd import apgd
+from noiseprop.attacks.expectation import attacking, expected_loss, loss_gradient
 from noiseprop.attacks.pgd import pgd
 from noiseprop.attacks.restarts import start_points
 from noiseprop.attacks.threat import ball
 from noiseprop.errors import InputError
+from noiseprop.noise.sampling import sampling
+from noiseprop.noise.stream import reset_noise
 
 
 def loss(model, x, y):
     return functional.cross_entropy(model(x), y, reduction="none").detach()
+
+
+def start_at(start, monkeypatch):
+    monkeypatch.setattr(sys.modules[apgd.__module__], "start_points", lambda *_, **__: iter([start]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -33,9 +41,95 @@ def test_equal_to_torchattacks_from_the_same_start(conv, batch, monkeypatch, ste
     start = (x + 0.1 * t / t.flatten(1).abs().amax(1).view(-1, 1, 1, 1)).clamp(0, 1)
     torch.manual_seed(8)
     expected = reference.attack_single_run(x, y)[0]
-    monkeypatch.setattr(sys.modules[apgd.__module__], "start_points", lambda *_, **__: iter([start]))
+    start_at(start, monkeypatch)
     x_adv = apgd(conv, x, y, eps=0.1, steps=steps)
     torch.testing.assert_close(x_adv, expected.detach(), atol=1e-6, rtol=0)
+
+
+def by_the_paper(model, x, y, start, *, eps, draws, random):
+    """Croce and Hein's algorithm 1 for 100 steps, an image at a time, with every loss kept.
+
+    Their EOT averages each gradient over `draws`; on a random network what is best is decided by 32 fresh draws.
+    """
+    images, p = range(len(x)), [0.0, 0.22]  # the checkpoints, as shares of all steps
+    while p[-1] < 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
+    checkpoints = [round(100 * share) for share in p]
+
+    def project(i, z):
+        return torch.minimum(torch.maximum(z, x[i] - eps), x[i] + eps).clamp(0, 1)
+
+    def measured(points):
+        found = loss_gradient(model, torch.stack(points), y, draws=draws)
+        return found.loss.tolist(), list(found.gradient)
+
+    def better_by_fresh_draws(points, others):
+        first, second = (expected_loss(model, torch.stack(some), y, draws=32)[0].tolist() for some in (points, others))
+        return [a > b for a, b in zip(first, second, strict=True)], list(map(max, first, second))
+
+    now = before = list(start)
+    f, g = measured(now)
+    history, best, best_f, best_g = [f], list(now), list(f), list(g)
+    eta, reduced, rose_best, halvings = [2 * eps] * len(x), [True] * len(x), [False] * len(x), 0
+    for k in range(1, 101):
+        z = [project(i, now[i] + eta[i] * g[i].sign()) for i in images]
+        if k > 1:
+            z = [project(i, now[i] + 0.75 * (z[i] - now[i]) + 0.25 * (now[i] - before[i])) for i in images]
+        before, now = now, z
+        f, g = measured(now)
+        history.append(f)
+        for i in images:
+            if f[i] > best_f[i]:
+                best[i], best_f[i], best_g[i], rose_best[i] = now[i], f[i], g[i], True
+        if k in checkpoints:
+            if random:
+                wins, best_f = better_by_fresh_draws(now, best)
+                best = [now[i] if wins[i] else best[i] for i in images]
+                best_g = [g[i] if wins[i] else best_g[i] for i in images]
+            since = checkpoints[checkpoints.index(k) - 1]
+            now = list(now)
+            for i in images:
+                rises = sum(history[j][i] > history[j - 1][i] for j in range(since + 1, k + 1))
+                if halve := rises <= 0.75 * (k - since) or not (reduced[i] or rose_best[i]):
+                    eta[i], now[i], g[i] = eta[i] / 2, best[i], best_g[i]
+                    halvings += 1
+                reduced[i], rose_best[i] = halve, False
+    if random:
+        wins, _ = better_by_fresh_draws(now, best)
+        best = [now[i] if wins[i] else best[i] for i in images]
+    return torch.stack(best), halvings
+
+
+@pytest.mark.parametrize(("mode", "draws"), [("off", 1), ("fresh", 1), ("fresh", 4)])
+def test_equal_to_an_independent_reading_of_the_paper_with_eot(noisy_conv, batch, monkeypatch, mode, draws):
+    x, y, model = batch[0][:6].double(), batch[1][:6], noisy_conv.double()
+    start = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(8)).double() - 0.05).clamp(0, 1)
+    start_at(start, monkeypatch)
+    with sampling(model, mode):
+        reset_noise(model, 5)
+        x_adv = apgd(model, x, y, eps=0.1, steps=100, draws=draws)
+        reset_noise(model, 5)
+        with attacking(model):
+            expected, halvings = by_the_paper(model, x, y, start, eps=0.1, draws=draws, random=mode == "fresh")
+    assert halvings > 10
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
+
+
+def test_an_iterate_that_is_broken_at_a_checkpoint_is_not_given_up_for_a_higher_loss(monkeypatch):
+    """Right at 0.5 with a loss of log 3, narrowly wrong at 0.75 with a lower one; with 5 steps each is a checkpoint."""
+
+    class Regions(nn.Module):
+        def forward(self, x):
+            v = x.flatten(1)
+            right = torch.cat([0.01 - 0.001 * v, 0 * v, 0 * v], 1)
+            wrong = torch.cat([2 + 0 * v, 2.1 + 0 * v, 0 * v - 5], 1)
+            return torch.where(v > 0.6, wrong, right)
+
+    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    start_at(x, monkeypatch)
+    assert loss(Regions(), x, y) > loss(Regions(), x + 0.25, y)
+    assert (apgd(Regions(), x, y, eps=0.25, steps=5) < 0.6).all()  # the highest loss
+    assert torch.equal(apgd(Regions(), x, y, eps=0.25, steps=5, stop_when_broken=True), x + 0.25)
 
 
 def test_reaches_a_higher_loss_than_pgd_of_as_many_steps(conv, batch):

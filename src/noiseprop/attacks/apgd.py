@@ -90,7 +90,7 @@ def apgd(
 
 @dataclass
 class _Climb:
-    """What APGD knows of each of n images; `broken` and `x` as of the latest iterate."""
+    """What APGD knows of each of n images."""
 
     y: Tensor  # (n,)
     low: Tensor  # (n, ...), like all images below
@@ -141,15 +141,16 @@ def _climb(model: nn.Module, climb: _Climb, *, steps: int, draws: int, stop: boo
     checkpoints = _checkpoints(steps)
     result, rows = climb.x.clone(), torch.arange(len(climb.y), device=climb.y.device)
     since = 0
-    for t in range(steps):
-        if stop and bool(climb.broken.any()):
+    for t in range(steps + 1):
+        if t:
+            _advance(model, climb, draws=draws, momentum=t > 1)
+            since += 1
+        if stop and bool(climb.broken.any()):  # before a checkpoint may put another iterate in this one's place
             result[rows[climb.broken]] = climb.x[climb.broken]
             rows, climb = rows[~climb.broken], climb[~climb.broken]
             if not len(rows):
                 return result
-        _advance(model, climb, draws=draws, momentum=t > 0)
-        since += 1
-        if t + 1 in checkpoints:
+        if t in checkpoints:
             if random:
                 better, climb.best_loss = is_better(model, climb.y, climb.x, climb.best, draws=draws)
                 _keep(climb, better)
@@ -157,8 +158,6 @@ def _climb(model: nn.Module, climb: _Climb, *, steps: int, draws: int, stop: boo
             since = 0
     if random:
         _keep(climb, is_better(model, climb.y, climb.x, climb.best, draws=draws)[0])
-    if stop:
-        _keep(climb, climb.broken)
     result[rows] = climb.best
     return result
 

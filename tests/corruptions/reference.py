@@ -1,6 +1,6 @@
 """Hendrycks' generators written out slowly, one image and one pixel at a time, from the definition; draws come in.
 
-Images are uint8 arrays (H, W) or (H, W, C); results are what the generators return, in [0, 255], before `np.uint8`.
+Images are uint8 arrays (H, W) or (H, W, C); results are the generators', in [0, 1], before their `np.uint8(... * 255)`.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ PARAMETERS = {
 
 def gaussian_noise(image, c, draws):
     x = np.array(image) / 255.0
-    return np.clip(x + draws * c, 0, 1) * 255
+    return np.clip(x + draws * c, 0, 1)
 
 
 def impulse_noise(image, c, draws):
@@ -40,13 +40,13 @@ def impulse_noise(image, c, draws):
     for place in np.ndindex(x.shape):
         if replaced[place] < c:
             out[place] = 1.0 if coin[place] < 0.5 else 0.0
-    return np.clip(out, 0, 1) * 255
+    return np.clip(out, 0, 1)
 
 
 def contrast(image, c):
     x = np.array(image) / 255.0
     means = np.mean(x, axis=(0, 1), keepdims=True)
-    return np.clip((x - means) * c + means, 0, 1) * 255
+    return np.clip((x - means) * c + means, 0, 1)
 
 
 def smooth(x, sigma):
@@ -66,4 +66,4 @@ def glass_blur(image, c, next_offset):
                 dx, dy = next_offset(iteration, h, w)
                 h_prime, w_prime = h + dy, w + dx
                 x[h, w], x[h_prime, w_prime] = x[h_prime, w_prime], x[h, w]
-    return np.clip(smooth(x / 255.0, sigma), 0, 1) * 255
+    return np.clip(smooth(x / 255.0, sigma), 0, 1)

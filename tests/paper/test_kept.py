@@ -1,8 +1,12 @@
+import base64
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +16,7 @@ from noiseprop.paper import protocol
 from noiseprop.paper.kept import extend, holds
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import PROTOCOLS, Row
-from noiseprop.paper.reproduction import Run, do, finished, is_finished, judged_on
+from noiseprop.paper.reproduction import EVALUATION, Run, do, finished, is_finished, judged_on
 from noiseprop.paper.results import read_record, write_record
 
 ROWS = (Row("MLP"), Row("MLPN"))
@@ -82,6 +86,34 @@ def test_a_file_grows_and_loses_nothing(plan, runs, path, tmp_path):
         extend(one_by_one, plan, [run])
     extend(tmp_path / "at once.json", plan, runs)
     assert one_by_one.read_bytes() == (tmp_path / "at once.json").read_bytes()
+
+
+def test_evaluation_files_alone_hold_every_figure(runs, path):
+    """Read by a few lines that know nothing of noiseprop but the file's words."""
+    record = read_record(path)
+    for run, kept in zip(runs, record["runs"], strict=False):
+        document = json.loads((run.job.folder / EVALUATION).read_text())
+        figures: dict[str, list[int]] = {}
+        for m in document["measurements"]:
+            correct = np.unpackbits(np.frombuffer(base64.b64decode(m["correct"]), np.uint8))[: m["n"]]
+            key = "/".join(str(m[part]) for part in ("condition", "state", "attack_draws", "severity"))
+            figures[key] = [int(correct.sum()), len(correct)]
+        assert figures == {key: figure[:2] for key, figure in kept["figures"].items()}
+        assert [(f["name"], f["outcome"]) for f in document["findings"]] == [
+            (f["name"], f["outcome"]) for f in kept["findings"]
+        ]
+        assert (document["about"]["model"], document["about"]["seed"]) == (run.job.row.model, kept["seed"])
+        assert document["digest"] == record["data"]["digest"]
+
+
+def test_tables_are_made_without_the_networks(plan, path, tmp_path, monkeypatch):
+    root = tmp_path / "runs"
+    shutil.copytree(plan.root, root, ignore=shutil.ignore_patterns("*.safetensors", "surrogates"))
+    assert not list(root.rglob("*.safetensors"))
+    monkeypatch.setattr("noiseprop.paper.reproduction.build_row", None)
+    elsewhere = replace(plan, root=root)
+    extend(tmp_path / "table3.json", elsewhere, elsewhere.finished())
+    assert read_record(tmp_path / "table3.json")["runs"][:2] == read_record(path)["runs"]
 
 
 def test_without_new_runs_nothing_is_written(plan, runs, path, tmp_path):

@@ -247,6 +247,30 @@ def test_a_shared_module_at_the_end_of_a_sequential():
         add_noise(net, "", example=torch.zeros(1, 3))
 
 
+@pytest.mark.parametrize("granularity", ["neuron", "channel", "layer"])
+@pytest.mark.parametrize(
+    ("module", "shape", "says"),
+    [
+        (nn.Linear(6, 5), (6,), "the model itself: .* of shape (5,)"),
+        (nn.Conv2d(2, 5, 3), (2, 6, 6), "the model itself: .* of shape (5, 4, 4)"),
+        (nn.ConvTranspose1d(2, 5, 3), (2, 6), "the model itself: .* of shape (5, 8)"),
+        (nn.InstanceNorm2d(2), (2, 6, 6), "the model itself: .* of shape (2, 6, 6)"),
+        (nn.GRUCell(6, 5), (6,), "the model itself: .* of shape (5,)"),
+        (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), (4, 6), "self_attn: .* of shape (4, 6)"),
+        (nn.TransformerEncoderLayer(6, 2, 8), (4, 6), "self_attn: .* of shape (4, 6)"),
+    ],
+)
+def test_single_samples_without_a_batch_axis(module: nn.Module, shape: tuple[int, ...], says: str, granularity: Any):
+    """torch takes them, but the first axis would be taken for the batch, and neurons would share their sigmas."""
+    module = copy.deepcopy(module)
+    where, state = "all" if isinstance(module, nn.TransformerEncoderLayer) else "", snapshot(module)
+    says = says.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(InputError, match=rf"^{says} has no batch axis.*call the model with a batch, if of one$"):
+        add_noise(module, where, granularity=granularity, example=torch.ones(shape))
+    assert snapshot(module) == state
+    add_noise(module, where, granularity=granularity, example=torch.ones(1, *shape))
+
+
 def test_recurrent_modules_need_a_batch():
     with pytest.raises(InputError, match=r"its output of shape \(5, 6\) has no batch axis.*batch of one sequence"):
         add_noise(nn.LSTM(4, 6), "all", example=torch.zeros(5, 4))

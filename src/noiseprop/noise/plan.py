@@ -79,7 +79,7 @@ def _plan(model: nn.Module, site: Site, seen: Seen, granularity: Granularity, ba
             f"{site} passes a {type_name} without a tensor, so nothing could carry noise; name a module inside it"
         )
     for tensor in seen.tensors:
-        _check(site, tensor, axis)
+        _check(site, tensor, axis, _least_axes(model, site))
     first = seen.tensors[0]
     if axis == 0 and first.dim() > 2 and seen.time_first == tuple(first.shape[:2]) and first.shape[0] != first.shape[1]:
         raise InputError(
@@ -98,7 +98,14 @@ def _plan(model: nn.Module, site: Site, seen: Seen, granularity: Granularity, ba
     return Plan(site, shape, axis, first)
 
 
-def _check(site: Site, tensor: Tensor, axis: int) -> None:
+def _least_axes(model: nn.Module, site: Site) -> int:
+    """How many axes there are where samples come in a batch, so far as types tell: torch takes single samples too."""
+    layout = layout_of(site.module)
+    least = 1 if layout is None else 2 + (layout.after(site.module) or 0)
+    return least if _known_batch_axis(model, site) is None else max(least, 3)
+
+
+def _check(site: Site, tensor: Tensor, axis: int, least: int) -> None:
     what = (
         f"{site}: {tensor.dtype} of shape {tuple(tensor.shape)}" if not tensor.is_nested else f"{site}: a nested tensor"
     )
@@ -110,6 +117,8 @@ def _check(site: Site, tensor: Tensor, axis: int) -> None:
         raise InputError(
             f"{what} and layout {tensor.layout} cannot carry noise; name a module that returns a dense tensor"
         )
+    if tensor.dim() < least:
+        raise InputError(f"{what} has no batch axis, so noise has no samples; call the model with a batch, if of one")
     if tensor.dim() <= axis:
         raise InputError(f"{what} has no batch axis {axis}; call the model with a batch, or pass another batch_dim")
 
@@ -143,14 +152,18 @@ def _channel_shape(site: Site, seen: Seen, axis: int) -> tuple[int, ...]:
 
 
 def _batch_dim(model: nn.Module, site: Site, default: int) -> int:
-    """The batch axis: what the module, or the nearest one around it that knows, says, or else the caller."""
+    """The batch axis: what types say, or else the caller."""
+    axis = _known_batch_axis(model, site)
+    return default if axis is None else axis
+
+
+def _known_batch_axis(model: nn.Module, site: Site) -> int | None:
+    """What the module, or the nearest one around it that knows, says."""
     path = site.path
     while True:
         axis = batch_axis(model.get_submodule(path))
-        if axis is not None:
+        if axis is not None or not path:
             return axis
-        if not path:
-            return default
         path = path.rpartition(".")[0]
 
 

@@ -161,6 +161,7 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_found_and_named(name, tmp_path):
     document = json.loads(to_json(sample()))
+    del document["sha256"]  # older files have none
     from_json(json.dumps(document))
     DAMAGE[name](document)
     path = tmp_path / "evaluation.json"
@@ -170,6 +171,14 @@ def test_damage_is_found_and_named(name, tmp_path):
     ) as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_the_checksum_finds_all_of_it_too(name):
+    document = json.loads(to_json(sample()))
+    DAMAGE[name](document)
+    with pytest.raises(ValueError, match="its checksum does not fit"):
+        from_json(json.dumps(document))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_runs_of_a_version_that_recorded_less_are_gone_on_with(tmp_path):
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
     config["settings"]["model"] = {"name": "MLPN", "seed": 0, "classes": 10}
-    del config["settings"]["data"]["digest"]
+    del config["settings"]["data"]["digest"], config["sha256"]
     path.write_text(json.dumps(config))
     _, epochs = train_run("MLPN", digits, replace(recipe, epochs=2), tmp_path / "run", resume=True)
     assert len(epochs) == 2
@@ -128,6 +128,7 @@ def test_wrong_settings_are_one_sentence(kept, tmp_path, change):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config["settings"].update(change)
+    del config["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match=r"config\.json") as told:
         load_run(tmp_path)

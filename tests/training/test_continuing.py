@@ -50,6 +50,7 @@ def threads_while_training(parts, folder):
 
 def rewrite(folder, change):
     config = json.loads((folder / "config.json").read_text())
+    config.pop("sha256", None)  # so that it counts as an older version's
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -108,7 +109,8 @@ def test_a_config_that_does_not_tell_the_machine_is_gone_on_with(thirds, tmp_pat
 def test_a_run_without_a_checkpoint_begins_on_this_machine(thirds, tmp_path):
     (tmp_path / "run").mkdir()
     train(network(), thirds, RECIPE, tmp_path / "run")
-    (tmp_path / "run" / "state.safetensors").unlink()
+    for name in ("state.safetensors", "model.safetensors", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
     rewrite(tmp_path / "run", lambda config: config["made_with"].update(torch="2.6.0"))
     train(network(), thirds, RECIPE, tmp_path / "run", resume=True)
     assert read_config(tmp_path / "run")["made_with"]["torch"] == torch.__version__
@@ -199,7 +201,7 @@ def test_a_second_process_is_refused_and_a_killed_one_blocks_nothing(thirds, tmp
     with subprocess.Popen([sys.executable, "-c", script, tmp_path / "run"], stdout=subprocess.PIPE) as first:
         try:
             assert first.stdout.readline() == b"at work\n"
-            with pytest.raises(RunError, match="another process is training there; wait for it or stop it"):
+            with pytest.raises(RunError, match="another process is at work there; wait for it or stop it"):
                 train(network(), thirds, RECIPE, tmp_path / "run", resume=True)
         finally:
             first.send_signal(signal.SIGKILL)

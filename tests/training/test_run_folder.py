@@ -65,7 +65,7 @@ def test_a_file_is_no_folder(tmp_path):
     [
         (b'{"format": 1, "settings"', "is damaged"),
         (b"[" * 100_000, "is damaged"),
-        (b"\xff\xfe", "could not be read"),
+        (b"\xff\xfe", "is damaged"),
         (b"[1]", "is not the config.json of a run of format 1"),
         (b'{"format": 2, "settings": {}}', "made by another version"),
     ],

@@ -15,6 +15,7 @@ from noiseprop.cli.demo import Demo
 from noiseprop.cli.evaluate import Evaluate
 from noiseprop.cli.inspect import Inspect
 from noiseprop.cli.reproduce import Reproduce
+from noiseprop.cli.stopping import stoppable, told
 from noiseprop.cli.train import Train
 from noiseprop.errors import NoisepropError, NoisepropWarning
 
@@ -36,27 +37,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 after an error that the user can put right, told in one sentence on stderr; 130 after Ctrl-C. Arguments
-        that make no sense end with SystemExit(2).
+        0; 1 after an error that the user can put right, told in one sentence on stderr; 130 after Ctrl-C and 143 after
+        SIGTERM. Arguments that make no sense end with SystemExit(2).
     """
+    command = None
     try:
         command = _parse(sys.argv[1:] if arguments is None else list(arguments))
         _refuse_processes(command)
-        with warnings.catch_warnings():
+        with stoppable(), warnings.catch_warnings():
             warnings.filterwarnings("always", category=NoisepropWarning)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             command.run()
         sys.stdout.flush()
     except NoisepropError as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
+    except KeyboardInterrupt as stop:
+        return _fail(*told(stop, type(command).__name__.lower()))
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
     except OSError as error:
+        _forget_output()
         said = f"{error.filename or 'the system'}: {error.strerror or str(error) or type(error).__name__}"
         return _fail(f"{said}; check the path, its rights and the space", 1)
     return 0
+
+
+def _forget_output() -> None:
+    """Drop what stdout does not take, which Python would try to write once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_processes(command: Any) -> None:

@@ -42,6 +42,14 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate, show progress, print the table and write the file."""
+        from noiseprop.paper.runs import read_settings
+        from noiseprop.training.run_folder import held
+
+        read_settings(self.run_dir)  # for a folder that is no run gets no lock
+        with held(self.run_dir, resume=True):
+            self._judge()
+
+    def _judge(self) -> None:
         from dataclasses import replace
 
         from noiseprop.cli.show import out, progress_bar

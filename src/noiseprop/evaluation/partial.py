@@ -1,24 +1,23 @@
 """The finished steps of an evaluation under way, kept in a file: one that was killed goes on where it stopped."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from noiseprop.errors import InputError, RunError
 from noiseprop.evaluation.record import Finding, Measurement
 from noiseprop.evaluation.storage import finding_document, finding_from, measurement_document, measurement_from
 from noiseprop.training.run_folder import write_aside
+from noiseprop.training.seal import sealed, tensors_digest, unsealed
 
 _LARGEST = 64 * 2**20  # bytes read at most
 
 
 class Partial:
-    """What has been measured so far: a line that tells the evaluation, then one JSON line for each step.
+    """What has been measured so far: a line that tells the evaluation, then one sealed JSON line for each step.
 
     A file of another evaluation, or a damaged one, counts as none and is written anew: its figures can be made again.
     """
@@ -49,7 +48,7 @@ class Partial:
     def _keep(self, step: str, document: Any) -> None:
         if self._path is None:
             return
-        self._lines.append(json.dumps({"step": step, "found": document}, allow_nan=False))
+        self._lines.append(json.dumps(sealed({"step": step, "found": document}), allow_nan=False))
         text = "\n".join(self._lines) + "\n"
         write_aside(self._path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
@@ -60,7 +59,7 @@ class Partial:
             head, *lines = path.read_text(encoding="utf-8").splitlines()
             if head != self._lines[0]:
                 return
-            documents = [json.loads(line) for line in lines]
+            documents = [unsealed(json.loads(line)) for line in lines]
             done = {document["step"]: document["found"] for document in documents}
             for found in done.values():  # now, while all can still be dropped
                 _ = [measurement_from(m) for m in found] if isinstance(found, list) else finding_from(found)
@@ -72,10 +71,4 @@ class Partial:
 
 def fingerprint(model: nn.Module | None) -> str | None:
     """SHA-256 of a model's parameters and buffers by name, in hex; None of none."""
-    if model is None:
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return None if model is None else tensors_digest(model.state_dict())

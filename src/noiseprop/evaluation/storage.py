@@ -17,6 +17,7 @@ from noiseprop.errors import InputError, RunError
 from noiseprop.evaluation.record import OUTCOMES, STATES, Evaluation, Finding, Measurement, Scalar
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, NO_LIMIT, Settings
 from noiseprop.training.run_folder import write_aside
+from noiseprop.training.seal import sealed, unsealed
 
 FORMAT = "noiseprop evaluation"
 VERSION = 1
@@ -29,7 +30,7 @@ def to_json(evaluation: Evaluation) -> str:
     """The evaluation as JSON text; equal evaluations give equal text.
 
     Outcomes are packed eight to a byte (first image in the highest bit) and written in base64. `right` repeats their
-    number of ones, for the eye and as a check against damage.
+    number of ones, for the eye; `sha256` is of all else, as a check against damage.
     """
     document = {
         "format": FORMAT,
@@ -44,7 +45,7 @@ def to_json(evaluation: Evaluation) -> str:
         "measurements": [measurement_document(m) for m in evaluation.measurements],
         "findings": [finding_document(f) for f in evaluation.findings],
     }
-    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return json.dumps(sealed(document), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write(evaluation: Evaluation, path: Path) -> None:
@@ -81,9 +82,9 @@ def from_json(text: str) -> Evaluation:
 
     Raises:
         InputError: a field is missing, unknown, of another type, out of range or at odds with another.
-        ValueError: the text is not JSON.
+        ValueError: the text is not JSON, or not what was written.
     """
-    document = _object(json.loads(text, parse_constant=_no_constant), "the document")
+    document = unsealed(_object(json.loads(text, parse_constant=_no_constant), "the document"))
     if document.get("format") != FORMAT or document.get("version") != VERSION:
         raise InputError(
             f"format {document.get('format')!r} version {document.get('version')!r} came, "

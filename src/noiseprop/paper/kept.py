@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from noiseprop.errors import RunError
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import FEWER, RESNETS, TABLES
@@ -27,12 +29,13 @@ def extend(path: Path, plan: Plan, runs: Sequence[Run]) -> Record:
     Raises:
         RunError: the file is damaged, holds runs of other settings or data, or cannot be written.
     """
-    kept = _kept(path, plan)
-    record = make_record(plan, runs, kept)
-    if len(record["runs"]) > (len(kept["runs"]) if kept else 0):
-        write_record(record, path)
-        return record
-    return kept or record
+    with FileLock(path.with_name(f".{path.name}.lock")):  # of commands with other --runs
+        kept = _kept(path, plan)
+        record = make_record(plan, runs, kept)
+        if len(record["runs"]) > (len(kept["runs"]) if kept else 0):
+            write_record(record, path)
+            return record
+        return kept or record
 
 
 def holds(record: Record, job: Job) -> bool:

@@ -25,7 +25,8 @@ from noiseprop.paper.released_attacks import released_attacks, replaced, with_at
 from noiseprop.paper.surrogates import surrogate
 from noiseprop.training import Epoch, Precision, Recipe, loss_and_accuracy, read_metrics, train
 from noiseprop.training.checkpoint import MODEL, load_model
-from noiseprop.training.run_folder import write_json
+from noiseprop.training.run_folder import again, held, write_json
+from noiseprop.training.seal import unsealed
 
 EVALUATION = "evaluation.json"
 TEST_ACCURACY = "test_accuracy.json"
@@ -84,12 +85,13 @@ def do(job: Job, tell: Tell) -> None:
     """Train and judge a network, or go on with it, or do nothing where both are done.
 
     Raises:
-        RunError: the folder holds a run of other settings, or is damaged.
+        RunError: the folder holds a run of other settings, is damaged, or another process is at work there.
     """
     model, epochs = _train(job, tell)
-    if _evaluation(job, epochs) is None:
-        write(_judge(job, model, epochs, tell), job.folder / EVALUATION)
-        (job.folder / _PARTIAL).unlink(missing_ok=True)
+    with held(job.folder, resume=True):
+        if _evaluation(job, epochs) is None:
+            write(_judge(job, model, epochs, tell), job.folder / EVALUATION)
+            (job.folder / _PARTIAL).unlink(missing_ok=True)
 
 
 def parts_of(job: Job) -> Split:
@@ -122,6 +124,8 @@ def finished(job: Job) -> Run:
     if evaluation is None:
         raise RunError(f"{job.folder}: the run is not finished; run the same `noiseprop reproduce` again")
     measured = _test_accuracies(job)
+    if _measures(job) and (lost := [epoch.epoch for epoch in epochs if epoch.epoch not in measured]):
+        raise RunError(f"{job.folder / TEST_ACCURACY} lacks epoch {lost[0]}; {again(job.folder)}")
     return Run(job, epochs, [measured[epoch.epoch] for epoch in epochs if epoch.epoch in measured], evaluation)
 
 
@@ -166,7 +170,7 @@ class _Watch:
 
     def __init__(self, job: Job, model: nn.Module, test: Dataset, tell: Tell) -> None:
         self.job, self.model, self.test, self.tell = job, model, test, tell
-        self.measures = job.row in FIGURE_3 or "early-stopping" in job.protocol
+        self.measures = _measures(job)
         self.measured = _test_accuracies(job)
 
     def __call__(self, done: int, total: int, loss: float) -> None:
@@ -186,15 +190,21 @@ class _Watch:
             return loss_and_accuracy(self.model, self.test, precision=self.job.precision)[1]
 
 
+def _measures(job: Job) -> bool:
+    """Whether accuracy on the test images is measured after each epoch."""
+    return job.row in FIGURE_3 or "early-stopping" in job.protocol
+
+
 def _test_accuracies(job: Job) -> dict[int, float]:
     """Test accuracies by epoch; none where none are kept yet."""
     path = job.folder / TEST_ACCURACY
     try:
-        return {int(epoch): float(value) for epoch, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        kept = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        return {int(epoch): float(value) for epoch, value in kept.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete {job.folder} and run the same command again") from error
+        raise RunError(f"{path} is damaged ({error}); {again(job.folder)}") from error
 
 
 def _judge(job: Job, model: nn.Module, epochs: int, tell: Tell) -> Evaluation:

@@ -16,6 +16,7 @@ from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.reproduction import Run, judged_on, parts_of, recipe_of
 from noiseprop.training.run_folder import write_aside
+from noiseprop.training.seal import sealed, unsealed
 
 FORMAT = "noiseprop reproduction, version 1"
 _NEXT = "put back an intact one, or move it away and run `noiseprop reproduce` again"
@@ -128,14 +129,15 @@ def _short(value: float) -> float:
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write a record aside as JSON with a line for each run, then rename it.
+    """Write a record aside as sealed JSON with a line for each run, then rename it.
 
     Raises:
         RunError: the file cannot be written; an older one stays as it was.
     """
-    head = json.dumps({key: value for key, value in record.items() if key != "runs"}, indent=1, allow_nan=False)
+    head = {key: value for key, value in sealed(record).items() if key != "runs"}
+    text = json.dumps(head, indent=1, allow_nan=False)
     runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in record["runs"])
-    text = f'{head[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
+    text = f'{text[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
@@ -149,6 +151,7 @@ def read_record(path: Path) -> Record:
         if path.stat().st_size > _LARGEST:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes, more than any record; it is not read")
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        record = unsealed(record) if isinstance(record, dict) else record
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); run `noiseprop reproduce` first") from error
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from torch import nn
 from noiseprop.data import Dataset
 from noiseprop.data.download import cache_root
 from noiseprop.data.split import SPLIT_SEED
-from noiseprop.errors import InputError
+from noiseprop.errors import InputError, RunError
 from noiseprop.paper.runs import train_run
 from noiseprop.paper.variants import SURROGATES, build
 from noiseprop.training import TABLE_1, Recipe, load_model
@@ -61,9 +61,17 @@ def surrogate(
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         net = build(name, seed=seed, classes=len(dataset.classes))
-        if not (folder / MODEL).exists() or load_model(net, folder / MODEL) < recipe.epochs:
+        if not _is_trained(net, folder, recipe.epochs):
             net, _ = train_run(name, dataset, recipe, folder, seed=seed, resume=True, progress=progress)
     return net.eval()
+
+
+def _is_trained(net: nn.Module, folder: Path, epochs: int) -> bool:
+    """Fill a network from its folder, unless it is missing there, damaged or not trained to the end."""
+    try:
+        return load_model(net, folder / MODEL) >= epochs
+    except RunError:
+        return False  # the checkpoint may have it still
 
 
 def _digest(dataset: Dataset, name: str, recipe: Recipe, seed: int) -> str:

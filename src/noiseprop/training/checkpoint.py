@@ -1,5 +1,7 @@
 """Weights and training state as safetensors with JSON in the header; nothing is ever unpickled.
 
+The header is sealed, and holds a checksum of the tensors, so that a file that was damaged is told and not used.
+
 `state.safetensors` is one file, so that its rename commits an epoch as a whole: the model's tensors as `model.<name>`,
 each optimizer's as `<optimizer>.<parameter's number>.<field>`, and everything that is no tensor in the header.
 `model.safetensors` is the model alone, for evaluation.
@@ -20,8 +22,10 @@ from torch.optim import Optimizer
 from noiseprop.errors import RunError
 from noiseprop.training.run_folder import MODEL as MODEL
 from noiseprop.training.run_folder import STATE as STATE
-from noiseprop.training.run_folder import write_aside
+from noiseprop.training.run_folder import again, write_aside
+from noiseprop.training.seal import sealed, tensors_digest, unsealed
 
+_DIGEST = "tensors"
 _HEADER = "noiseprop"  # one key, so that the file's bytes do not depend on the order of a hash table
 
 
@@ -40,10 +44,10 @@ def load_model(model: nn.Module, path: Path) -> int:
     Raises:
         RunError: the file is missing, damaged, or of another network.
     """
-    with _opened(path) as file:
-        epoch = _epoch(path, _header(path, file))
-        tensors = _tensors_like(path, file, model.state_dict(), prefix="")
-    model.load_state_dict(tensors)
+    with _opened(path) as (tensors, header):
+        epoch = _epoch(path, header)
+        weights = _tensors_like(path, tensors, model.state_dict(), prefix="")
+    model.load_state_dict(weights)
     return epoch
 
 
@@ -53,8 +57,8 @@ def kept_epoch(path: Path) -> int:
     Raises:
         RunError: the file is missing, damaged, or not a model's.
     """
-    with _opened(path) as file:
-        return _epoch(path, _header(path, file))
+    with _opened(path) as (_, header):
+        return _epoch(path, header)
 
 
 def save_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], *, epoch: int) -> None:
@@ -80,11 +84,10 @@ def load_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]
     Raises:
         RunError: the file is damaged or of another network; model and optimizers are then unchanged.
     """
-    with _opened(path) as file:
-        header = _header(path, file)
+    with _opened(path) as (tensors, header):
         epoch = _epoch(path, header)
-        weights = _tensors_like(path, file, model.state_dict(), prefix="model.")
-        states = {name: _optimizer_state(path, file, header, name, optimizers[name]) for name in optimizers}
+        weights = _tensors_like(path, tensors, model.state_dict(), prefix="model.")
+        states = {name: _optimizer_state(path, tensors, header, name, optimizers[name]) for name in optimizers}
     model.load_state_dict(weights)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict({"state": states[name], "param_groups": optimizer.state_dict()["param_groups"]})
@@ -92,8 +95,9 @@ def load_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
+    whole = sealed({**header, _DIGEST: tensors_digest(contiguous)})
+    metadata = {_HEADER: json.dumps(whole, sort_keys=True)}
 
     def write(aside: Path) -> None:
         try:
@@ -105,62 +109,85 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[Any]:
-    """The file, memory-mapped; what safetensors finds wrong with it becomes a RunError."""
+def _opened(path: Path) -> Generator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """The file's tensors, memory-mapped, and its header, all found undamaged."""
     if not path.is_file():
-        raise RunError(f"{path} is missing: the run has not finished its first epoch; go on with --resume")
+        raise RunError(
+            f"{path} is missing: the run has not finished its first epoch, or lost it; go on with "
+            f"`noiseprop train --resume --out {path.parent}`"
+        )
     try:
         with safe_open(path, "pt") as file:
-            yield file
+            header = unsealed(_header(path, file))
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            _check_digest(header.pop(_DIGEST, None), tensors)
+            yield tensors, header
     except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); train the run again in another folder") from error
+        raise RunError(f"{path} is damaged ({error}); {_remedy(path)}") from error
+
+
+def _check_digest(digest: object, tensors: Mapping[str, Tensor]) -> None:
+    if digest not in (None, tensors_digest(tensors)):  # None: of an older version
+        raise ValueError("the checksum of its tensors does not fit")
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a damaged file; the checkpoint holds the model too."""
+    if path.name == MODEL and (path.parent / STATE).is_file():
+        return f"make it again with `noiseprop train --resume --out {path.parent}`"
+    return again(path.parent)
+
+
+def _foreign(path: Path, why: str) -> RunError:
+    return RunError(f"{path} was not written by noiseprop, or is damaged: {why}; {_remedy(path)}")
 
 
 def _header(path: Path, file: Any) -> dict[str, Any]:
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
     except (KeyError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} was not written by noiseprop: its header lacks {_HEADER!r}") from error
+        raise _foreign(path, f"its header lacks {_HEADER!r}") from error
     if not isinstance(header, dict) or not isinstance(header.get("scalars", {}), dict):
-        raise RunError(f"{path} was not written by noiseprop: its header has another form")
+        raise _foreign(path, "its header has another form")
     return header
 
 
 def _epoch(path: Path, header: Mapping[str, Any]) -> int:
     epoch = header.get("epoch")
     if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-        raise RunError(f"{path} was not written by noiseprop: its header names no epoch")
+        raise _foreign(path, "its header names no epoch")
     return epoch
 
 
-def _tensors_like(path: Path, file: Any, expected: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors `prefix + name` of exactly the names, shapes and dtypes of `expected`; compared before they are read."""
-    names = {name.removeprefix(prefix) for name in list(file.keys()) if name.startswith(prefix)}
+def _tensors_like(
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    """Tensors `prefix + name` of exactly the names, shapes and dtypes of `expected`."""
+    names = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
     if names != set(expected):
         odd = sorted(names ^ set(expected))
         where = "is missing" if odd[0] in expected else "is too much"
         raise RunError(f"{path} is of another network: {odd[0]} {where}; build the model with the run's settings")
-    return {name: _read(path, file, prefix + name, tensor) for name, tensor in expected.items()}
+    return {name: _like(path, prefix + name, tensors[prefix + name], tensor) for name, tensor in expected.items()}
 
 
-def _read(path: Path, file: Any, name: str, like: Tensor) -> Tensor:
-    """One tensor, in the memory layout, dtype and device of `like`."""
-    shape = tuple(file.get_slice(name).get_shape())
-    if shape != tuple(like.shape):
-        raise RunError(f"{path} is of another network: {name} has shape {shape}, expected {tuple(like.shape)}")
-    tensor = file.get_tensor(name)
+def _like(path: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy of one tensor, in the memory layout, dtype and device of `like`."""
+    if tensor.shape != like.shape:
+        came, expected = tuple(tensor.shape), tuple(like.shape)
+        raise RunError(f"{path} is of another network: {name} has shape {came}, expected {expected}")
     if tensor.dtype != like.dtype:
         raise RunError(f"{path} is of another network: {name} is {tensor.dtype}, expected {like.dtype}")
     return torch.empty_like(like).copy_(tensor)
 
 
 def _optimizer_state(
-    path: Path, file: Any, header: Mapping[str, Any], name: str, optimizer: Optimizer
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], name: str, optimizer: Optimizer
 ) -> dict[int, dict[str, Any]]:
     """The `state` part of an optimizer's state_dict; every tensor is a scalar or as large as its parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
-    for key in sorted(file.keys()):
+    for key, tensor in tensors.items():
         owner, _, rest = key.partition(".")
         number, _, field = rest.partition(".")
         if owner != name:
@@ -168,9 +195,8 @@ def _optimizer_state(
         if not (number.isdecimal() and int(number) < len(parameters)):
             raise RunError(f"{path} is of another network: {key} belongs to none of {len(parameters)} parameters")
         parameter = parameters[int(number)]
-        scalar = len(file.get_slice(key).get_shape()) == 0
-        like = torch.empty((), dtype=file.get_tensor(key).dtype) if scalar else parameter.detach()
-        state.setdefault(int(number), {})[field] = _read(path, file, key, like)
+        like = torch.empty((), dtype=tensor.dtype) if tensor.dim() == 0 else parameter.detach()
+        state.setdefault(int(number), {})[field] = _like(path, key, tensor, like)
     for key, value in header.get("scalars", {}).items():
         owner, number, field = key.split(".", 2)
         if owner == name:

@@ -210,7 +210,10 @@ def _epoch(run: _Run, epoch: int) -> Epoch:
         run.world.share_buffers(run.model)
         validation = loss_and_accuracy(run.model, run.split.validation, precision=run.recipe.precision, world=run.world)
     _check(validation[0], epoch, "validation loss")
-    return Epoch(epoch, loss, accuracy, *validation, sigma_statistics(run.model), time.perf_counter() - start)
+    sigma = sigma_statistics(run.model)
+    for layer, values in sigma.items():
+        _check(values["mean"], epoch, f"sigma of {layer.removesuffix('.noise')}")
+    return Epoch(epoch, loss, accuracy, *validation, sigma, time.perf_counter() - start)
 
 
 def _pass(run: _Run, epoch: int, generator: torch.Generator) -> tuple[float, float]:
@@ -270,13 +273,13 @@ def _keep(run: _Run, run_dir: Path, epoch: Epoch) -> None:
     save_model(run.model, run_dir / MODEL, epoch=epoch.epoch)
 
 
-def _check(loss: float, epoch: int, name: str) -> float:
-    if not math.isfinite(loss):
+def _check(value: float, epoch: int, name: str) -> float:
+    if not math.isfinite(value):
         raise RunError(
-            f"the {name} became {loss} in epoch {epoch}, so training stopped; the epochs before it are kept; "
+            f"the {name} became {value} in epoch {epoch}, so training stopped; the epochs before it are kept; "
             "try a smaller learning rate"
         )
-    return loss
+    return value
 
 
 def _settings(run: _Run, settings: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from noiseprop.errors import RunError
 from noiseprop.training.continuing import continued
 from noiseprop.training.machine import made_with
+from noiseprop.training.seal import sealed, unsealed
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -40,9 +41,10 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
         aside.replace(path)
         _fsync_folder(path.parent)
     except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
 
 
 def check_writable(path: Path) -> None:
@@ -73,8 +75,8 @@ def _unwritable(path: Path, error: OSError) -> RunError:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` aside as indented JSON; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    """Write `value` aside as indented JSON with a checksum (see `sealed`); NaN and infinity are refused."""
+    text = json.dumps(sealed(value), indent=2, allow_nan=False) + "\n"
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
@@ -87,13 +89,14 @@ def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Non
         resume: continue a run that exists; start it where there is none yet.
 
     Raises:
-        RunError: the run exists and `resume` is off, the folder holds other things, or its settings differ.
+        RunError: the run exists and `resume` is off, the folder holds other things, its settings differ, or it has
+            lost its checkpoint.
     """
     asked = json.loads(json.dumps(settings))
     config: dict[str, Any] = {"format": _FORMAT, "settings": asked, "made_with": made_with()}
     if refuse_taken(run_dir, resume=resume):
         there = read_config(run_dir)
-        made = there.get("made_with") if (run_dir / STATE).exists() else config["made_with"]
+        made = there.get("made_with") if _has_begun(run_dir) else config["made_with"]
         config = {**there, "settings": continued(run_dir, there["settings"], asked), "made_with": made}
         if config == there:
             return
@@ -101,12 +104,25 @@ def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Non
     write_json(run_dir / CONFIG, config)
 
 
-@contextmanager
-def held(run_dir: Path, *, resume: bool) -> Generator[None]:
-    """Let no other process train in a run's folder meanwhile; the system lets go of it however this one ends.
+def _has_begun(run_dir: Path) -> bool:
+    """Whether a run has a checkpoint to go on from.
 
     Raises:
-        RunError: another process trains there; or as for `refuse_taken`.
+        RunError: it has none any more: beginning again would replace what was finished.
+    """
+    if (run_dir / STATE).exists():
+        return True
+    if (run_dir / MODEL).exists() or len(read_metrics(run_dir)) > 1:  # a kill leaves one line and no checkpoint
+        raise RunError(f"{run_dir / STATE} is missing, without which the run cannot go on; {again(run_dir)}")
+    return False
+
+
+@contextmanager
+def held(run_dir: Path, *, resume: bool) -> Generator[None]:
+    """Let no other process train or judge in a run's folder meanwhile; however this one ends, the system lets go.
+
+    Raises:
+        RunError: another process is at work there; or as for `refuse_taken`.
     """
     refuse_taken(run_dir, resume=resume)  # nothing is put into a folder of other things, not even a lock
     _make(run_dir)
@@ -114,7 +130,7 @@ def held(run_dir: Path, *, resume: bool) -> Generator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(f"{run_dir}: another process is training there; wait for it or stop it") from error
+        raise RunError(f"{run_dir}: another process is at work there; wait for it or stop it") from error
     except OSError as error:
         raise RunError(f"{run_dir}: cannot be written to ({error.strerror or error}); check its rights") from error
     try:
@@ -151,8 +167,9 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         raise RunError(f"{run_dir} is not a run folder: it has no {CONFIG}; give a folder that `noiseprop train` wrote")
     try:
         config = _parse(_read(path))
+        config = unsealed(config) if isinstance(config, dict) else config
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}); train the run again in another folder") from error
+        raise RunError(f"{path} is damaged ({error}); {again(run_dir)}") from error
     if not (isinstance(config, dict) and config.get("format") == _FORMAT and isinstance(config.get("settings"), dict)):
         raise RunError(f"{path} is not the {CONFIG} of a run of format {_FORMAT}; was it made by another version?")
     return config
@@ -160,7 +177,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 def append_metrics(run_dir: Path, line: Mapping[str, Any]) -> None:
     """Add one epoch's line to metrics.jsonl and wait until it is on the disk."""
-    text = json.dumps(line, allow_nan=False) + "\n"
+    text = _line(line)
     try:
         with (run_dir / METRICS).open("a", encoding="utf-8") as file:
             file.write(text)
@@ -186,10 +203,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(whole.splitlines(), start=1):
         try:
             line = _parse(text)
+            line = unsealed(line) if isinstance(line, dict) else line
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{path}, line {number} is damaged ({error}); train the run again elsewhere") from error
+            raise RunError(f"{path}, line {number} is damaged ({error}); {again(run_dir)}") from error
         if not isinstance(line, dict) or line.get("epoch") != number:
-            raise RunError(f"{path}, line {number} should be epoch {number}; train the run again elsewhere")
+            raise RunError(f"{path}, line {number} should be epoch {number}; {again(run_dir)}")
         lines.append(line)
     return lines
 
@@ -202,11 +220,20 @@ def keep_metrics(run_dir: Path, epochs: int) -> list[dict[str, Any]]:
     """
     lines = read_metrics(run_dir)
     if len(lines) < epochs:
-        message = f"{run_dir / METRICS} has {len(lines)} epochs, the checkpoint {epochs}; train the run again elsewhere"
+        message = f"{run_dir / METRICS} has {len(lines)} epochs, the checkpoint {epochs}; {again(run_dir)}"
         raise RunError(message)
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines[:epochs])
+    text = "".join(map(_line, lines[:epochs]))
     write_aside(run_dir / METRICS, lambda aside: aside.write_text(text, encoding="utf-8"))
     return lines[:epochs]
+
+
+def _line(epoch: Mapping[str, Any]) -> str:
+    return json.dumps(sealed(epoch), allow_nan=False) + "\n"
+
+
+def again(run_dir: Path) -> str:
+    """What to do about a damaged run."""
+    return f"put back an intact one, or move {run_dir} away and train again"
 
 
 def _make(run_dir: Path) -> None:
@@ -243,8 +270,10 @@ def _read(path: Path) -> str:
         if path.stat().st_size > _LARGEST:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes, more than any run writes; it is not read")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} could not be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged ({error}); {again(path.parent)}") from error
+    except OSError as error:
+        raise RunError(f"{path} could not be read ({error.strerror or error}); check its rights") from error
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,0 +1,52 @@
+"""Checksums inside the files of a run: what was damaged after it was written is never used."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SEAL = "sha256"
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON document with the SHA-256, in hex, of all that it holds.
+
+    Spaces and the order of keys do not count.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+
+    >>> sealed({"epoch": 3})["sha256"][:12]
+    '8f5de95b4b00'
+    """
+    return {**document, SEAL: _digest(document)}
+
+
+def unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document that `sealed` was given; one without a seal, as older versions wrote them, as it is.
+
+    Raises:
+        ValueError: it is not what was sealed.
+    """
+    content = {key: value for key, value in document.items() if key != SEAL}
+    if SEAL in document and document[SEAL] != _digest(content):
+        raise ValueError("its checksum does not fit, so something in it was changed after it was written")
+    return content
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of tensors by name, in their order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """Of the document as JSON would give it back, with text for keys and lists for tuples."""
+    content = json.loads(json.dumps(document, allow_nan=False))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -8,8 +8,9 @@ import pytest
 
 from noiseprop.evaluation.settings import CONDITIONS
 from noiseprop.evaluation.statistics import wilson
+from noiseprop.paper.how import votes
 from noiseprop.paper.protocol import PROTOCOLS, TABLES, Row, attack_settings
-from noiseprop.paper.results import accuracy
+from noiseprop.paper.results import accuracy, read_record
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "reproduction.py"))
@@ -78,3 +79,11 @@ def test_a_record_of_resnets_says_how_it_was_made(record):
 @pytest.mark.parametrize("name", SALIENCY)
 def test_figure_4_stands_beside_its_record(name):
     assert {path.suffix for path in (ROOT / "results").glob(f"{name}.*")} == {".json", ".svg", ".png"}
+
+
+def test_votes_on_fewer_images_are_told():
+    record = read_record(ROOT / "results" / "table4-released-code.json")
+    assert votes(record) == ""
+    run = next(run for run in record["runs"] if run["row"] == "CNN-AN")
+    run["figures"]["clean/vote/0/0"][1] = 2000
+    assert votes(record) == "Votes of CNN-AN: on the first 2,000."

@@ -235,7 +235,9 @@ def test_only_noise_everywhere_sees_fewer_images():
         settings = attack_settings(paper, "cifar10", "table5", row)
         assert (settings.eot_images == 8) == (row.name in ("ResNet18-A+", "ResNet18-AN"))
         assert settings.attack_images == 16
-    assert attack_settings(paper, "mnist", "table4", Row("CNN-AN")).eot_images > 10_000
+    cnn = attack_settings(paper, "mnist", "table4", Row("CNN-AN"))
+    assert (cnn.eot_images > 10_000, cnn.vote_images) == (True, 2000)
+    assert attack_settings(paper, "mnist", "table4", Row("CNN-MLPN")).vote_images > 10_000
 
 
 def record_of(table5: Plan) -> dict[str, Any]:

@@ -35,3 +35,13 @@ def _many_draws(record: Record) -> str:
             counts.setdefault(int(found[1]), []).append(name)
     told = [f"of {', '.join(names)} on {count:,} images" for count, names in counts.items()]
     return f"White-box attacks averaged over {draws} draws: {'; '.join(told)}." if told else ""
+
+
+def votes(record: Record) -> str:
+    """On how many images networks with noise were judged by vote, where these are not all."""
+    counts: dict[int, list[str]] = {}
+    for name in rows_of(record):
+        found = runs_of(record, name)[-1]["figures"].get("clean/vote/0/0")
+        if found is not None and found[1] < record["data"]["test_images"]:
+            counts.setdefault(int(found[1]), []).append(name)
+    return " ".join(f"Votes of {' and '.join(names)}: on the first {n:,}." for n, names in counts.items())

@@ -16,6 +16,7 @@ from noiseprop.paper.claims import (
     compare,
     relative_gain,
 )
+from noiseprop.paper.how import votes
 from noiseprop.paper.protocol import DEPARTURES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
 from noiseprop.paper.reasons import markdown_list, rows_of, what_it_costs, what_noise_does, where_sigma_went
@@ -172,10 +173,11 @@ def _how(record: Record) -> str:
     took = [len(run["course"]["validation_loss"]) for run in record["runs"]]
     epochs = str(max(took)) if min(took) == max(took) else f"{min(took)} to {max(took)}"
     single = " Its ± is of images, not of seeds." if len(record["seeds"]) == 1 else ""
+    few = f"{told} " if (told := votes(record)) else ""
     return (
         f"Training seeds: {len(record['seeds'])}.{single} Epochs: {epochs}, in {record['precision']}. Test images "
         f"({data['name']}): {data['test_images']:,}, of which the first {attacked:,} are attacked. White-box attacks "
-        f"on random networks: EOT-{max(settings['attack_draws'])}. The paper's numbers stand in brackets."
+        f"on random networks: EOT-{max(settings['attack_draws'])}. {few}The paper's numbers stand in brackets."
     )
 
 

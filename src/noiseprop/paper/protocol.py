@@ -135,6 +135,9 @@ FIGURE_3 = tuple(row for row in TABLES["table3"] if row.activation == "relu")
 FEWER = {"eot_images": 250, "vote_images": 250, "trust_images": 64}
 """Images on which ResNets with noise everywhere are attacked with many draws, judged by vote, and checked."""
 
+CNN_VOTES = 2000
+"""Images on which CNNs with noise everywhere are judged by vote, 32 whole passes each."""
+
 RecipeName = Literal["table1", "fast"]
 
 
@@ -168,6 +171,8 @@ def attack_settings(protocol: Protocol, dataset: str, table: str = "table3", row
     settings = known_settings(dataset)
     if table == "table4":
         settings = replace(settings, batch_size=256)  # feature maps of 2,000 images would leave the cache
+        if row is not None and row.everywhere:
+            settings = replace(settings, vote_images=CNN_VOTES)
     if table in RESNETS and row is not None and row.everywhere:
         settings = replace(settings, **FEWER)
     return replace(settings, attack_draws=(1,)) if "single-draw" in protocol else settings

@@ -18,6 +18,7 @@ from noiseprop.evaluation.storage import read
 from noiseprop.paper import NAMES
 from noiseprop.paper.runs import load_run
 from noiseprop.training import loss_and_accuracy, read_metrics
+from noiseprop.training.checkpoint import save_model
 
 TRAIN = ["train", "--data", "mnist-5k", "--epochs", "1"]
 
@@ -278,6 +279,26 @@ def test_bad_input_of_evaluate_is_one_sentence(run, capsys, tmp_path):
     assert "is of another network" in ends(capsys, ["evaluate", str(tmp_path)])
     (tmp_path / "config.json").write_text(config.replace('"activation": "relu"', '"colour": "red"'))
     assert "does not name a network of the paper" in ends(capsys, ["evaluate", str(tmp_path)])
+
+
+def test_a_network_of_nan_is_one_sentence_and_leaves_no_file(run, capsys, tmp_path):
+    model, _ = load_run(run)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json"))
+    model.fc2.weight.data[0, 0] = float("nan")
+    save_model(model, tmp_path / "run" / "model.safetensors", epoch=1)
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "NaN or infinite logits" in ends(capsys, ["evaluate", str(tmp_path / "run")])
+    assert "loss of NaN or infinity" in ends(capsys, ["inspect", str(tmp_path / "run"), "--batches", "2"])
+    assert {path.name for path in (tmp_path / "run").iterdir()} - {"evaluation.partial.jsonl"} == before
+
+
+def test_evaluate_does_not_write_over_what_it_did_not_write(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("noiseprop.evaluation.suite.evaluate", None)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json"))
+    (tmp_path / "run" / "evaluation.json").write_text("mine")
+    said = ends(capsys, ["evaluate", str(tmp_path / "run")])
+    assert "evaluation.json is not what `noiseprop evaluate` writes and would be lost; move it elsewhere" in said
+    assert (tmp_path / "run" / "evaluation.json").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from noiseprop.errors import RunError
 from noiseprop.evaluation.record import Evaluation, Finding, Measurement
 from noiseprop.evaluation.settings import Settings
-from noiseprop.evaluation.storage import from_json, read, to_json, write
+from noiseprop.evaluation.storage import from_json, is_foreign, read, to_json, write
 
 
 def outcomes(n, seed):
@@ -206,6 +206,17 @@ def test_infinite_numbers_are_refused(tmp_path):
     path.write_text(to_json(sample()).replace("0.001", "1e999"))
     with pytest.raises(RunError, match="finite"):
         read(path)
+
+
+def test_what_others_wrote_is_told_from_damage(tmp_path):
+    path = tmp_path / "evaluation.json"
+    text = to_json(sample())
+    for ours in (text, text[:1000], text[:5], "", text[:30] + "#" + text[31:]):
+        path.write_text(ours)
+        assert not is_foreign(path)
+    for theirs in ("my notes", "{}", "[1]", '{"about": 3}'):
+        path.write_text(theirs)
+        assert is_foreign(path)
 
 
 def test_a_giant_file_is_not_read(tmp_path):

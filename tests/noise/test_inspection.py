@@ -151,3 +151,7 @@ def test_errors() -> None:
     noiseprop.add_noise(model, ["0"], granularity="channel", example=torch.zeros(1, 1, 9))
     with pytest.raises(InputError, match="one size"):
         inspect_noise(model, [(torch.zeros(4, 1, n), torch.zeros(4, dtype=torch.long)) for n in (9, 12)])
+    broken = net()
+    next(broken.parameters()).data[0, 0] = math.nan
+    with pytest.raises(InputError, match="loss of NaN or infinity"):
+        inspect_noise(broken, some_batches())

@@ -132,6 +132,18 @@ def test_samples_that_depend_on_each_other_are_refused_rather_than_mixed_up(edge
     assert model.lin.noise.stream.key[1] == key[1] + 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_no_numbers_come_back_as_they_are(value):
+    """Whoever asked for them tells the user; the trial of a shared prefix neither fails nor warns."""
+    model = add_noise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), ["0"], example=torch.zeros(2, 3))
+    model[1].weight.data[0, 0] = value
+    with sampling(model, draws=3):
+        y = model(torch.ones(2, 3))
+    assert y.shape == (3, 2, 2)
+    assert not y[..., 0].isfinite().any()
+    assert y[..., 1].isfinite().all()
+
+
 def test_the_trial_leaves_torchs_generator_alone():
     model = network(("head", "out")).train()
     state = torch.get_rng_state()

@@ -131,7 +131,7 @@ def _refuse_to_lose(target: Path, settings: "Settings", about: dict[str, Any]) -
     from dataclasses import asdict
 
     from noiseprop.errors import RunError
-    from noiseprop.evaluation.storage import read
+    from noiseprop.evaluation.storage import is_foreign, read
     from noiseprop.training.run_folder import check_writable
 
     check_writable(target)
@@ -140,6 +140,10 @@ def _refuse_to_lose(target: Path, settings: "Settings", about: dict[str, Any]) -
     try:
         there = read(target)
     except RunError:
+        if is_foreign(target):
+            raise RunError(
+                f"{target} is not what `noiseprop evaluate` writes and would be lost; move it elsewhere"
+            ) from None
         return  # damaged, so nothing is lost
     new, old = asdict(settings), asdict(there.settings)
     lost = [condition for condition in old.pop("conditions") if condition not in new["conditions"]]

@@ -23,6 +23,7 @@ FORMAT = "noiseprop evaluation"
 VERSION = 1
 MAX_BYTES = 64 * 2**20  # a full evaluation of 10,000 images takes about 150 kB
 MAX_IMAGES = 10_000_000
+_START = b'{\n "about": {'
 _LIMITS = ("eot_images", "vote_images")  # settings that older files lack: they knew no limits
 
 
@@ -75,6 +76,13 @@ def read(path: Path) -> Evaluation:
         return from_json(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # InputError, JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise RunError(f"{path}: not a usable evaluation ({error}); evaluate the run again.") from error
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file begins in a way in which nothing that `write` writes does, be it whole, damaged or cut short."""
+    with path.open("rb") as file:
+        start = file.read(len(_START))
+    return start != _START[: len(start)]
 
 
 def from_json(text: str) -> Evaluation:

@@ -78,7 +78,8 @@ def inspect_noise(
         One `LayerNoise` per layer, in the order of the model's modules.
 
     Raises:
-        InputError: the model has no noise, there are fewer than two batches, or inputs change their size.
+        InputError: the model has no noise, there are fewer than two batches, inputs change their size, or a loss is NaN
+            or infinite.
 
     Example:
         >>> import noiseprop
@@ -150,6 +151,10 @@ def _measure_gradients(
     losses: Losses,
 ) -> None:
     each = losses(model(x), y)
+    if not each.detach().isfinite().all():
+        raise InputError(
+            "inspect_noise met a loss of NaN or infinity, so nothing can be told; check the model's weights and inputs"
+        )
     if not gradients:
         return
     ratio = any(layer.estimator == "likelihood-ratio" for layer in layers.values())

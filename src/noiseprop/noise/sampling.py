@@ -234,14 +234,20 @@ def _tried(run: Any, trial: Sampling, inputs: Any) -> list[Tensor] | None:
 
 
 def _close(some: list[Tensor] | None, others: list[Tensor] | None) -> bool:
-    """Whether two lists of outputs have equal shapes and nearly equal numbers."""
+    """Whether two lists of outputs have equal shapes and nearly equal numbers; NaN, of which others tell, is NaN."""
     if some is None or others is None:
         return False
     return len(some) == len(others) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + b.abs().max().item()))
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + _largest(b)), equal_nan=True)
         for a, b in zip(some, others, strict=True)
         if a.is_floating_point()
     )
+
+
+def _largest(x: Tensor) -> float:
+    """The size of the largest number in x, NaN and infinities aside."""
+    finite = x[x.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _side_by_side(passes: list[list[Tensor]]) -> list[Tensor]:

@@ -66,12 +66,14 @@ def test_figure_3_needs_the_results_alone(few, tmp_path, capsys, monkeypatch):
             "row": row.name,
             "seed": seed,
             "noisy": False,
-            "course": {f"{part}_{what}": [0.5] for part, what in COURSE},
+            "seconds_per_epoch": 1.5,
+            "course": {**{f"{part}_{what}": [0.5] for part, what in COURSE}, "train_accuracy": [0.5], "sigma": {}},
             "figures": {
                 f"{condition}/off/0/{severity}": [7, 10, 0.4, 0.9]
                 for condition in settings.CONDITIONS
                 for severity in (range(1, 6) if condition in settings.CORRUPTIONS else (0,))
             },
+            "findings": [],
         }
         for row in rows
         for seed in range(2)

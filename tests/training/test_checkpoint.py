@@ -7,6 +7,7 @@ from torch import nn
 
 from noiseprop.errors import RunError
 from noiseprop.nets import cnn, mlp
+from noiseprop.noise.optim import SigmaAdam
 from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
 
 
@@ -63,10 +64,10 @@ def test_training_goes_on_with_the_same_bits(tmp_path):
 
 def test_numbers_that_are_no_tensors_are_kept_too(tmp_path):
     net = mlp((4, 2))
-    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    optimizer.state[net.fc1.weight] = {"step": 5, "momentum_buffer": torch.ones(2, 4)}
+    optimizer = SigmaAdam(net.parameters(), lr=1.0)
+    optimizer.state[net.fc1.weight] = {"step": 5, "h": torch.ones(2, 4), "v": torch.ones(2, 4)}
     save_state(tmp_path / "state", net, {"weights": optimizer}, epoch=1)
-    again = torch.optim.SGD(net.parameters(), lr=0.5)
+    again = SigmaAdam(net.parameters(), lr=0.5)
     load_state(tmp_path / "state", net, {"weights": again})
     assert again.state[net.fc1.weight]["step"] == 5
     assert again.param_groups[0]["lr"] == 0.5
@@ -154,3 +155,36 @@ def test_the_state_holds_model_and_moments_by_name(tmp_path):
     assert torch.equal(tensors["model.fc1.weight"], net.fc1.weight)
     assert torch.equal(tensors["weights.0.exp_avg"], optimizer.state[net.fc1.weight]["exp_avg"])
     assert len(tensors) == 6 + 6 * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"weights.0.exp_avg": None},
+            "weights has exp_avg_sq, step of parameter 0, expected exp_avg, exp_avg_sq, step",
+        ),
+        ({"weights.0.max": torch.zeros(10, 784)}, "weights has exp_avg, exp_avg_sq, max, step of parameter 0"),
+        ({"weights.0.exp_avg": torch.zeros(())}, r"weights.0.exp_avg has shape \(\), expected \(10, 784\)"),
+        ({"weights.0.step": torch.zeros(10, 784)}, r"weights.0.step has shape \(10, 784\), expected \(\)"),
+        ({"weights.0.exp_avg": torch.full((10, 784), torch.nan)}, "weights.0.exp_avg holds NaN or infinity"),
+        ({"model.fc1.weight": torch.full((10, 784), torch.inf)}, "model.fc1.weight holds NaN or infinity"),
+    ],
+)
+def test_a_state_that_a_step_would_fail_on_is_refused(tmp_path, changes, says):
+    net, optimizer = stepped(1, mlp((784, 10)))
+    save_state(tmp_path / "state", net, {"weights": optimizer}, epoch=1)
+    tensors = {name: x for name, x in (load_file(tmp_path / "state") | changes).items() if x is not None}
+    save_file(tensors, tmp_path / "x", {"noiseprop": json.dumps({"epoch": 1})})
+    with pytest.raises(RunError, match=says):
+        load_state(tmp_path / "x", net, {"weights": torch.optim.Adam(net.parameters())})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, None, "5"])
+def test_a_number_of_steps_that_is_none_is_refused(tmp_path, value):
+    net = mlp((4, 2))
+    tensors = {f"model.{name}": tensor for name, tensor in net.state_dict().items()}
+    header = {"epoch": 1, "scalars": {"sigma.0.step": value}}
+    save_file(tensors, tmp_path / "x", {"noiseprop": json.dumps(header)})
+    with pytest.raises(RunError, match=r"sigma.0.step is "):
+        load_state(tmp_path / "x", net, {"sigma": SigmaAdam(net.parameters(), lr=1.0)})

@@ -27,6 +27,8 @@ COMMANDS: dict[str, type[Any]] = {
     "inspect": Inspect,
 }
 
+_LONGEST_SENTENCE = 2_000  # characters
+
 _DESCRIPTION = """Learn how much noise each neuron should carry, and judge what it does.
 
 Start with: noiseprop demo
@@ -108,5 +110,7 @@ def _show_warning(
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"noiseprop: {sentence}", file=sys.stderr)
+    """Tell an error; what a stranger's file puts into its sentence cannot steer the terminal, nor fill it."""
+    told = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence[:_LONGEST_SENTENCE])
+    print(f"noiseprop: {told}", file=sys.stderr)
     return code

@@ -9,6 +9,7 @@ import torch
 from noiseprop.corruptions.corrupt import KINDS, SEVERITIES
 from noiseprop.data.cifar10 import CLASSES
 from noiseprop.data.dataset import Dataset
+from noiseprop.data.npy import map_array
 from noiseprop.errors import DataError, InputError
 
 IMAGES = 10_000  # at each severity, the official test set in its order
@@ -53,7 +54,7 @@ def read_cifar10_c(folder: Path, kind: str, *, severity: int) -> Dataset:
 def _mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """A uint8 `.npy` file of just this shape, mapped read-only."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # has no way to a pickle, which np.load has
+        array = map_array(path, "r")
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file; unpack CIFAR-10-C.tar and pass its folder.") from error
     except (OSError, ValueError) as error:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from noiseprop.data.files import read_bounded
+from noiseprop.data.npy import map_array
 from noiseprop.errors import DataError
+from noiseprop.reading import parse_json
 
 _MOST_INDEX = 64_000_000  # bytes of KEY.json
 
@@ -37,9 +39,11 @@ def read_mapped(folder: Path, key: str) -> tuple[Tensor, dict[str, Any]] | None:
         stated, _, index = read_bounded(index_path, _MOST_INDEX).partition(b"\n")
         if _digest(images_path, index).encode() != stated:
             return None
-        return torch.from_numpy(np.load(images_path, mmap_mode="c")), json.loads(index)
-    except (DataError, OSError):
+        images, what = map_array(images_path, "c"), parse_json(index.decode())
+    except (DataError, OSError, ValueError):
         return None
+    sound = images.dtype == np.uint8 and images.ndim == 4 and isinstance(what, dict)
+    return (torch.from_numpy(images), what) if sound else None
 
 
 def write_mapped(

@@ -13,6 +13,7 @@ from noiseprop.errors import DataError
 
 MOST_PACKED = 1_000_000_000  # bytes of an archive
 MOST_DIRECTORY = 32_000_000  # bytes of its list of members; Tiny-ImageNet's has about 14 million
+MOST_MEMBERS = 250_000  # Tiny-ImageNet has about 120,600
 DAMAGE = (  # what zipfile raises when it meets a damaged archive
     zipfile.BadZipFile,
     zlib.error,
@@ -33,7 +34,10 @@ class _Bounded(io.FileIO):
             size = MOST_DIRECTORY
         if size > MOST_DIRECTORY:
             raise zipfile.BadZipFile(f"a piece of {size:,} bytes is larger than {MOST_DIRECTORY:,}")
-        return super().read(size) or b""
+        piece = super().read(size) or b""
+        if piece.count(b"PK\1\2") > MOST_MEMBERS:  # zipfile would make an object of each before anyone can count them
+            raise zipfile.BadZipFile(f"more than {MOST_MEMBERS:,} members")
+        return piece
 
 
 class Archive:

@@ -10,10 +10,9 @@ from torch import nn
 from noiseprop.errors import InputError, RunError
 from noiseprop.evaluation.record import Finding, Measurement
 from noiseprop.evaluation.storage import finding_document, finding_from, measurement_document, measurement_from
+from noiseprop.reading import parse_json, read_text
 from noiseprop.training.run_folder import write_aside
 from noiseprop.training.seal import sealed, tensors_digest, unsealed
-
-_LARGEST = 64 * 2**20  # bytes read at most
 
 
 class Partial:
@@ -31,16 +30,16 @@ class Partial:
 
     def measured(self, step: str, measure: Callable[[], list[Measurement]]) -> list[Measurement]:
         """The measurements of a step: the kept ones, or those that `measure` makes now."""
-        if step in self._done:
-            return [measurement_from(document) for document in self._done[step]]
+        if isinstance(kept := self._done.get(step), list):
+            return [measurement_from(document) for document in kept]
         found = measure()
         self._keep(step, [measurement_document(m) for m in found])
         return found
 
     def checked(self, step: str, check: Callable[[], Finding]) -> Finding:
         """The finding of a check: the kept one, or what `check` finds now."""
-        if step in self._done:
-            return finding_from(self._done[step])
+        if isinstance(kept := self._done.get(step), dict):
+            return finding_from(kept)
         found = check()
         self._keep(step, finding_document(found))
         return found
@@ -54,16 +53,14 @@ class Partial:
 
     def _read(self, path: Path) -> None:
         try:
-            if path.stat().st_size > _LARGEST:
-                return
-            head, *lines = path.read_text(encoding="utf-8").splitlines()
+            head, *lines = read_text(path).splitlines()
             if head != self._lines[0]:
                 return
-            documents = [unsealed(json.loads(line)) for line in lines]
+            documents = [unsealed(parse_json(line)) for line in lines]
             done = {document["step"]: document["found"] for document in documents}
             for found in done.values():  # now, while all can still be dropped
                 _ = [measurement_from(m) for m in found] if isinstance(found, list) else finding_from(found)
-        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, InputError, RunError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError, RunError):
             return
         self._lines += lines
         self._done = done

@@ -16,12 +16,12 @@ from noiseprop.corruptions import SEVERITIES
 from noiseprop.errors import InputError, RunError
 from noiseprop.evaluation.record import OUTCOMES, STATES, Evaluation, Finding, Measurement, Scalar
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, NO_LIMIT, Settings
+from noiseprop.reading import parse_json, read_text
 from noiseprop.training.run_folder import write_aside
 from noiseprop.training.seal import sealed, unsealed
 
 FORMAT = "noiseprop evaluation"
 VERSION = 1
-MAX_BYTES = 64 * 2**20  # a full evaluation of 10,000 images takes about 150 kB
 MAX_IMAGES = 10_000_000
 _START = b'{\n "about": {'
 _LIMITS = ("eot_images", "vote_images")  # settings that older files lack: they knew no limits
@@ -63,18 +63,13 @@ def read(path: Path) -> Evaluation:
     """Read an evaluation, checking every field, so that a table is never made from a damaged or foreign file.
 
     Raises:
-        RunError: there is no such file, it is larger than 64 MB, no evaluation, of another version, or inconsistent.
+        RunError: there is no such file, it is too large, no evaluation, of another version, or inconsistent.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        return from_json(read_text(path))
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); run `noiseprop evaluate` first.") from error
-    if len(raw) > MAX_BYTES:
-        raise RunError(f"{path}: larger than {MAX_BYTES >> 20} MB, so not an evaluation; evaluate the run again.")
-    try:
-        return from_json(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # InputError, JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:  # InputError is one too
         raise RunError(f"{path}: not a usable evaluation ({error}); evaluate the run again.") from error
 
 
@@ -90,9 +85,9 @@ def from_json(text: str) -> Evaluation:
 
     Raises:
         InputError: a field is missing, unknown, of another type, out of range or at odds with another.
-        ValueError: the text is not JSON, or not what was written.
+        ValueError: as for `parse_json`, or it is not what was written.
     """
-    document = unsealed(_object(json.loads(text, parse_constant=_no_constant), "the document"))
+    document = unsealed(_object(parse_json(text), "the document"))
     if document.get("format") != FORMAT or document.get("version") != VERSION:
         raise InputError(
             f"format {document.get('format')!r} version {document.get('version')!r} came, "
@@ -255,7 +250,3 @@ def _number(value: object, name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise InputError(f"{name} is {value!r}, expected a finite number")
     return value
-
-
-def _no_constant(name: str) -> float:
-    raise InputError(f"{name} came, expected a finite number")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,9 +21,10 @@ from noiseprop.noise.placing import Settings, placed, put
 from noiseprop.noise.plan import Plan
 from noiseprop.noise.sites import Site, before, choose
 from noiseprop.noise.waiting import refuse_waiting
+from noiseprop.reading import open_tensors, parse_json
 
 _HEADER, _FORMAT = "noise", 1
-_LARGEST_FILE, _LARGEST_HEADER = 4 * 2**30, 2**24  # bytes
+_LARGEST_FILE = 4 * 2**30  # bytes
 _FIELDS: dict[str, Any] = {
     "path": str,
     "before": bool,
@@ -150,11 +151,11 @@ def _opened(file: Path) -> Generator[Any]:
             f"{file} has {file.stat().st_size} bytes, more than noise is expected to have ({_LARGEST_FILE})"
         )
     try:
-        with safe_open(file, "pt") as tensors:
+        with open_tensors(file) as tensors:
             yield tensors
     except NoisepropError:
         raise
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{file} is damaged ({error}); write it again with save_noise(model, file)") from error
 
 
@@ -162,11 +163,9 @@ def _described(file: Path, tensors: Any) -> list[dict[str, Any]]:
     """The file's description of its layers, every field checked."""
     text = (tensors.metadata() or {}).get(_HEADER, "")
     foreign = DataError(f"{file} was not written by save_noise, or is damaged; write it with save_noise(model, file)")
-    if not 0 < len(text) <= _LARGEST_HEADER:
-        raise foreign
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text)
+    except ValueError as error:
         raise foreign from error
     if not isinstance(header, dict) or not isinstance(header.get("layers"), list) or not header["layers"]:
         raise foreign

@@ -1,6 +1,5 @@
 """The main job in a minute: the paper's three MLPs on 5,000 real digits, trained, attacked and compared."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from noiseprop.evaluation.measure import expected_accuracy, judging, noise_is_on
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.runs import train_run
+from noiseprop.reading import read_json
 from noiseprop.training import TABLE_1, Epoch
 from noiseprop.training.machine import made_with
 
@@ -42,8 +42,8 @@ class Settings:
 def is_demo(path: Path) -> bool:
     """Whether a file holds the record of a demo, of whatever version."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path)
+    except (OSError, ValueError):
         return False
     return isinstance(record, dict) and str(record.get("format")).startswith("noiseprop demo,")
 

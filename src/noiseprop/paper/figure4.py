@@ -22,6 +22,7 @@ from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.reproduction import Job, recipe_of, trained
 from noiseprop.paper.results import without_folder
 from noiseprop.paper.tables import text_table
+from noiseprop.reading import read_json
 from noiseprop.saliency import smoothgrad
 from noiseprop.training.run_folder import write_aside
 
@@ -238,8 +239,8 @@ def read_figure_4(path: Path) -> Mapping[str, Any]:
         RunError: there is no such file, or it is no record of Figure 4.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); run `noiseprop reproduce figure4` again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise RunError(f"{path} is no record of format {FORMAT!r}; run `noiseprop reproduce figure4` again")

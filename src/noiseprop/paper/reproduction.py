@@ -1,6 +1,5 @@
 """One run of the reproduction: a network trained and judged in a folder of its own, gone on with where it stopped."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, RecipeName, 
 from noiseprop.paper.released import build_row, options
 from noiseprop.paper.released_attacks import released_attacks, replaced, with_attacks
 from noiseprop.paper.surrogates import surrogate
+from noiseprop.reading import read_json
 from noiseprop.training import Epoch, Precision, Recipe, loss_and_accuracy, read_metrics, train
 from noiseprop.training.checkpoint import MODEL, load_model
 from noiseprop.training.run_folder import again, held, write_json
@@ -199,11 +199,11 @@ def _test_accuracies(job: Job) -> dict[int, float]:
     """Test accuracies by epoch; none where none are kept yet."""
     path = job.folder / TEST_ACCURACY
     try:
-        kept = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        kept = unsealed(read_json(path))
         return {int(epoch): float(value) for epoch, value in kept.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error}); {again(job.folder)}") from error
 
 

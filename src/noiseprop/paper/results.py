@@ -12,15 +12,16 @@ from noiseprop.errors import RunError
 from noiseprop.evaluation.record import Evaluation
 from noiseprop.evaluation.settings import CORRUPTIONS
 from noiseprop.evaluation.statistics import Spread, mean_std
+from noiseprop.paper.form import check_record
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.reproduction import Run, judged_on, parts_of, recipe_of
+from noiseprop.reading import read_json
 from noiseprop.training.run_folder import write_aside
 from noiseprop.training.seal import sealed, unsealed
 
 FORMAT = "noiseprop reproduction, version 1"
 _NEXT = "put back an intact one, or move it away and run `noiseprop reproduce` again"
-_LARGEST = 64 * 2**20  # bytes read at most
 
 Record = Mapping[str, Any]
 
@@ -145,29 +146,27 @@ def read_record(path: Path) -> Record:
     """Read what `write_record` wrote.
 
     Raises:
-        RunError: there is no such file, or it is larger than 64 MB or no record.
+        RunError: there is no such file, or it is too large, damaged or no record.
     """
     try:
-        if path.stat().st_size > _LARGEST:
-            raise RunError(f"{path} has {path.stat().st_size:,} bytes, more than any record; it is not read")
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        record = read_json(path)
         record = unsealed(record) if isinstance(record, dict) else record
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); run `noiseprop reproduce` first") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise damaged(path, error) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise RunError(f"{path} is no record of format {FORMAT!r}; {_NEXT}")
+    try:
+        check_record(record)
+    except ValueError as error:
+        raise damaged(path, error) from error
     return cast(Record, record)
 
 
 def damaged(path: Path, why: object) -> RunError:
     """The error that a record is damaged."""
     return RunError(f"{path} is damaged ({why}); {_NEXT}")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} came, expected a finite number")
 
 
 def runs_of(record: Record, row: str) -> list[Record]:

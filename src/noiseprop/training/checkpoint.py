@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noiseprop.errors import RunError
+from noiseprop.noise.optim import SigmaAdam
+from noiseprop.reading import open_tensors, parse_json
 from noiseprop.training.run_folder import MODEL as MODEL
 from noiseprop.training.run_folder import STATE as STATE
 from noiseprop.training.run_folder import again, write_aside
 from noiseprop.training.seal import sealed, tensors_digest, unsealed
 
 _DIGEST = "tensors"
+_FIELDS: dict[type[Optimizer], set[str]] = {  # what an optimizer keeps of each parameter that it has moved
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+    SigmaAdam: {"step", "h", "v"},
+}
 _HEADER = "noiseprop"  # one key, so that the file's bytes do not depend on the order of a hash table
 
 
@@ -117,12 +124,12 @@ def _opened(path: Path) -> Generator[tuple[dict[str, Tensor], dict[str, Any]]]:
             f"`noiseprop train --resume --out {path.parent}`"
         )
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             header = unsealed(_header(path, file))
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in sorted(file.keys())}
             _check_digest(header.pop(_DIGEST, None), tensors)
             yield tensors, header
-    except (SafetensorError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}); {_remedy(path)}") from error
 
 
@@ -144,8 +151,8 @@ def _foreign(path: Path, why: str) -> RunError:
 
 def _header(path: Path, file: Any) -> dict[str, Any]:
     try:
-        header = json.loads((file.metadata() or {})[_HEADER])
-    except (KeyError, ValueError, RecursionError) as error:
+        header = parse_json((file.metadata() or {})[_HEADER])
+    except (KeyError, ValueError) as error:
         raise _foreign(path, f"its header lacks {_HEADER!r}") from error
     if not isinstance(header, dict) or not isinstance(header.get("scalars", {}), dict):
         raise _foreign(path, "its header has another form")
@@ -178,6 +185,8 @@ def _like(path: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
         raise RunError(f"{path} is of another network: {name} has shape {came}, expected {expected}")
     if tensor.dtype != like.dtype:
         raise RunError(f"{path} is of another network: {name} is {tensor.dtype}, expected {like.dtype}")
+    if not tensor.isfinite().all():
+        raise _foreign(path, f"{name} holds NaN or infinity")
     return torch.empty_like(like).copy_(tensor)
 
 
@@ -195,10 +204,22 @@ def _optimizer_state(
         if not (number.isdecimal() and int(number) < len(parameters)):
             raise RunError(f"{path} is of another network: {key} belongs to none of {len(parameters)} parameters")
         parameter = parameters[int(number)]
-        like = torch.empty((), dtype=tensor.dtype) if tensor.dim() == 0 else parameter.detach()
+        like = torch.empty(()) if field == "step" else parameter.detach()
         state.setdefault(int(number), {})[field] = _like(path, key, tensor, like)
     for key, value in header.get("scalars", {}).items():
         owner, number, field = key.split(".", 2)
         if owner == name:
+            if type(value) is not int or value < 0:
+                raise _foreign(path, f"{key} is {value!r}")
             state.setdefault(int(number), {})[field] = value
+    _check_fields(path, name, optimizer, state)
     return state
+
+
+def _check_fields(path: Path, name: str, optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Refuse a state that the optimizer's next step would fail on."""
+    wanted = _FIELDS.get(type(optimizer))
+    for number, fields in state.items():
+        if wanted is not None and set(fields) != wanted:
+            told = ", ".join(sorted(fields))
+            raise _foreign(path, f"{name} has {told} of parameter {number}, expected {', '.join(sorted(wanted))}")

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from noiseprop.errors import RunError
+from noiseprop.reading import parse_json, read_json, read_text
 from noiseprop.training.continuing import continued
 from noiseprop.training.machine import made_with
 from noiseprop.training.seal import sealed, unsealed
@@ -22,7 +22,7 @@ MODEL = "model.safetensors"
 STATE = "state.safetensors"
 _LOCK = ".lock"
 _FORMAT = 1
-_LARGEST = 64 * 2**20  # bytes read of a JSON file at most
+_MOST_EPOCHS = 100_000
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
@@ -166,9 +166,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{run_dir} is not a run folder: it has no {CONFIG}; give a folder that `noiseprop train` wrote")
     try:
-        config = _parse(_read(path))
+        config = read_json(path)
         config = unsealed(config) if isinstance(config, dict) else config
-    except (ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); {again(run_dir)}") from error
     if not (isinstance(config, dict) and config.get("format") == _FORMAT and isinstance(config.get("settings"), dict)):
         raise RunError(f"{path} is not the {CONFIG} of a run of format {_FORMAT}; was it made by another version?")
@@ -198,13 +200,21 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / METRICS
     if not path.exists():
         return []
-    whole, _, _torn = _read(path).rpartition("\n")
+    try:
+        whole, _, _torn = read_text(path).rpartition("\n")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); {again(run_dir)}") from error
+    rows = whole.splitlines()
+    if len(rows) > _MOST_EPOCHS:
+        raise RunError(f"{path} has {len(rows):,} lines, expected at most {_MOST_EPOCHS:,}; {again(run_dir)}")
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(whole.splitlines(), start=1):
+    for number, text in enumerate(rows, start=1):
         try:
-            line = _parse(text)
+            line = parse_json(text)
             line = unsealed(line) if isinstance(line, dict) else line
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise RunError(f"{path}, line {number} is damaged ({error}); {again(run_dir)}") from error
         if not isinstance(line, dict) or line.get("epoch") != number:
             raise RunError(f"{path}, line {number} should be epoch {number}; {again(run_dir)}")
@@ -248,32 +258,8 @@ def _counts(path: Path) -> bool:
     return path.name != _LOCK and not (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
-def _parse(text: str) -> Any:
-    """JSON without NaN and infinities.
-
-    Raises:
-        ValueError: it is not.
-    """
-    return json.loads(text, parse_float=_finite, parse_constant=_finite)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no finite number")
-    return value
-
-
-def _read(path: Path) -> str:
-    """A text file of bounded size."""
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise RunError(f"{path} has {path.stat().st_size:,} bytes, more than any run writes; it is not read")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged ({error}); {again(path.parent)}") from error
-    except OSError as error:
-        raise RunError(f"{path} could not be read ({error.strerror or error}); check its rights") from error
+def _unreadable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} could not be read ({error.strerror or error}); check its rights")
 
 
 def _fsync_folder(folder: Path) -> None:

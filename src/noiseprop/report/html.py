@@ -1,0 +1,176 @@
+"""One self-contained HTML file out of finished runs: nothing in it asks for anything outside of it."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from noiseprop.errors import RunError
+from noiseprop.report.accuracy import MOST_FINDINGS, NAMES, table
+from noiseprop.report.again import commands
+from noiseprop.report.look import SEVERITY, Look, Sigma
+from noiseprop.report.pairs import pairs
+from noiseprop.report.panels import corruption_panels, eps_panels, sigma_panels, training_panel
+from noiseprop.report.pictures import heat, photo, scale, square, tiled
+from noiseprop.report.plots import FRAME
+from noiseprop.report.runs import Group, Run
+from noiseprop.training.continuing import flattened
+from noiseprop.training.run_folder import write_aside
+
+MARK = "<!-- made by `noiseprop report` -->"
+_LONGEST = 300  # characters shown of a text that a file tells
+_MOST_ROWS = 200  # of a run's settings
+_CHANNELS, _COLUMNS = 16, 8  # channels of a feature map that are shown, and how many side by side
+_MOST_LAYERS = 40  # layers whose sigma is shown
+
+
+@dataclass(frozen=True)
+class _Map:
+    """The picture of one layer's sigma, what it shows, and the ends and middle of its scale."""
+
+    layer: str
+    shape: str
+    mean: str | None
+    channels: str
+    shown: int
+    low: float
+    middle: float
+    high: float
+
+
+def write_report(groups: Sequence[Group], looks: Mapping[Path, Look], path: Path) -> None:
+    """Write the report, aside and then renamed.
+
+    Raises:
+        RunError: the file cannot be written, or holds something else than a report.
+    """
+    refuse_to_lose(path)
+    text = report(groups, looks)
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def refuse_to_lose(path: Path) -> None:
+    """Refuse a path where something lies that no report wrote.
+
+    Raises:
+        RunError: there is such a thing.
+    """
+    if not path.exists():
+        return
+    ours = False
+    if path.is_file():
+        with path.open("rb") as file:
+            ours = MARK.encode() in file.read(200)
+    if not ours:
+        raise RunError(f"{path} was not written by `noiseprop report` and would be lost; choose another --out")
+
+
+def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
+    """The page as text; equal runs give equal text.
+
+    Args:
+        groups: from `runs.grouped`.
+        looks: from `look.look_at`, for each run of the groups.
+    """
+    environment = Environment(
+        loader=PackageLoader("noiseprop.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": _short, "p_value": _p_value, "signed": "{:+.3f}".format, "photo": photo}
+    script = _file(environment, "report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        mark=Markup(MARK),  # noqa: S704 - ours
+        style=Markup(_file(environment, "report.css")),  # noqa: S704 - ours
+        script=Markup(script),  # noqa: S704 - ours
+        script_digest=digest,
+        title=_title(groups),
+        groups=groups,
+        looks=looks,
+        table=table(groups),
+        panels={
+            "eps": eps_panels(groups, looks),
+            "corruptions": corruption_panels(groups),
+            "training": [panel for panel in [training_panel(groups)] if panel],
+            "sigma": sigma_panels(groups),
+        },
+        maps=[(group.label, _maps(looks[group.runs[0].path].sigmas)) for group in groups],
+        scale=scale(),
+        examples=[(group.label, group.runs[0].seed, looks[group.runs[0].path]) for group in groups],
+        pairs=pairs(groups),
+        details=[_detail(group.label, run, looks[run.path]) for group in groups for run in group.runs],
+        names=NAMES,
+        severity=SEVERITY,
+        saliency=lambda values: heat(values, low=0.0, high=float(values.flatten().quantile(0.99)), background=True),
+        size=FRAME,
+    )
+
+
+def _file(environment: Environment, name: str) -> str:
+    """The text of a style sheet or script of ours, as it is."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _title(groups: Sequence[Group]) -> str:
+    names = list(dict.fromkeys(group.runs[0].model for group in groups))
+    if len(names) <= 3:
+        return _short(", ".join(names))
+    return f"{len(names)} networks"
+
+
+def _maps(sigmas: Sequence[Sigma]) -> list[_Map]:
+    return [_map(sigma) for sigma in sigmas[:_MOST_LAYERS]]
+
+
+def _map(sigma: Sigma) -> _Map:
+    values = sigma.values.float()
+    low, high = float(values.min()), float(values.max())
+    shape = " × ".join(map(str, values.shape)) or "1"
+    ends = (low, float(values.median()), high)
+    if values.dim() == 3 and values[0].numel() > 1:
+        mean = values.mean(0)
+        whole = heat(mean, low=float(mean.min()), high=float(mean.max()))
+        shown = values[:_CHANNELS]
+        return _Map(sigma.layer, shape, whole, heat(tiled(shown, _COLUMNS), low=low, high=high), len(shown), *ends)
+    return _Map(sigma.layer, shape, None, heat(square(values.flatten()), low=low, high=high), values.numel(), *ends)
+
+
+def _detail(label: str, run: Run, look: Look) -> dict[str, Any]:
+    """What the section on one run shows."""
+    e = run.evaluation
+    return {
+        "label": label,
+        "run": run,
+        "commands": commands(run.settings, run.path) if run.settings else [],
+        "settings": _rows(run.settings or {}),
+        "made_with": _rows(run.made_with),
+        "judged": _rows({"about": e.about, "settings": asdict(e.settings), "versions": e.versions} if e else {}),
+        "findings": e.findings[:MOST_FINDINGS] if e else (),
+        "troubles": (*run.troubles, *look.troubles),
+    }
+
+
+def _rows(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings as rows of a table."""
+    return dict(islice(flattened(tree).items(), _MOST_ROWS))
+
+
+def _short(value: object) -> str:
+    """A text from a file, cut where it is longer than any of ours."""
+    text = json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,99 @@
+"""Run folders with made-up figures, and the reports of them."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from noiseprop.data import SPLIT_SEED, digest, load, split
+from noiseprop.evaluation.record import Evaluation, Finding, Measurement
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, SETTINGS
+from noiseprop.evaluation.storage import write
+from noiseprop.noise.attach import noise_layers
+from noiseprop.paper.variants import build
+from noiseprop.report.html import report
+from noiseprop.report.look import look_at
+from noiseprop.report.runs import grouped, read_run
+from noiseprop.training import TABLE_1, save_model
+from noiseprop.training.run_folder import append_metrics, open_run
+
+IMAGES = 60
+
+
+@cache
+def digits():
+    return split(load("mnist-5k"))
+
+
+def evaluation(name: str, seed: int, *, findings: tuple[Finding, ...] = ()) -> Evaluation:
+    """Made-up outcomes for every condition but transfers."""
+    rng = np.random.default_rng(seed + len(name))
+    noisy = name != "MLP"
+
+    def outcomes(share: float):
+        return rng.random(IMAGES) < share
+
+    measurements: list[Measurement] = []
+    for state in ("off", "one", "vote") if noisy else ("off",):
+        measurements.append(Measurement("clean", state, 0, 0, outcomes(0.95)))
+        draws = (0,) if state == "off" else (1, 20)
+        measurements += [Measurement(a, state, k, 0, outcomes(0.4)) for a in ATTACKS for k in draws]
+        measurements += [Measurement(c, state, 0, s, outcomes(0.9 - 0.1 * s)) for c in CORRUPTIONS for s in range(1, 6)]
+    settings = replace(
+        SETTINGS["mnist-5k"], conditions=("clean", *ATTACKS, *CORRUPTIONS), attack_images=IMAGES, vote_draws=8
+    )
+    about = {"model": name, "seed": seed, "epochs": 3}
+    return Evaluation(
+        about, "mnist-5k", noisy, IMAGES, "d" * 64, settings, {"torch": "2"}, tuple(measurements), findings
+    )
+
+
+def make_run(
+    folder: Path,
+    name: str = "MLPN",
+    seed: int = 0,
+    *,
+    epochs: int = 3,
+    judged: Evaluation | str | None = "made up",
+    change: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """A run as `train` and `evaluate` leave it, but of an untrained network with made-up figures."""
+    model = build(name, seed=seed, classes=10)
+    data = {"name": "mnist-5k", "split_seed": SPLIT_SEED, "digest": digest(digits())}
+    recipe = asdict(replace(TABLE_1["mnist-5k"], epochs=epochs))
+    settings: dict[str, Any] = {
+        "model": {"name": name, "activation": "relu", "seed": seed, "classes": 10},
+        "data": data,
+        "recipe": recipe,
+        "seed": seed,
+    }
+    if change:
+        change(settings)
+    open_run(folder, settings, resume=False)
+    rng = torch.Generator().manual_seed(seed)
+    for layer in noise_layers(model).values():
+        layer.sigma.data = torch.rand(layer.sigma.shape, generator=rng)
+    for epoch in range(1, epochs + 1):
+        sigma = {path: {"mean": 1 / epoch, "std": 0.1, "min": 0.0, "max": 2.0} for path in noise_layers(model)}
+        figures = {"train_loss": 1 / epoch, "train_accuracy": 0.9, "validation_loss": 1.5 / epoch + seed}
+        line = {"epoch": epoch, **figures, "validation_accuracy": 1 - 0.3 / epoch, "sigma": sigma, "seconds": 1.0}
+        append_metrics(folder, line)
+    save_model(model, folder / "model.safetensors", epoch=epochs)
+    if judged == "made up":
+        judged = evaluation(name, seed)
+    if isinstance(judged, Evaluation):
+        write(judged, folder / "evaluation.json")
+    return folder
+
+
+def page(*folders: Path, images: int = 0) -> str:
+    """The report of some run folders."""
+    groups = grouped([read_run(folder) for folder in folders])
+    return report(groups, look_at(groups, data_dir=None, images=images))
+
+
+DOUBT = Finding("single step", "failed", {"one_step": 0.1}, "A single step is stronger than many.")

@@ -1,7 +1,7 @@
 import pytest
+from tests.report.made_up import make_run
 
 from noiseprop.cli import main
-from tests.report.made_up import make_run
 
 
 @pytest.fixture

@@ -67,9 +67,9 @@ def opened(browser, file):
 def emulate(browser, width, height, theme):
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-    )
+    asked = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in asked.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def one(browser, selector):
@@ -97,7 +97,7 @@ def test_it_renders_without_an_error_and_asks_for_nothing(opened):
 
 
 def test_the_table_filters_by_words_state_and_run(opened):
-    assert rows(opened) == ["MLP, mnist-5k", "MLPN, mnist-5k", "CNN-AN, mnist-5k"]
+    assert rows(opened) == ["MLP, mnist-5k, 2 seeds", "MLPN, mnist-5k", "CNN-AN, mnist-5k"]
     one(opened, "#filter").send_keys("cnn")
     assert rows(opened) == ["CNN-AN, mnist-5k"]
     assert one(opened, "#count").text == "1 of 9 rows"
@@ -106,7 +106,13 @@ def test_the_table_filters_by_words_state_and_run(opened):
     assert rows(opened) == ["MLPN, mnist-5k", "CNN-AN, mnist-5k"]
     Select(one(opened, "#state")).select_by_visible_text("as judged")
     one(opened, "#each").click()
-    assert rows(opened) == ["MLP, mnist-5k", "seed 0, MLP", "seed 1, MLP", "MLPN, mnist-5k", "CNN-AN, mnist-5k"]
+    assert rows(opened) == [
+        "MLP, mnist-5k, 2 seeds",
+        "seed 0, MLP",
+        "seed 1, MLP",
+        "MLPN, mnist-5k",
+        "CNN-AN, mnist-5k",
+    ]
 
 
 def test_the_table_sorts_by_a_figure_and_by_name(opened):
@@ -114,15 +120,15 @@ def test_the_table_sorts_by_a_figure_and_by_name(opened):
         cells = opened.find_elements(By.CSS_SELECTOR, f"#table tbody tr:not([hidden]) > :nth-child({column})")
         return [float(cell.get_attribute("data-value")) for cell in cells]
 
-    head = one(opened, "#table thead th:nth-child(4)")
+    head = one(opened, "#table thead th:nth-child(3)")
     button = head.find_element(By.TAG_NAME, "button")
-    before = figures(4)
+    before = figures(3)
     button.click()
     assert head.get_attribute("aria-sort") == "descending"
-    assert figures(4) == sorted(before, reverse=True)
+    assert figures(3) == sorted(before, reverse=True)
     button.send_keys(Keys.ENTER)  # by keyboard
     assert head.get_attribute("aria-sort") == "ascending"
-    assert figures(4) == sorted(before)
+    assert figures(3) == sorted(before)
     one(opened, "#table thead th:nth-child(1) button").click()
     assert head.get_attribute("aria-sort") == "none"
     assert [row.partition(",")[0] for row in rows(opened)] == ["CNN-AN", "MLP", "MLPN"]
@@ -266,7 +272,7 @@ def test_a_phone_needs_no_scrolling_sideways_and_reads_text_of_nine_pixels(opene
         "const s = document.querySelector('.plot > svg');"
         "return s.getBoundingClientRect().width / s.viewBox.baseVal.width"
     )
-    assert 12.5 * scale >= 8
+    assert 11.5 * scale >= 9
     for section in ("accuracy", "eps", "examples", "runs"):
         box = opened.execute_script(
             "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.left, b.right]",
@@ -289,6 +295,7 @@ def test_it_prints(opened):
 
 
 def test_without_script_all_is_there(browser, file):
+    emulate(browser, 1280, 900, "light")
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get(file.as_uri())
@@ -316,11 +323,12 @@ def test_names_from_runs_do_nothing(browser, tmp_path):
 
 
 def test_a_grid_of_thirty_runs_opens_within_a_second(browser, grid):
+    """In processor time of the page's main thread: the machine may be busy with other things."""
     emulate(browser, 1280, 900, "light")
     browser.get("about:blank")
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.get(grid.as_uri())
-    milliseconds = browser.execute_script(
-        "const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime"
-    )
-    assert 0 < milliseconds < 1000
     assert len(rows(browser)) == 10
+    spent = {m["name"]: m["value"] for m in browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]}
+    browser.execute_cdp_cmd("Performance.disable", {})
+    assert 0 < spent["TaskDuration"] < 1

@@ -57,7 +57,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
             "One draw is a single pass with fresh noise. With noise off, the network without its noise is attacked."
         )
     notes += [f"{finding.outcome}: {finding.sentence}" for finding in evaluation.findings]
-    return notes + weak_lbfgs(evaluation)
+    return notes + [f"doubtful: {sentence}" for sentence in weak_lbfgs(evaluation)]
 
 
 def weak_lbfgs(evaluation: Evaluation) -> list[str]:
@@ -69,6 +69,6 @@ def weak_lbfgs(evaluation: Evaluation) -> list[str]:
     if lbfgs <= pgd + TOLERANCE:
         return []
     return [
-        f"doubtful: L-BFGS may change an image as much as it likes and still leaves {lbfgs:.3f}, PGD in its ball only "
+        f"L-BFGS may change an image as much as it likes and still leaves {lbfgs:.3f}, PGD in its ball only "
         f"{pgd:.3f}; its {evaluation.settings.lbfgs_steps} steps of fixed length have not converged."
     ]

@@ -27,7 +27,7 @@ from noiseprop.training.run_folder import write_aside
 MARK = "<!-- made by `noiseprop report` -->"
 _LONGEST = 300  # characters shown of a text that a file tells
 _MOST_ROWS = 200  # of a run's settings
-_CHANNELS, _COLUMNS = 16, 8  # channels of a feature map that are shown, and how many side by side
+_CHANNELS, _COLUMNS = 16, 4  # channels of a feature map that are shown, and how many side by side
 _MOST_LAYERS = 40  # layers whose sigma is shown
 
 
@@ -40,6 +40,7 @@ class _Map:
     mean: str | None
     channels: str
     shown: int
+    rows: int
     low: float
     middle: float
     high: float
@@ -86,7 +87,7 @@ def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": _short, "p_value": _p_value, "signed": "{:+.3f}".format, "photo": photo}
+    environment.filters |= {"short": _short, "p_value": _p_value, "signed": _signed, "photo": photo}
     script = _file(environment, "report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
@@ -141,9 +142,10 @@ def _map(sigma: Sigma) -> _Map:
     if values.dim() == 3 and values[0].numel() > 1:
         mean = values.mean(0)
         whole = heat(mean, low=float(mean.min()), high=float(mean.max()))
-        shown = values[:_CHANNELS]
-        return _Map(sigma.layer, shape, whole, heat(tiled(shown, _COLUMNS), low=low, high=high), len(shown), *ends)
-    return _Map(sigma.layer, shape, None, heat(square(values.flatten()), low=low, high=high), values.numel(), *ends)
+        shown, sheet = min(_CHANNELS, len(values)), tiled(values[:_CHANNELS], _COLUMNS)
+        return _Map(sigma.layer, shape, whole, heat(sheet, low=low, high=high), shown, len(sheet), *ends)
+    sheet = square(values.flatten())
+    return _Map(sigma.layer, shape, None, heat(sheet, low=low, high=high), values.numel(), len(sheet), *ends)
 
 
 def _detail(label: str, run: Run, look: Look) -> dict[str, Any]:
@@ -170,6 +172,10 @@ def _short(value: object) -> str:
     """A text from a file, cut where it is longer than any of ours."""
     text = json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _p_value(value: float) -> str:

@@ -69,7 +69,7 @@ def eps_panels(groups: Sequence[Group], looks: Mapping[Path, Look]) -> list[Pane
 
 def _eps_caption(data: str, images: int, curves: Sequence[Curve]) -> str:
     noisy = [curve for curve in curves if curve.score_draws > 1]
-    text = f"The first {images} test images of {data}."
+    text = f"The first {images} test images of {data[:100]}."
     if noisy:
         draws, score_draws = noisy[0].draws, noisy[0].score_draws
         text += (

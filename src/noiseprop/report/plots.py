@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 # The picture, small so that its text is readable on a phone, and in it the ends of the axes
-FRAME = {"width": 440, "height": 280, "left": 48, "right": 426, "top": 12, "base": 236}
+FRAME = {"width": 360, "height": 240, "left": 40, "right": 350, "top": 10, "base": 198}
 _MOST_POINTS = 200  # drawn of a line, evenly spaced
 _MARKED = 16  # lines of so many points have markers
 _COLOURS, _DASHES = 7, ("", "7 3", "2 3", "8 3 2 3")
@@ -123,7 +123,8 @@ def chart(
         return round(FRAME["base"] - share * (FRAME["base"] - FRAME["top"]), 1)
 
     places = [across(value) for value in x]
-    ticks = x_ticks if x_ticks is not None else [t for t in _round_ticks(left, right) if left <= t <= right]
+    whole = all(float(value).is_integer() for value in x)
+    ticks = x_ticks if x_ticks is not None else [t for t in _round_ticks(left, right, whole) if left <= t <= right]
     return Chart(
         title,
         x_label,
@@ -162,11 +163,11 @@ def _text(series: Series, i: int, y_format: Format) -> str:
     return f"{y_format(value)} [{y_format(low)}, {y_format(high)}]"
 
 
-def _round_ticks(low: float, high: float) -> list[float]:
-    """Round numbers that enclose a range."""
+def _round_ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Round numbers that enclose a range; whole ones if asked for."""
     if not high > low:
         low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
-    return [float(tick) for tick in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    return [float(tick) for tick in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)]
 
 
 def _thinned(count: int) -> list[int]:

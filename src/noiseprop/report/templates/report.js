@@ -37,7 +37,8 @@ function table() {
     }
     count.textContent = `${shown} of ${rows.length} rows`;
   };
-  for (const control of [text, state, each]) control?.addEventListener("input", show);
+  text.addEventListener("input", show);
+  for (const control of [state, each]) control?.addEventListener("change", show);
   show();
   all("#table thead th").forEach((head, column) => one("button", head).addEventListener("click", () => {
     const falling = head.classList.contains("number") ? head.ariaSort !== "descending" : head.ariaSort === "ascending";
@@ -130,7 +131,7 @@ function legend(panel) {
 function chooser(select) {
   const choices = all(`.choice[data-of="${select.dataset.for}"]`);
   const show = () => choices.forEach((choice) => choice.classList.toggle("hidden", choice.dataset.value !== select.value));
-  select.addEventListener("input", show);
+  select.addEventListener("change", show);
   show();
 }
 

@@ -115,6 +115,13 @@ def test_dtype_follows_x_and_sigma_gets_at_least_float32(dtype):
     torch.testing.assert_close(y.float(), (x + sigma * eps_of(x.float())).to(dtype).float(), rtol=2**-7, atol=1e-3)
 
 
+def test_mu_s_gradient_is_summed_in_float32_too():
+    x, mu = torch.zeros(300, 1, 16, 16, dtype=torch.bfloat16), torch.zeros(1, 1, 1, requires_grad=True)
+    upstream = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (gradient,) = torch.autograd.grad(gaussian_noise(x, 1.0, mu=mu, key=KEY), mu, upstream)
+    torch.testing.assert_close(gradient.double().item(), upstream.double().sum().item(), rtol=1e-6, atol=0)
+
+
 def test_under_autocast_the_layers_keep_their_dtypes():
     linear, x = torch.nn.Linear(4, 6), torch.randn(3, 4)
     sigma = torch.ones(6, requires_grad=True)
@@ -134,6 +141,7 @@ def test_pure_function_of_its_key():
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first, gaussian_noise(x, sigma, key=KEY + 1))
     assert not x.any()  # never in place
+    assert gaussian_noise(x, 0.0, key=KEY).data_ptr() != x.data_ptr()  # nor x itself
     assert first.unique(dim=0).shape[0] == 6  # every sample its own
 
 

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -33,3 +36,48 @@ def test_an_error_comes_back_and_the_event_is_set():
     with pytest.raises(ZeroDivisionError):
         flushing_denormals(lambda: 1 // 0, stop)
     assert stop.is_set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the process's threads in /proc")
+def test_the_caller_s_workers_are_let_go_meanwhile():
+    """With more OpenMP threads than cores, idle ones too, each of them would sleep at every barrier."""
+    script = """
+import os, threading, time, torch
+from noiseprop.training.denormals import flushing_denormals
+torch.set_num_threads(3)
+threads = lambda: len(os.listdir("/proc/self/task"))
+work = lambda: float(torch.ones(4_000_000).mul(2).sum())
+alone = threads()
+work()
+team = threads() - alone
+assert team == 2, team
+
+def training():
+    work()
+    end = time.monotonic() + 20
+    while threads() > alone + 1 + team and time.monotonic() < end:
+        time.sleep(0.01)  # a thread that was let go takes a moment to end
+    return threads()
+
+assert flushing_denormals(training, threading.Event()) == alone + 1 + team
+assert torch.get_num_threads() == 3
+assert work() == 8_000_000
+assert threads() >= alone + team
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_does_not_wait_for_workers_of_its_parent():
+    script = """
+import os, sys, torch
+from noiseprop.noise.threads import dismiss
+torch.set_num_threads(3)
+torch.ones(4_000_000).mul(2)
+pid = os.fork()
+if pid == 0:
+    dismiss()
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -119,7 +119,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         eq_3 = torch.ops.noiseprop.sigma_gradient if again else _sigma_gradient
         to_sigma = eq_3(grad, key, ctx.sigma_shape, ctx.draws)
     if ctx.needs_input_grad[2]:
-        to_mu = _sum_to(grad.sum(0), ctx.mu_shape)
+        to_mu = _sum_to(grad.sum(0, dtype=_wide(grad)), ctx.mu_shape)
     return grad, to_sigma, to_mu, None, None
 
 

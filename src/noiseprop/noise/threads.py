@@ -32,16 +32,35 @@ if hasattr(os, "register_at_fork"):
 
 
 @cache
+def _library() -> ctypes.CDLL | None:
+    """The library of torch's operators on the CPU, in which the OpenMP library that they use is found, too."""
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    except OSError:
+        return None
+
+
+@cache
 def openmp() -> Callable[[int, int, int, int], None] | None:
     """GOMP_parallel(function, data, threads, flags) of the OpenMP library that torch itself uses, if there is one."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        parallel = ctypes.CDLL(str(library)).GOMP_parallel
-    except (OSError, AttributeError):
+    parallel = getattr(_library(), "GOMP_parallel", None)
+    if parallel is None:
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
     return parallel
+
+
+def dismiss() -> None:
+    """Let the calling thread's OpenMP team go; it gets a new one with its next parallel work.
+
+    For one whose team will be idle while another thread computes: where there are more OpenMP threads than cores, and
+    idle ones count, GNU's library puts a thread to sleep at every barrier instead of letting it wait awake, and waking
+    it up takes longer than a small network's operation.
+    """
+    pause = getattr(_library(), "omp_pause_resource_all", None)
+    if pause is not None and not _forked:  # a forked child would wait for threads of its parent
+        pause(1)  # omp_pause_soft
 
 
 @cache

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from noiseprop.noise.threads import dismiss
+
 T = TypeVar("T")
 
 
@@ -33,6 +35,7 @@ def flushing_denormals(work: Callable[[], T], stop: threading.Event, *, threads:
         torch.set_flush_denormal(True)
         torch.set_num_threads(threads or before)
 
+    dismiss()
     try:
         with ThreadPoolExecutor(1, "noiseprop-training", prepare) as executor:
             future = executor.submit(contextvars.copy_context().run, work)

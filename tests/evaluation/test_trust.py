@@ -106,6 +106,17 @@ class SameNoise(nn.Module):
             return self.inner(x)
 
 
+class OneDrawAPass(SameNoise):
+    """Noise that differs from row to row and from pass to pass, but several draws of a pass are one."""
+
+    passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        with sampling(self.inner, "frozen", key=self.passes):
+            return self.inner(x)
+
+
 @pytest.mark.parametrize(
     ("model", "outcome", "says"),
     [
@@ -116,6 +127,7 @@ class SameNoise(nn.Module):
         (lambda: ForeignNoise(shared=True), "failed", "shared across the batch"),
         (lambda: ForeignNoise(shared=False), "failed", "without a noise layer of noiseprop"),
         (SameNoise, "failed", "same in every pass"),
+        (OneDrawAPass, "failed", "draws within one pass are equal"),
         (Linear, "not applicable", "deterministic"),
     ],
 )

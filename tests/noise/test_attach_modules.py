@@ -223,6 +223,20 @@ def test_recurrent_on_packed_sequences(kind: type[nn.RNNBase], lengths: list[int
     assert torch.equal(last[:-2], hidden[:-2])
 
 
+@pytest.mark.parametrize("granularity", ["neuron", "channel"])
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [(nn.Linear(4, 6), (4,)), (nn.Conv1d(4, 6, 1), (4, 3)), (nn.LSTM(4, 6, batch_first=True), (5, 4))],
+)
+def test_an_empty_batch(module: nn.Module, shape: tuple[int, ...], granularity: Any):
+    module = add_noise(copy.deepcopy(module), "all", granularity=granularity, example=tokens(2, *shape))
+    returned = module(torch.zeros(0, *shape))
+    sequence = returned[0] if isinstance(returned, tuple) else returned
+    assert sequence.shape[0] == 0
+    sequence.sum().backward()
+    assert not module.noise.sigma.grad.any()
+
+
 class Reader(nn.Module):
     """The last hidden state of a GRU on packed sequences."""
 

@@ -50,7 +50,7 @@ def add_to_sequence(module: nn.RNNBase, args: Any, output: tuple[Any, Any]) -> A
     if noisy is clean:
         return output
     hidden, *cell = states if isinstance(states, tuple) else (states,)  # each (layers * directions, B, F / directions)
-    draws = noisy.shape[noise.batch_dim] // hidden.shape[1]
+    draws = noisy.shape[noise.batch_dim] // max(1, hidden.shape[1])  # a batch may be empty
     if draws > 1:
         hidden, *cell = (torch.cat([state] * draws, dim=1) for state in (hidden, *cell))
     by_time = noisy if module.batch_first else noisy.transpose(0, 1)  # (B, T, F)

@@ -87,7 +87,9 @@ def test_figure_3_needs_the_results_alone(few, tmp_path, capsys, monkeypatch):
     shown = {p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")}
     assert shown == {path.name, *(f"figure3-paper-mnist-5k.{s}" for s in ("svg", "png"))}
     assert path.read_bytes() == before
-    assert "figure3: MLPN, ReLU, seed 0 is done, 3 of 3" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "figure3: MLPN, ReLU, seed 0 is done, 3 of 3" in said.err
+    assert "Table 1's recipe: ADAM 0.001, constant, 1 epoch in fp32" in said.out
     assert main([command[0], "table3", *command[2:]]) == 0  # one seed is asked for, the file holds two
     assert "mean ± standard deviation over 2 seeds" in capsys.readouterr().out
     path.write_bytes(before[:-9])

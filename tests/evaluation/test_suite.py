@@ -251,6 +251,14 @@ def test_the_summary_shows_every_figure_with_its_interval(full):
     assert sum(line.startswith(CORRUPTIONS) for line in lines) == 4
 
 
+def test_the_summary_tells_a_recipe_that_is_not_the_papers(full):
+    told = "The network was trained by the fast recipe, not the paper's: 5 epochs."
+    for recipe, said in (("fast", True), ("table1", False)):
+        about = {"recipe": recipe, "epochs": 5}
+        assert (told in summary(replace(full, about=about)).splitlines()) == said
+    assert "recipe" not in summary(full)
+
+
 def test_the_summary_doubts_an_unbounded_attack_that_is_weaker_than_a_bounded_one(full):
     def told(lbfgs, pgd):
         right = {"lbfgs": lbfgs, "pgd": pgd}

@@ -97,6 +97,7 @@ class Reproduce:
                 record = extend(path, plan, [])
         if self.what == "figure3":
             svg, png = draw_figure_3(record, self.out / f"figure3-{plan.suffix}")
+            out.print(how(record), markup=False)
             out.print(f"Figure 3 is in {svg} and {png}.")
             return
         for rows in main_tables(record):

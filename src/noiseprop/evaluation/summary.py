@@ -50,6 +50,9 @@ def _notes(evaluation: Evaluation) -> list[str]:
         f"{evaluation.dataset}: {evaluation.images} test images clean and corrupted, the first {attacked} of them "
         "under attack; [95 % Wilson interval, of this one training run]."
     ]
+    recipe, epochs = (evaluation.about.get(name) for name in ("recipe", "epochs"))
+    if recipe not in (None, "table1"):
+        notes.append(f"The network was trained by the {recipe} recipe, not the paper's: {epochs} epochs.")
     if set(evaluation.settings.conditions) & set(CORRUPTIONS):
         notes.append("Of a corruption, the mean over its five severities.")
     if evaluation.noisy:

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from noiseprop.errors import RunError
 from noiseprop.nets import cnn, mlp
 from noiseprop.noise.optim import SigmaAdam
+from noiseprop.training import Recipe, train
 from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
 
 
@@ -188,3 +190,18 @@ def test_a_number_of_steps_that_is_none_is_refused(tmp_path, value):
     save_file(tensors, tmp_path / "x", {"noiseprop": json.dumps(header)})
     with pytest.raises(RunError, match=r"sigma.0.step is "):
         load_state(tmp_path / "x", net, {"sigma": SigmaAdam(net.parameters(), lr=1.0)})
+
+
+def test_no_pickle_is_read_or_written(tmp_path, monkeypatch, thirds):
+    def refused(*args, **kwargs):
+        raise AssertionError("a pickle")
+
+    for module, names in (
+        (pickle, ("dump", "dumps", "load", "loads", "Pickler", "Unpickler")),
+        (torch, ("save", "load")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, refused)
+    for epochs in (1, 2):
+        train(mlp((36, 8, 3)), thirds, Recipe(epochs=epochs), tmp_path / "run", resume=epochs == 2)
+    assert load_model(mlp((36, 8, 3)), tmp_path / "run" / "model.safetensors") == 2

@@ -1,8 +1,8 @@
-# make demo | test | lint | bench — each sets up .venv first, once.
+# make demo | test | lint | docs | bench — each sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint format bench clean
+.PHONY: demo test slow lint format docs bench clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noiseprop needs Python 3.11 or newer, not " + sys.version.split()[0] + "; set PYTHON=python3.11")'
@@ -29,6 +29,9 @@ lint: .venv/.ready
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/.ready
 	$(BIN)/python benchmarks/run.py

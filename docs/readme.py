@@ -1,4 +1,4 @@
-"""Put the demo's table and picture into README.md: `python docs/readme.py` after `noiseprop demo --out results`."""
+"""Put results into README.md and the quickstart: `python docs/readme.py`, after `noiseprop demo --out results`."""
 
 import json
 from collections.abc import Mapping
@@ -7,37 +7,49 @@ from typing import Any
 
 from noiseprop.paper.demo_picture import draw
 from noiseprop.paper.demo_table import heading, notes, rows
+from noiseprop.paper.page import verdicts
+from noiseprop.paper.results import Record, read_record
+from noiseprop.paper.tables import markdown
 
 ROOT = Path(__file__).parent.parent
-RECORD, PICTURE, README = ROOT / "results" / "demo.json", ROOT / "results" / "demo.png", ROOT / "README.md"
-BEGIN, END = "<!-- made by docs/readme.py from results/demo.json -->", "<!-- end -->"
+README, QUICKSTART = ROOT / "README.md", ROOT / "docs" / "quickstart.md"
+DEMO, PICTURE = ROOT / "results" / "demo.json", ROOT / "results" / "demo.png"
+CLAIMS = [ROOT / "results" / f"table3-{protocol}.json" for protocol in ("paper", "released-code")]
+
+CLAIMS_MARK = "<!-- made by docs/readme.py from results/table3-*.json -->"
+DEMO_MARK = "<!-- made by docs/readme.py from results/demo.json -->"
+END = "<!-- end -->"
 
 
-def block(record: Mapping[str, Any]) -> str:
-    """What stands between the two marks in README.md."""
-    head = heading(record)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows(record))]
+def claims_block(records: list[Record]) -> str:
+    """What becomes of Table 3's claims, for README.md."""
+    return markdown(verdicts(records))
+
+
+def demo_block(record: Mapping[str, Any]) -> str:
+    """The demo's table with its notes, for the quickstart."""
     made = record["made_with"]
     threads = f"{made['threads']} thread" + "s" * (made["threads"] > 1)
     where = f"It took {made['seconds']:.0f} s with {threads} of {made['processor']}, torch {made['torch']}."
-    picture = "![Accuracy under PGD against eps for MLP, MLP+ and MLPN, and MLPN's sigma by layer and epoch]"
-    return "\n".join([BEGIN, *lines, "", *notes(record), where, "", f"{picture}(results/demo.png)", END])
+    return "\n".join([markdown([heading(record), *rows(record)]), "", *notes(record), where])
 
 
-def updated(readme: str, record: Mapping[str, Any]) -> str:
-    """README.md with the block of this record."""
-    before, begin, rest = readme.partition(BEGIN)
+def updated(text: str, mark: str, block: str) -> str:
+    """A page with this block between its marks."""
+    before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"README.md lacks the marks {BEGIN} and {END}")
-    return before + block(record) + after
+        raise SystemExit(f"the page lacks the marks {mark} and {END}")
+    return f"{before}{mark}\n{block}\n{END}{after}"
 
 
 def main() -> None:
-    """Write README.md and the picture."""
-    record = json.loads(RECORD.read_text())
+    """Write both pages and the picture."""
+    record = json.loads(DEMO.read_text())
     draw(record, PICTURE)
-    README.write_text(updated(README.read_text(), record))
+    claims = claims_block([read_record(path) for path in CLAIMS])
+    for page, mark, block in ((README, CLAIMS_MARK, claims), (QUICKSTART, DEMO_MARK, demo_block(record))):
+        page.write_text(updated(page.read_text(), mark, block))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def smoothgrad(
     Raises:
         InputError: for arguments out of range, images outside [0, 1], classes out of range, NaN or wrong-shaped logits.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
         >>> _ = model[1].weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]))
         >>> smoothgrad(model, torch.zeros(1, 1, 2, 2), torch.tensor([0]))

@@ -63,7 +63,7 @@ def apgd(
         InputError: for arguments out of range, images outside [0, 1], labels out of range, NaN or wrong-shaped logits,
             or stop_when_broken on a model whose noise is on.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.eye(2))
         >>> apgd(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), eps=0.5, steps=10)
@@ -202,8 +202,9 @@ def _adapt(climb: _Climb, since: int) -> None:
 def _checkpoints(steps: int) -> set[int]:
     """After which steps the step sizes adapt: at first 22 % of all steps apart, then less and less, at least 6 %.
 
-    >>> sorted(_checkpoints(100))
-    [22, 41, 57, 70, 80, 87, 93, 99]
+    Examples:
+        >>> sorted(_checkpoints(100))
+        [22, 41, 57, 70, 80, 87, 93, 99]
     """
     distance, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     found: set[int] = set()

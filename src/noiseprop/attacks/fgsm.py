@@ -28,7 +28,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
     Raises:
         InputError: for eps < 0, images outside [0, 1], labels out of range, NaN or wrong-shaped logits.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.eye(2))

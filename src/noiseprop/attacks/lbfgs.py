@@ -50,7 +50,7 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
     Raises:
         InputError: for arguments out of range, images outside [0, 1], labels out of range, NaN or wrong-shaped logits.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.eye(2))
         >>> lbfgs(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), step=0.5, steps=2)
@@ -149,7 +149,7 @@ def lbfgs_szegedy(
     Raises:
         InputError: for arguments out of range, images outside [0, 1], labels out of range, NaN or wrong-shaped logits.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.eye(2))
         >>> lbfgs_szegedy(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), searches=20)

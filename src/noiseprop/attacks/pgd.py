@@ -55,7 +55,7 @@ def pgd(
         InputError: for arguments out of range, images outside [0, 1], labels out of range, NaN or wrong-shaped logits,
             or stop_when_broken on a model whose noise is on.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.eye(2))
         >>> pgd(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), eps=0.5, step=0.25, steps=4)

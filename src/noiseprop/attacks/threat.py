@@ -22,11 +22,12 @@ def check_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: if either has another shape, dtype or range.
 
-    >>> x, y = check_images(torch.zeros(2, 1, 28, 28), torch.tensor([3, 1]))
-    >>> check_images(2 * torch.ones(1, 4), torch.tensor([0]))
-    Traceback (most recent call last):
-    ...
-    noiseprop.errors.InputError: attacks: images lie in [2, 2], expected [0, 1]; divide 8-bit pixels by 255 ...
+    Examples:
+        >>> x, y = check_images(torch.zeros(2, 1, 28, 28), torch.tensor([3, 1]))
+        >>> check_images(2 * torch.ones(1, 4), torch.tensor([0]))
+        Traceback (most recent call last):
+        ...
+        noiseprop.errors.InputError: attacks: images lie in [2, 2], expected [0, 1]; divide 8-bit pixels by 255 ...
     """
     if not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
         raise InputError(
@@ -103,7 +104,8 @@ def ball(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     Projection onto it is `x_adv.clamp(low, high)`.
 
-    >>> ball(torch.tensor([0.0, 0.5]), 0.25)
-    (tensor([0.0000, 0.2500]), tensor([0.2500, 0.7500]))
+    Examples:
+        >>> ball(torch.tensor([0.0, 0.5]), 0.25)
+        (tensor([0.0000, 0.2500]), tensor([0.2500, 0.7500]))
     """
     return (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)

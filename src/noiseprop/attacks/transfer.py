@@ -45,7 +45,7 @@ def transfer(
         InputError: for an attack that stops when broken or returns anything but images like x, and for whatever the
             attack refuses.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from noiseprop.attacks import fgsm
         >>> model, surrogate = nn.Linear(4, 3), nn.Linear(4, 3)

@@ -42,10 +42,12 @@ def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torc
     Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
     ICLR 2019, and the generators released with it.
 
-    >>> x = torch.rand(2, 3, 32, 32)
-    >>> noisy = corrupt(x, "gaussian_noise", severity=1, params="cifar10", generator=torch.Generator().manual_seed(0))
-    >>> bool(((noisy * 255 - (noisy * 255).round()).abs() < 1e-4).all())
-    True
+    Examples:
+        >>> x = torch.rand(2, 3, 32, 32)
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> noisy = corrupt(x, "gaussian_noise", severity=1, params="cifar10", generator=seed)
+        >>> bool(((noisy * 255 - (noisy * 255).round()).abs() < 1e-4).all())
+        True
     """
     _check(x, kind, severity, params)
     pixels = x.detach().cpu()
@@ -63,8 +65,17 @@ def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torc
 def corruption_seed(dataset: str, kind: str, severity: int) -> int:
     """The stated seed of a corrupted data set: 62 bits of SHA-256 of "dataset/kind/severity".
 
-    >>> corruption_seed("mnist", "glass_blur", 3) == corruption_seed("mnist", "glass_blur", 3)
-    True
+    Args:
+        dataset: its name, such as "mnist".
+        kind: one of KINDS.
+        severity: 1 to 5.
+
+    Returns:
+        A seed for `torch.Generator().manual_seed`, the same on every machine.
+
+    Examples:
+        >>> corruption_seed("mnist", "glass_blur", 3) == corruption_seed("mnist", "glass_blur", 3)
+        True
     """
     digest = hashlib.sha256(f"{dataset}/{kind}/{severity}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2

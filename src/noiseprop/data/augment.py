@@ -27,9 +27,10 @@ def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) ->
     Source:
         The paper's released code (random crop with padding 4, horizontal flip).
 
-    >>> x = torch.rand(2, 3, 8, 8)
-    >>> crop_and_flip(x, generator=torch.Generator().manual_seed(0)).shape
-    torch.Size([2, 3, 8, 8])
+    Examples:
+        >>> x = torch.rand(2, 3, 8, 8)
+        >>> crop_and_flip(x, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 8, 8])
     """
     if x.ndim != 4:
         raise InputError(f"images of shape {tuple(x.shape)} came, expected (B, C, H, W); add the missing dimensions")

@@ -35,10 +35,11 @@ def batches(
     Raises:
         InputError: the batch size is below 1, or `augment` is given without a generator.
 
-    >>> white = torch.full((3, 1, 1, 1), 255, dtype=torch.uint8)
-    >>> three = Dataset("three", white, torch.tensor([0, 1, 2]), ("a", "b", "c"))
-    >>> [(x.flatten().tolist(), y.tolist()) for x, y in batches(three, 2, generator=None)]
-    [([1.0, 1.0], [0, 1]), ([1.0], [2])]
+    Examples:
+        >>> white = torch.full((3, 1, 1, 1), 255, dtype=torch.uint8)
+        >>> three = Dataset("three", white, torch.tensor([0, 1, 2]), ("a", "b", "c"))
+        >>> [(x.flatten().tolist(), y.tolist()) for x, y in batches(three, 2, generator=None)]
+        [([1.0, 1.0], [0, 1]), ([1.0], [2])]
     """
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}; give at least 1")

@@ -26,9 +26,10 @@ class Dataset:
     Raises:
         InputError: dtypes or lengths do not fit together, or a label is no index into `classes`.
 
-    >>> digits = Dataset("two", torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1]), ("zero", "one"))
-    >>> len(digits), digits[1:].labels.tolist()
-    (2, [1])
+    Examples:
+        >>> digits = Dataset("two", torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1]), ("zero", "one"))
+        >>> len(digits), digits[1:].labels.tolist()
+        (2, [1])
     """
 
     name: str

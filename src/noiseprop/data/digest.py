@@ -10,11 +10,18 @@ _CHUNK = 4096  # images that are read at once from a memory-mapped data set
 def digest(split: Split) -> str:
     """SHA-256, in hex, of every image and label of a split, part by part in their order.
 
-    >>> import torch
-    >>> from noiseprop.data import Dataset, split
-    >>> dark = Dataset("mnist", torch.zeros(70, 1, 2, 2, dtype=torch.uint8), torch.arange(70) % 2, ("even", "odd"))
-    >>> digest(split(dark))[:12]
-    '7aaa52bf2a31'
+    Args:
+        split: of any data set; one that is mapped from a file is read through once.
+
+    Returns:
+        64 hexadecimal digits, the same on every machine.
+
+    Examples:
+        >>> import torch
+        >>> from noiseprop.data import Dataset, split
+        >>> dark = Dataset("mnist", torch.zeros(70, 1, 2, 2, dtype=torch.uint8), torch.arange(70) % 2, ("even", "odd"))
+        >>> digest(split(dark))[:12]
+        '7aaa52bf2a31'
     """
     whole = hashlib.sha256()
     for part in (split.train, split.validation, split.test):

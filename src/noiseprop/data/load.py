@@ -33,6 +33,11 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     Raises:
         InputError: the name is unknown.
         DataError: a file is missing, damaged or not what its name says.
+
+    Examples:
+        >>> digits = load("mnist-5k")
+        >>> tuple(digits.images.shape), digits.labels.bincount().tolist()
+        ((5000, 1, 28, 28), [500, 500, 500, 500, 500, 500, 500, 500, 500, 500])
     """
     if name not in _READERS:
         raise InputError(f"{name!r} is no data set; choose one of {', '.join(NAMES)}")

@@ -44,11 +44,12 @@ def split(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
     Source:
         Section 4.1 of the paper (random split of all images of a data set).
 
-    >>> images = torch.zeros(70, 1, 28, 28, dtype=torch.uint8)
-    >>> digits = Dataset("mnist", images, torch.arange(70) % 10, tuple("0123456789"))
-    >>> parts = split(digits)
-    >>> len(parts.train), len(parts.validation), len(parts.test), parts.seed
-    (50, 10, 10, 2021)
+    Examples:
+        >>> images = torch.zeros(70, 1, 28, 28, dtype=torch.uint8)
+        >>> digits = Dataset("mnist", images, torch.arange(70) % 10, tuple("0123456789"))
+        >>> parts = split(digits)
+        >>> len(parts.train), len(parts.validation), len(parts.test), parts.seed
+        (50, 10, 10, 2021)
     """
     if dataset.name not in RATIOS:
         raise InputError(f"no split is known for {dataset.name!r}; name the data set one of {', '.join(RATIOS)}")
@@ -78,8 +79,9 @@ def permutation(count: int, seed: int) -> np.ndarray:
     Raises:
         InputError: the seed is negative.
 
-    >>> permutation(5, seed=7)
-    array([3, 4, 0, 2, 1])
+    Examples:
+        >>> permutation(5, seed=7)
+        array([3, 4, 0, 2, 1])
     """
     if seed < 0:
         raise InputError(f"the split seed is {seed}; give one that is at least 0")

@@ -42,8 +42,9 @@ def judging(model: nn.Module) -> Generator[None]:
 def noise_key(seed: int, *parts: str | int) -> int:
     """The key of one use of noise: 62 bits of SHA-256 of the seed and what the noise is for.
 
-    >>> noise_key(0, "pgd", 20, "attack") == noise_key(0, "pgd", 20, "score")
-    False
+    Examples:
+        >>> noise_key(0, "pgd", 20, "attack") == noise_key(0, "pgd", 20, "score")
+        False
     """
     digest = hashlib.sha256("/".join(str(part) for part in (seed, *parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2

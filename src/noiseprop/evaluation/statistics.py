@@ -75,9 +75,10 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     Raises:
         InputError: n < 1, successes outside 0..n or confidence outside (0, 1).
 
-    >>> interval = wilson(81, 263)
-    >>> round(interval.low, 4), round(interval.high, 4)
-    (0.2553, 0.3662)
+    Examples:
+        >>> interval = wilson(81, 263)
+        >>> round(interval.low, 4), round(interval.high, 4)
+        (0.2553, 0.3662)
 
     Source: Wilson 1927; the example is Newcombe 1998a (Statistics in Medicine 17:857), Table I.
     """
@@ -105,8 +106,9 @@ def mean_std(values: Sequence[float]) -> Spread:
     Raises:
         InputError: no values, or a value that is not finite.
 
-    >>> str(mean_std([0.97, 0.98, 0.96])), str(mean_std([0.97]))
-    ('0.970 ± 0.010', '0.970')
+    Examples:
+        >>> str(mean_std([0.97, 0.98, 0.96])), str(mean_std([0.97]))
+        ('0.970 ± 0.010', '0.970')
     """
     if not values or not all(math.isfinite(value) for value in values):
         raise InputError(f"mean_std: expected at least one finite value, got {list(values)}.")
@@ -134,6 +136,12 @@ def paired(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_], *
 
     Raises:
         InputError: the two are not equally long one-dimensional boolean arrays of at least one image.
+
+    Examples:
+        >>> right = np.array([True] * 80 + [False] * 20)
+        >>> found = paired(right, np.roll(right, 10))
+        >>> found.only_a, found.only_b, found.difference.estimate, found.p_value
+        (10, 10, 0.0, 1.0)
 
     Source: McNemar 1947; Newcombe 1998b, Statistics in Medicine 17:2635, method 10.
     """
@@ -171,9 +179,13 @@ def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -
         Difference a - b with its interval, and the two-sided p-value that the means are equal; None where a group has
         fewer than two runs. Where neither scatters, the interval has no width and p is 0, or 1 for equal groups.
 
-    >>> found = welch([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
-    >>> round(found.p_value, 6), round(found.difference.low, 3)
-    (0.021312, -5.267)
+    Raises:
+        InputError: a group is empty, a figure is not finite, or the confidence lies outside (0, 1).
+
+    Examples:
+        >>> found = welch([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+        >>> round(found.p_value, 6), round(found.difference.low, 3)
+        (0.021312, -5.267)
 
     Source: Welch 1947.
     """
@@ -196,8 +208,9 @@ def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction for several tests at once, in the order given.
 
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    Examples:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
 
     Source: Holm 1979.
     """

@@ -52,6 +52,10 @@ def to_json(evaluation: Evaluation) -> str:
 def write(evaluation: Evaluation, path: Path) -> None:
     """Write an evaluation as JSON, aside and then renamed, so that `path` never holds half a file.
 
+    Args:
+        evaluation: what `evaluate` returned.
+        path: the file; its folder must exist.
+
     Raises:
         RunError: the folder does not exist, cannot be written to, or is full; an older file stays as it was.
     """
@@ -61,6 +65,12 @@ def write(evaluation: Evaluation, path: Path) -> None:
 
 def read(path: Path) -> Evaluation:
     """Read an evaluation, checking every field, so that a table is never made from a damaged or foreign file.
+
+    Args:
+        path: a file that `write` wrote, such as a run's evaluation.json.
+
+    Returns:
+        The evaluation as it was written.
 
     Raises:
         RunError: there is no such file, it is too large, no evaluation, of another version, or inconsistent.

@@ -12,6 +12,12 @@ def summary(evaluation: Evaluation) -> str:
 
     Single conditions come with Wilson's 95 % interval. The average over a corruption's severities comes without one:
     its five figures share their images.
+
+    Args:
+        evaluation: what `evaluate` returned or `read` read.
+
+    Returns:
+        Lines of plain text: a row per condition, a column per state, then what was measured and what is doubtful.
     """
     states: list[State] = [s for s in STATES if any(m.state == s for m in evaluation.measurements)]
     rows = [["accuracy", *(_heading(s, evaluation) for s in states)]]

@@ -26,6 +26,9 @@ class CNN(nn.Module):
 def cnn(classes: int = 10) -> CNN:
     """The paper's CNN: conv 1→32, pool, conv 32→64, pool, 3136-128-classes, with ReLU throughout.
 
+    Args:
+        classes: number of logits.
+
     Returns:
         A network that maps images (B, 1, 28, 28) in [0, 1] to logits (B, classes). Its `sites` name the Linear layers
         under "fc", and these and the convolutions, whose noise lies before the ReLU, under "all".
@@ -33,7 +36,8 @@ def cnn(classes: int = 10) -> CNN:
     Source: section 4.1 of Xiao, Zhang and Peng (2021). The released code feeds these 3136 features into `Linear(1152)`
     and so does not run; 3136 is what the text describes.
 
-    >>> cnn().sites["all"]
-    ('conv1', 'conv2', 'fc1', 'fc2')
+    Examples:
+        >>> cnn().sites["all"]
+        ('conv1', 'conv2', 'fc1', 'fc2')
     """
     return CNN(classes)

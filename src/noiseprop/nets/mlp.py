@@ -52,7 +52,8 @@ def mlp(sizes: Sequence[int] = (784, 100, 50, 10), activation: Activation = "rel
 
     Source: section 4.1 of Xiao, Zhang and Peng (2021).
 
-    >>> mlp().sites["fc"]
-    ('fc1', 'fc2', 'fc3')
+    Examples:
+        >>> mlp().sites["fc"]
+        ('fc1', 'fc2', 'fc3')
     """
     return MLP(sizes, activation)

@@ -110,8 +110,9 @@ def resnet18(
 
     Source: section 4.2 of Xiao, Zhang and Peng (2021); shapes where the text is silent from the released code.
 
-    >>> resnet18().sites["fc"]
-    ('head.fc1', 'head.fc2', 'head.fc3')
+    Examples:
+        >>> resnet18().sites["fc"]
+        ('head.fc1', 'head.fc2', 'head.fc3')
     """
     stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     return ResNet(stem, nn.Identity(), (2, 2, 2, 2), nn.AvgPool2d(4), (512, *head, classes), pixels)
@@ -125,11 +126,21 @@ def resnet34(
 ) -> ResNet:
     """ResNet34 for 64 x 64 images: 7 x 7 stem of stride 2, max-pool 3 of stride 1, 3-4-6-3 blocks at 32/16/8/4 pixels.
 
-    The 4 x 4 maps are averaged to 2 x 2, so that the head is 2048-1024-512-256-classes. Arguments, sites and source as
-    in `resnet18` (section 4.3); images are (B, 3, 64, 64).
+    The 4 x 4 maps are averaged to 2 x 2, so that the head is 2048-1024-512-256-classes.
 
-    >>> len(resnet34().sites["all"])
-    20
+    Args:
+        classes: number of logits.
+        head: hidden sizes of the head; () is the original single Linear, the paper's black-box surrogate.
+        pixels: mean and standard deviation per channel, in [0, 1]; kept as buffers and applied inside the network.
+
+    Returns:
+        A network that maps images (B, 3, 64, 64) in [0, 1] to logits (B, classes), with the sites of `resnet18`.
+
+    Source: section 4.3 of Xiao, Zhang and Peng (2021); shapes where the text is silent from the released code.
+
+    Examples:
+        >>> len(resnet34().sites["all"])
+        20
     """
     stem = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
     stem_pool = nn.MaxPool2d(3, stride=1, padding=1)

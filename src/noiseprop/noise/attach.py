@@ -68,7 +68,7 @@ def add_noise(
     Raises:
         InputError: nothing matches, what matches cannot carry noise or has noise already; the model is as it was.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> net = add_noise(net, "linear", init=0.5, example=torch.zeros(1, 4))
         >>> {path: tuple(noise.sigma.shape) for path, noise in noise_layers(net).items()}
@@ -103,11 +103,19 @@ def place(model: nn.Module, where: Where, settings: Settings, example: Any) -> n
 def remove_noise(model: nn.Module) -> nn.Module:
     """Take away all that `add_noise` added to a model, which is then as it was before; nothing happens without noise.
 
+    Args:
+        model: what `add_noise` was called with.
+
     Returns:
         The model itself.
 
     Raises:
         InputError: the noise was added to a larger model or to a part of this one; remove it there.
+
+    Examples:
+        >>> net = add_noise(nn.Linear(4, 3), [""], example=torch.zeros(1, 4))
+        >>> list(net.state_dict()), list(remove_noise(net).state_dict())
+        (['weight', 'bias', 'noise.sigma', ...], ['weight', 'bias'])
     """
     forget_first_batch(model)
     refuse_waiting(model)  # a part of it
@@ -118,15 +126,30 @@ def remove_noise(model: nn.Module) -> nn.Module:
 def noise_layers(model: nn.Module) -> dict[str, NeuronNoise]:
     """The noise layers of a model by module path, such as "fc1.noise".
 
+    Args:
+        model: any module, noisy or not.
+
+    Returns:
+        The layers in the order of the model's modules; their `sigma` and `mu` are what is learned.
+
     Raises:
         InputError: the noise still waits for a first batch.
+
+    Examples:
+        >>> net = add_noise(nn.Sequential(nn.Linear(4, 3)), "0", example=torch.zeros(1, 4))
+        >>> {path: layer.sigma.mean().item() for path, layer in noise_layers(net).items()}
+        {'0.noise': 1.0}
     """
     refuse_waiting(model)
     return {name: module for name, module in model.named_modules() if isinstance(module, NeuronNoise)}
 
 
 def is_noisy(model: nn.Module) -> bool:
-    """Whether a model has any noise layer."""
+    """Whether a model has any noise layer, acting or not.
+
+    Raises:
+        InputError: the noise still waits for a first batch.
+    """
     return bool(noise_layers(model))
 
 

@@ -48,6 +48,15 @@ def save_noise(model: nn.Module, file: str | Path) -> None:
     Raises:
         InputError: the model has no noise from `add_noise`, or noise of a preset, or a sigma that is not finite.
         NoisepropError: the file cannot be written.
+
+    Examples:
+        >>> import tempfile, noiseprop
+        >>> net = noiseprop.add_noise(nn.Linear(4, 3), [""], init=0.5, example=torch.zeros(1, 4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_noise(net, Path(folder, "noise.safetensors"))
+        ...     other = load_noise(nn.Linear(4, 3), Path(folder, "noise.safetensors"))
+        >>> other.noise.sigma.tolist()
+        [0.5, 0.5, 0.5]
     """
     refuse_waiting(model)
     layers = placed(model)

@@ -81,7 +81,7 @@ def inspect_noise(
         InputError: the model has no noise, there are fewer than two batches, inputs change their size, or a loss is NaN
             or infinite.
 
-    Example:
+    Examples:
         >>> import noiseprop
         >>> net = noiseprop.add_noise(nn.Linear(3, 2), [""], init=0.5, example=torch.zeros(1, 3))
         >>> some = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(4)]

@@ -39,7 +39,7 @@ class NeuronNoise(nn.Module):
     sigma and mu stay float32 when a model is cast to a half type, as by `model.to(torch.bfloat16)`, which knows no
     number between 1 and 1.008, far more than an optimizer's step. The output has the input's type all the same.
 
-    Example:
+    Examples:
         >>> noise = NeuronNoise((3,), init=0.5)
         >>> noise(torch.zeros(2, 3)).shape
         torch.Size([2, 3])

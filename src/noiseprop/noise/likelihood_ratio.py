@@ -43,7 +43,7 @@ def likelihood_ratio_loss(model: nn.Module, losses: Tensor) -> Tensor:
         InputError: the losses are not one per sample, or a batch norm in training mode mixes the samples.
         NoisepropError: the last pass drew no noise with this estimator.
 
-    Example:
+    Examples:
         >>> import noiseprop
         >>> net = nn.Sequential(nn.Linear(2, 3), noiseprop.NeuronNoise(3, estimator="likelihood-ratio"))
         >>> losses = (net(torch.ones(8, 2)) > 0).float().sum(1)

@@ -58,6 +58,15 @@ class Floor(Objective):
         params: the noise levels, `sigmas(model)`.
         floor: smallest magnitude, in units of the pre-activation.
 
+    Raises:
+        InputError: there is no sigma, or the floor is not above 0.
+
+    Examples:
+        >>> sigma = nn.Parameter(torch.tensor([0.5, -0.01]))
+        >>> Floor([sigma], 0.1).project()
+        >>> sigma.detach()
+        tensor([ 0.5000, -0.1000])
+
     Source: the minimum that Learn2Perturb (Jeddi et al., 2020, Algorithm 1) clips its noise to, here on its own.
     """
 
@@ -82,6 +91,15 @@ class FixedPower(Objective):
     Args:
         params: the noise levels that share the power: `sigmas(model)`, or those of some layers.
         power: in squared units of the pre-activation; what the levels have now if omitted.
+
+    Raises:
+        InputError: there is no sigma, or the power is not above 0.
+
+    Examples:
+        >>> sigma = nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> FixedPower([sigma], power=1.0).project()
+        >>> sigma.detach()
+        tensor([0.6000, 0.8000])
 
     Source: this package; compare the fixed noise budget of water-filling (Cover and Thomas, 2006, section 9.4).
     """
@@ -109,6 +127,15 @@ class EntropyBonus(Objective):
         params: the noise levels, `sigmas(model)`.
         weight: in units of the loss, per nat.
 
+    Raises:
+        InputError: there is no sigma, one of them is 0, or the weight is not above 0.
+
+    Examples:
+        >>> sigma = nn.Parameter(torch.tensor([1.0, 0.5]))
+        >>> EntropyBonus([sigma], weight=0.1).backward(torch.zeros((), requires_grad=True))
+        >>> sigma.grad  # -weight / (2 sigma): descent raises sigma
+        tensor([-0.0500, -0.1000])
+
     Source: ``ln det(2 pi e Sigma) / 2``, the maximum-entropy term of Eustratiadis et al. (2020), arXiv 2010.08852v1.
     """
 
@@ -133,6 +160,15 @@ class SquareRootBonus(Objective):
         floor: smallest sigma after a step, in units of the pre-activation; the authors' code uses 0.01.
 
     The bonus weakens as epochs are announced by `start_epoch`, counted from the first one with noise.
+
+    Raises:
+        InputError: there is no sigma, or weight or floor is not above 0.
+
+    Examples:
+        >>> bonus = SquareRootBonus([nn.Parameter(torch.tensor([0.25, 1.0]))], weight=0.1)
+        >>> bonus.start_epoch(2)  # tau = 1 + 1/2
+        >>> round(bonus.term().item(), 4)
+        -0.1
 
     Source: Jeddi et al. (2020), Learn2Perturb, Eq. 7 and Algorithm 1.
     """
@@ -173,7 +209,14 @@ class WeightCovarianceAlignment(Objective):
         weight: lambda, in units of the loss.
 
     Raises:
-        InputError: the noise has neither one sigma nor one per input of the readout.
+        InputError: the noise has neither one sigma nor one per input of the readout, or the weight is not above 0.
+
+    Examples:
+        >>> noise, readout = NeuronNoise(3, init=0.5), nn.Linear(3, 2)
+        >>> _ = readout.weight.data.fill_(1.0)
+        >>> term = WeightCovarianceAlignment(noise, readout, weight=0.1).term()  # -0.1 * 2 ln(3 * 0.5^2)
+        >>> round(term.item(), 4)
+        0.0575
 
     Source: Eustratiadis, Gouk, Li and Hospedales (2021), Weight-covariance alignment, Theorem 1 and what follows it.
     """
@@ -200,6 +243,16 @@ class AdversarialSigma(Objective):
 
     Args:
         model: the noisy network; its `sigmas(model)` are what the clean loss does not move.
+
+    Raises:
+        InputError: the model has no sigma that is learned.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(2, 1), NeuronNoise(1))
+        >>> clean, adversarial = net(torch.ones(4, 2)).square().mean(), 0 * net(torch.ones(4, 2)).mean()
+        >>> AdversarialSigma(net).backward(clean, adversarial)
+        >>> net[1].sigma.grad, bool(net[0].weight.grad.any())
+        (tensor([0.]), True)
 
     Source: this package, after the ensemble loss of PNI (He, Rakin and Fan, 2019), where the noise learns from both.
     """

@@ -48,7 +48,7 @@ def gaussian_noise(
     Raises:
         InputError: x is not floating point, a shape does not fit, or sigma is neither a tensor nor a number.
 
-    Example:
+    Examples:
         >>> x, sigma = torch.zeros(2, 3), torch.ones(3)
         >>> y = gaussian_noise(x, sigma, key=torch.tensor([7]))
         >>> torch.equal(y, gaussian_noise(x, sigma, key=torch.tensor([7])))

@@ -30,6 +30,16 @@ class SigmaAdam(torch.optim.Optimizer):
         betas: decay of the two running means.
         eps: added to v inside the root, in units of the gradient squared.
 
+    Raises:
+        InputError: lr or eps is below 0, or a beta outside [0, 1).
+
+    Examples:
+        >>> sigma = torch.tensor([0.5, 0.0004], requires_grad=True)
+        >>> sigma.grad = torch.tensor([2.0, 2.0])
+        >>> SigmaAdam([sigma], lr=1e-3).step()
+        >>> sigma.detach()  # a full step down, and one that crosses 0
+        tensor([0.4990, 0.0006])
+
     Source: Xiao, Zhang and Peng (2021), Eq. 7.
     """
 
@@ -93,14 +103,36 @@ class SigmaAdam(torch.optim.Optimizer):
 def sigmas(model: nn.Module) -> list[nn.Parameter]:
     """The learned noise levels of a model, for `SigmaAdam`.
 
+    Args:
+        model: any module, noisy or not.
+
+    Returns:
+        The sigma of every noise layer that learns one; those that are fixed are buffers and not among them.
+
     Raises:
         InputError: the noise still waits for a first batch, so that there is no sigma yet.
+
+    Examples:
+        >>> import noiseprop
+        >>> net = noiseprop.add_noise(nn.Linear(4, 3), [""], example=torch.zeros(1, 4))
+        >>> [tuple(sigma.shape) for sigma in sigmas(net)], [tuple(weight.shape) for weight in weights(net)]
+        ([(3,)], [(3, 4), (3,)])
     """
     refuse_waiting(model)
     return [m.sigma for m in model.modules() if isinstance(m, NeuronNoise) and isinstance(m.sigma, nn.Parameter)]
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
-    """All other parameters of a model (mu among them), for the optimizer that trains the network."""
+    """All other parameters of a model (mu among them), for the optimizer that trains the network.
+
+    Args:
+        model: any module, noisy or not.
+
+    Returns:
+        Every parameter that is not among `sigmas(model)`, in the order of `model.parameters()`.
+
+    Raises:
+        InputError: the noise still waits for a first batch, so that it is not known which they are.
+    """
     levels = {id(sigma) for sigma in sigmas(model)}
     return [p for p in model.parameters() if id(p) not in levels]

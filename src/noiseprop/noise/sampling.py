@@ -65,7 +65,7 @@ def sampling(
     Raises:
         InputError: an unknown mode, draws < 1, a frozen mode without a key, or draws with batch norm in training mode.
 
-    Example:
+    Examples:
         >>> import noiseprop
         >>> model = noiseprop.add_noise(nn.Linear(3, 2), where=[""], example=torch.zeros(1, 3))
         >>> with sampling(model, draws=5):

@@ -29,7 +29,7 @@ class before:  # noqa: N801 - it reads as a word: where=before(nn.ReLU)
     Args:
         where: a group, names, types or a predicate, as `add_noise` takes them.
 
-    Example:
+    Examples:
         >>> import noiseprop, torch
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> net = noiseprop.add_noise(net, before(nn.ReLU), example=torch.zeros(1, 4))

@@ -183,7 +183,24 @@ def noise_streams(model: nn.Module) -> list[NoiseStream]:
 
 
 def reset_noise(model: nn.Module, key: int) -> None:
-    """Start a model's noise again at pass 0 of the seed `key`, so that what follows can be repeated."""
+    """Start a model's noise again at pass 0 of the seed `key`, so that what follows can be repeated.
+
+    Args:
+        model: any module; without noise nothing happens.
+        key: a whole number, as in `add_noise`.
+
+    Raises:
+        InputError: the noise still waits for a first batch, or the key is no whole number.
+
+    Examples:
+        >>> import noiseprop
+        >>> net = noiseprop.add_noise(nn.Linear(4, 3), [""], example=torch.zeros(1, 4))
+        >>> reset_noise(net, 5)
+        >>> first, second = net(torch.ones(2, 4)), net(torch.ones(2, 4))
+        >>> reset_noise(net, 5)
+        >>> torch.equal(net(torch.ones(2, 4)), first), torch.equal(first, second)
+        (True, False)
+    """
     for number, stream in enumerate(noise_streams(model)):
         stream.key.copy_(seed_key(key, number))
         stream.apart = (0, 0, 0)

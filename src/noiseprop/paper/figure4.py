@@ -112,8 +112,9 @@ def inside(maps: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         float64, (n,).
 
-    >>> inside(torch.ones(1, 4, 4), torch.tensor([[0, 0, 1, 3]]))
-    tensor([0.5000], dtype=torch.float64)
+    Examples:
+        >>> inside(torch.ones(1, 4, 4), torch.tensor([[0, 0, 1, 3]]))
+        tensor([0.5000], dtype=torch.float64)
     """
     x, y = torch.arange(maps.shape[2]), torch.arange(maps.shape[1])
     x0, y0, x1, y1 = (column.view(-1, 1) for column in boxes.unbind(1))

@@ -86,12 +86,15 @@ def _overview(records: Sequence[Record]) -> str:
     lines = ["## In short", ""]
     lines.append("In brackets: of how many differences a claim consists, how many are significant, and which way.")
     for table in sorted({record["table"] for record in records}):
-        there = [record for record in records if record["table"] == table]
-        rows = [[_TITLES[table], *(f"`{record['protocol']}`, {_seeds(record)}" for record in there)]]
-        for claim in CLAIMS[table]:
-            rows.append([claim.sentence, *(_brief(compare(record, claim)) for record in there)])
-        lines += ["", markdown(rows)]
+        lines += ["", markdown(verdicts([record for record in records if record["table"] == table]))]
     return "\n".join([*lines, ""])
+
+
+def verdicts(records: Sequence[Record]) -> Rows:
+    """For each claim of one table its verdict in brief, a column for each record."""
+    table = records[0]["table"]
+    heading = [_TITLES[table], *(f"`{record['protocol']}`, {_seeds(record)}" for record in records)]
+    return [heading, *([c.sentence, *(_brief(compare(record, c)) for record in records)] for c in CLAIMS[table])]
 
 
 def _seeds(record: Record) -> str:

@@ -76,10 +76,11 @@ def protocol(name: str, switch: Iterable[str] = (), table: str = "table3") -> Pr
     Raises:
         InputError: the protocol is unknown, or the table has no such departure.
 
-    >>> protocol("paper", ["gradient-sign"]).name
-    'paper-with-gradient-sign'
-    >>> "early-stopping" in protocol("released-code", ["early-stopping"])
-    False
+    Examples:
+        >>> protocol("paper", ["gradient-sign"]).name
+        'paper-with-gradient-sign'
+        >>> "early-stopping" in protocol("released-code", ["early-stopping"])
+        False
     """
     if name not in PROTOCOLS:
         raise InputError(f"{name!r} is no protocol; choose one of {', '.join(PROTOCOLS)}")

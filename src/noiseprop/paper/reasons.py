@@ -23,8 +23,9 @@ def rows_of(record: Record) -> list[str]:
 def without_noise(row: str) -> str:
     """The row of the same network without noise.
 
-    >>> without_noise("MLP+, Sigmoid"), without_noise("CNN-AN")
-    ('MLP, Sigmoid', 'CNN')
+    Examples:
+        >>> without_noise("MLP+, Sigmoid"), without_noise("CNN-AN")
+        ('MLP, Sigmoid', 'CNN')
     """
     if row.startswith("MLP"):
         return f"MLP, {row.split(', ')[1]}"

@@ -79,8 +79,9 @@ def head(plan: Plan) -> dict[str, Any]:
 def without_folder(source: str) -> str:
     """A data set's source without the folder, which means nothing on another machine.
 
-    >>> without_folder("Two: 2 images from /data/my files/two.zip, which is not the official archive")
-    'Two: 2 images from two.zip, which is not the official archive'
+    Examples:
+        >>> without_folder("Two: 2 images from /data/my files/two.zip, which is not the official archive")
+        'Two: 2 images from two.zip, which is not the official archive'
     """
     return re.sub(r"(?<= from )[^,]*/", "", source)
 

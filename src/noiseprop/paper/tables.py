@@ -72,10 +72,11 @@ def findings_table(record: Record) -> Rows:
 def markdown(rows: Rows) -> str:
     """A Markdown table; the first row is its heading. No line is broken between a figure and its ±.
 
-    >>> print(markdown([["", "clean"], ["MLP", "0.97"]]))
-    |   | clean |
-    | --- | ---: |
-    | MLP | 0.97 |
+    Examples:
+        >>> print(markdown([["", "clean"], ["MLP", "0.97"]]))
+        |   | clean |
+        | --- | ---: |
+        | MLP | 0.97 |
     """
     head, *body = rows
     marks = ["---", *["---:"] * (len(head) - 1)]

@@ -77,8 +77,9 @@ def architecture(name: str) -> Architecture:
     Raises:
         InputError: the name is unknown.
 
-    >>> architecture("CNN-AN").image
-    (1, 28, 28)
+    Examples:
+        >>> architecture("CNN-AN").image
+        (1, 28, 28)
     """
     return _ARCHITECTURES[_variant(name)[0]]
 
@@ -119,8 +120,9 @@ def build(
 
     Source: sections 4.1 to 4.3 of Xiao, Zhang and Peng (2021).
 
-    >>> build("MLPN").fc1.noise.sigma.shape
-    torch.Size([100])
+    Examples:
+        >>> build("MLPN").fc1.noise.sigma.shape
+        torch.Size([100])
     """
     base, noise = _variant(name)
     plain = _ARCHITECTURES[base]

@@ -39,6 +39,11 @@ _HEADER = "noiseprop"  # one key, so that the file's bytes do not depend on the 
 def save_model(model: nn.Module, path: Path, *, epoch: int) -> None:
     """Write the model's parameters and buffers aside and put them at `path`.
 
+    Args:
+        model: its state dict is written, the place of its noise with it.
+        path: a safetensors file.
+        epoch: after which epoch; kept in the file's header.
+
     Raises:
         RunError: the file cannot be written.
     """
@@ -47,6 +52,13 @@ def save_model(model: nn.Module, path: Path, *, epoch: int) -> None:
 
 def load_model(model: nn.Module, path: Path) -> int:
     """Fill a model's parameters and buffers from `save_model`'s file, and return the epoch it was written after.
+
+    Args:
+        model: built as the one that was saved, with its noise.
+        path: the file.
+
+    Returns:
+        The epoch.
 
     Raises:
         RunError: the file is missing, damaged, or of another network.

@@ -42,8 +42,9 @@ Own = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class World:
     """The processes that train one model together, seen from one of them.
 
-    >>> [World(rank, 4).rows(10) for rank in range(4)]
-    [slice(0, 2, None), slice(2, 5, None), slice(5, 7, None), slice(7, 10, None)]
+    Examples:
+        >>> [World(rank, 4).rows(10) for rank in range(4)]
+        [slice(0, 2, None), slice(2, 5, None), slice(5, 7, None), slice(7, 10, None)]
     """
 
     rank: int = 0

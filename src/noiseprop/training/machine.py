@@ -19,8 +19,9 @@ from noiseprop.training.distributed import world
 def made_with() -> dict[str, str | int | None]:
     """Versions, processor, numbers of threads and of processes, and the commit where noiseprop runs from a checkout.
 
-    >>> sorted(made_with())
-    ['commit', 'cores', 'noiseprop', 'numba', 'processes', 'processor', 'python', 'threads', 'torch']
+    Examples:
+        >>> sorted(made_with())
+        ['commit', 'cores', 'noiseprop', 'numba', 'processes', 'processor', 'python', 'threads', 'torch']
     """
     return {
         "noiseprop": version("noiseprop"),

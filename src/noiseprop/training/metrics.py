@@ -72,7 +72,15 @@ def loss_and_accuracy(
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in evaluation mode, with the noise that the model has at inference, one draw.
 
-    The model's mode is left as found. The processes of a `world` share the images and find the same figures.
+    Args:
+        model: images (B, C, H, W) in [0, 1] to logits (B, classes); its mode is left as found.
+        dataset: all of its images are used.
+        precision: "bf16" computes under autocast.
+        batch_size: images at once.
+        world: processes that share the images and find the same figures; this one alone if omitted.
+
+    Returns:
+        Nats, and a fraction.
     """
     device = next(model.parameters()).device
     was_training = model.training

@@ -42,9 +42,10 @@ def named_objective(name: ObjectiveName, number: float | None, model: nn.Module)
 def described(objective: Objective) -> dict[str, Any]:
     """The class and the numbers of an objective before its first epoch, JSON-able.
 
-    >>> import torch
-    >>> described(SquareRootBonus([torch.ones(2)]))
-    {'name': 'SquareRootBonus', 'weight': 0.0001, 'tau': 1.0, 'floor': 0.01}
+    Examples:
+        >>> import torch
+        >>> described(SquareRootBonus([torch.ones(2)]))
+        {'name': 'SquareRootBonus', 'weight': 0.0001, 'tau': 1.0, 'floor': 0.01}
     """
     objective.start_epoch(1)
     numbers: dict[str, Any] = {"name": type(objective).__name__}

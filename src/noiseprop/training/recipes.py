@@ -16,8 +16,23 @@ Schedule = Literal["constant", "steps", "one-cycle"]
 class Recipe:
     """Settings of one training; the defaults are Table 1's for MNIST.
 
-    The weights follow `optimizer` with `lr`, `weight_decay` (L2, added to the gradient) and `schedule`; sigma follows
-    Eq. 7 with `sigma_lr`, without decay or schedule.
+    Attributes:
+        name: what results made with it are called by.
+        epochs: passes over the training images.
+        batch_size: images of a step, in all processes together.
+        optimizer: of the weights, "adam" or "sgd".
+        lr: their learning rate, at its highest.
+        weight_decay: L2, added to their gradient.
+        momentum: of "sgd".
+        schedule: of `lr`: "constant", "steps" (times 0.8 every 20 epochs) or "one-cycle"; see `learning_rate`.
+        sigma_lr: learning rate of sigma, which follows Eq. 7 without decay or schedule.
+        augment: random crop with padding 4, and flip.
+        precision: "fp32", or "bf16" for autocast to bfloat16.
+
+    Raises:
+        InputError: a value is out of range or unknown.
+
+    Source: Table 1 of Xiao, Zhang and Peng (2021).
     """
 
     name: str = "table1"
@@ -26,10 +41,10 @@ class Recipe:
     optimizer: Optimizer = "adam"
     lr: float = 1e-3
     weight_decay: float = 1e-4
-    momentum: float = 0.0  # of sgd
+    momentum: float = 0.0
     schedule: Schedule = "constant"
     sigma_lr: float = 1e-3
-    augment: bool = False  # random crop with padding 4, and flip
+    augment: bool = False
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
@@ -72,6 +87,17 @@ TABLE_1 = {"mnist": Recipe(), "mnist-5k": Recipe(), "cifar10": _CIFAR10, "tiny-i
 def fast(dataset: str, epochs: int = 5) -> Recipe:
     """A one-cycle recipe of few epochs, not the paper's; results made with it say so by its name.
 
+    Args:
+        dataset: one of `TABLE_1`.
+        epochs: passes over the training images.
+
+    Returns:
+        Table 1's recipe with a learning rate that rises and falls once, and SGD where images are natural.
+
+    Examples:
+        >>> fast("mnist-5k").schedule, fast("cifar10", epochs=3).optimizer
+        ('one-cycle', 'sgd')
+
     Source: Smith and Topin, Super-Convergence (2018).
     """
     table1 = TABLE_1[dataset]
@@ -87,8 +113,9 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     "steps" multiplies by 0.8 every 20 epochs (Table 1, Tiny-ImageNet). "one-cycle" rises linearly from lr/25 to lr over
     the first 30 % of all steps and falls along a cosine to lr/1000 at the last.
 
-    >>> [round(learning_rate(TABLE_1["tiny-imagenet"], epoch * 7, 7), 6) for epoch in (0, 19, 20, 40)]
-    [0.01, 0.01, 0.008, 0.0064]
+    Examples:
+        >>> [round(learning_rate(TABLE_1["tiny-imagenet"], epoch * 7, 7), 6) for epoch in (0, 19, 20, 40)]
+        [0.01, 0.01, 0.008, 0.0064]
     """
     if recipe.schedule == "constant":
         return recipe.lr

@@ -159,6 +159,12 @@ def refuse_taken(run_dir: Path, *, resume: bool) -> bool:
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The content of config.json: "settings" as given to `open_run`, "made_with" and "format".
 
+    Args:
+        run_dir: a folder that `train` wrote.
+
+    Returns:
+        What makes the run this run, the versions and the machine that it began with, and the file's format.
+
     Raises:
         RunError: there is no such folder or file, or it is damaged.
     """
@@ -193,6 +199,12 @@ def append_metrics(run_dir: Path, line: Mapping[str, Any]) -> None:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The epochs of metrics.jsonl in order; a last line that a kill left unfinished is not among them.
+
+    Args:
+        run_dir: a folder that `train` wrote.
+
+    Returns:
+        One dictionary per epoch, for `Epoch.from_json`; none where there is no such file.
 
     Raises:
         RunError: a line is damaged, or an epoch is missing.

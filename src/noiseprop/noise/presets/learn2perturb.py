@@ -33,7 +33,7 @@ def learn2perturb(
     Raises:
         InputError: as `add_noise`.
 
-    Example:
+    Examples:
         >>> import noiseprop, torch
         >>> from noiseprop.noise.objectives import SquareRootBonus
         >>> net = learn2perturb(nn.Linear(3, 2), example=torch.zeros(1, 3))

@@ -49,7 +49,7 @@ def neftune(
     Raises:
         InputError: as `add_noise`.
 
-    Example:
+    Examples:
         >>> net = neftune(nn.Sequential(nn.Embedding(10, 4)))
         >>> tokens = torch.zeros(2, 5, dtype=torch.long)
         >>> torch.equal(net.train()(tokens), net.eval()(tokens))

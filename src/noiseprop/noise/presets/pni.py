@@ -91,7 +91,7 @@ def pni(
     Raises:
         InputError: as `add_noise`; or noise on weights is wanted where there is none of a known kind.
 
-    Example:
+    Examples:
         >>> import noiseprop
         >>> net = pni(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
         >>> [alpha.item() for alpha in noiseprop.sigmas(net)]

@@ -40,7 +40,7 @@ def rse(
     Raises:
         InputError: as `add_noise`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 5, 3), nn.Flatten())
         >>> net = rse(net, example=torch.zeros(1, 1, 5, 5))
@@ -70,7 +70,10 @@ def self_ensemble(model: nn.Module, x: Tensor, *, draws: int) -> Tensor:
         draws: how many predictions are averaged.
 
     Returns:
-        Probabilities (B, classes).
+        Probabilities (B, classes), the gradients of which reach x and the weights.
+
+    Raises:
+        InputError: draws is below 1, or a batch norm is in training mode.
 
     Source: Liu et al. (2018), Algorithm 1.
     """

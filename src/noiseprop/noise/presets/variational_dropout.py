@@ -52,7 +52,7 @@ def variational_dropout(
     Raises:
         InputError: as `add_noise`; or alpha is not in (0, 1].
 
-    Example:
+    Examples:
         >>> net = variational_dropout(nn.Linear(3, 2), alpha=1.0, example=torch.zeros(1, 3))
         >>> abs(DropoutKL(net, images=50_000).term().item()) < 1e-9  # at its largest alpha it costs nothing
         True
@@ -77,6 +77,14 @@ class DropoutKL(Objective):
     Args:
         model: a network with `variational_dropout`.
         images: how many the training set has.
+
+    Raises:
+        InputError: the model has no variational dropout, or there are no images.
+
+    Examples:
+        >>> net = variational_dropout(nn.Linear(3, 2), alpha=0.25, example=torch.zeros(1, 3))
+        >>> DropoutKL(net, images=100).term() > 0
+        tensor(True)
 
     Source: Kingma, Salimans and Welling (2015), section 3.3 and appendix C.
     """

@@ -1,55 +1,27 @@
 """docs/any-network.md: its code runs and does what its comments say, its tables are those of results and tests."""
 
 import ast
-import contextlib
-import importlib.util
-import io
+import importlib
 import json
-import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tests.docs.pages import PAGES
 
 from noiseprop import noise_layers
 from noiseprop.noise import objectives, presets
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "any-network.md").read_text()
-_SKORCH = "<!-- needs skorch -->\n"
-
-
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+PAGE = PAGES["any-network.md"].read_text()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # what skorch imports
-def test_the_code_runs_and_prints_what_its_comments_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page, mark, rest = PAGE.partition(_SKORCH)
-    code = blocks(page)
-    if importlib.util.find_spec("skorch") or os.environ.get("CI") == "true":
-        assert mark
-        code += blocks(rest)
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    names: dict[str, Any] = {}
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in code:
-            exec(compile(block, "any-network.md", "exec"), names)
-    said = printed.getvalue()
-    for expected in (
-        "{'0.noise': (8, 28, 28), '5.noise': (32,), '7.noise': (10,)}\n",
-        "\n2\n",
-        "\ntorch.Size([20, 8])\n",
-    ):
-        assert expected in said
-        assert f"# {expected.strip()}" in PAGE
-    assert "sigma / own std" in said  # the table of inspect
-    assert (tmp_path / "noise.png").stat().st_size > 5000
+def test_its_code_leaves_models_as_its_text_says(ran: Callable[[str], dict[str, Any]]):
+    names = ran("any-network.md")
     assert not list(noise_layers(names["other"]))
     assert list(noise_layers(names["model"])) == ["0.noise", "5.noise", "7.noise"]
     starts = {"0.noise": 1, "5.noise": 0.3, "7.noise": 0.3}

@@ -1,26 +1,33 @@
-"""README.md says what results/demo.json says, and its code runs."""
+"""README.md and the quickstart say what results/ says, and the README's code does what its comments say."""
 
 import importlib.util
 import json
-import re
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tests.docs.pages import PAGES, blocks, run_page
 
 from noiseprop import noise_layers
 from noiseprop.evaluation.statistics import mean_std
 from noiseprop.paper.demo import FORMAT
 from noiseprop.paper.demo_picture import digest
+from noiseprop.paper.results import read_record
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README, QUICKSTART = PAGES["README.md"].read_text(), PAGES["quickstart.md"].read_text()
 
 
 @pytest.fixture(scope="module")
 def record():
     return json.loads((ROOT / "results" / "demo.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return [read_record(ROOT / "results" / f"table3-{protocol}.json") for protocol in ("paper", "released-code")]
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +38,21 @@ def script():
     return module
 
 
-def test_the_table_is_made_from_the_record(script, record):
+def test_the_demo_s_table_is_made_from_its_record(script, record):
     assert record["format"] == FORMAT
-    assert script.updated(README, record) == README
-    other = json.loads(json.dumps(record))
+    assert script.updated(QUICKSTART, script.DEMO_MARK, script.demo_block(record)) == QUICKSTART
+    other = deepcopy(record)
     other["models"]["MLPN"][0]["on"]["pgd"] += 0.1
-    assert script.updated(README, other) != README
+    assert script.updated(QUICKSTART, script.DEMO_MARK, script.demo_block(other)) != QUICKSTART
+
+
+def test_the_verdicts_are_made_from_the_records(script, claims):
+    assert script.updated(README, script.CLAIMS_MARK, script.claims_block(claims)) == README
+    other = deepcopy(claims)
+    for run in other[0]["runs"]:  # as if the plain networks were the noisy ones
+        name, _, activation = run["row"].partition(",")
+        run["row"] = {"MLP": "MLPN", "MLPN": "MLP"}.get(name, name) + "," + activation
+    assert script.updated(README, script.CLAIMS_MARK, script.claims_block(other)) != README
 
 
 def test_the_picture_is_made_from_the_record(record):
@@ -44,12 +60,12 @@ def test_the_picture_is_made_from_the_record(record):
         assert picture.text["Source"] == digest(record)
 
 
-def test_a_readme_without_marks_is_told(script, record):
+def test_a_page_without_marks_is_told(script, record):
     with pytest.raises(SystemExit, match="lacks the marks"):
-        script.updated("# noiseprop", record)
+        script.updated("# noiseprop", script.DEMO_MARK, script.demo_block(record))
 
 
-def test_what_the_readme_reads_from_the_table_is_there(record):
+def test_what_the_readme_reads_from_the_demo_is_there(record):
     def mean(model, state, key):
         return mean_std([run[state][key] for run in record["models"][model]]).mean
 
@@ -62,12 +78,11 @@ def test_what_the_readme_reads_from_the_table_is_there(record):
     assert all(curve[-1] < 1 for run in record["models"]["MLPN"] for curve in run["sigma"].values())
 
 
-def test_the_code_runs_and_does_what_its_comments_say():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_code_does_what_its_comments_say(tmp_path):
+    (code,) = (block.code for block in blocks(PAGES["README.md"]) if block.kind == "python")
     assert sum(line.endswith("# +") for line in code.splitlines()) <= 10
-    names: dict[str, object] = {}
-    torch.manual_seed(0)
-    exec(compile(code, "README.md", "exec"), names)
+    (tmp_path / "page.md").write_text(f"```python\n{code}```\n")
+    names = run_page(tmp_path / "page.md", tmp_path)
     assert names["one"].shape == names["silent"].shape == (128, 10)
     assert names["many"].shape == (20, 128, 10)
     assert not torch.equal(names["many"][0], names["many"][1])
@@ -76,13 +91,3 @@ def test_the_code_runs_and_does_what_its_comments_say():
     model, x = names["model"], names["x"]
     plain = torch.relu(torch.nn.functional.linear(x.flatten(1), model[1].weight, model[1].bias))
     torch.testing.assert_close(names["silent"], torch.nn.functional.linear(plain, model[3].weight, model[3].bias))
-
-
-def test_its_commands_exist():
-    from noiseprop.cli import COMMANDS
-
-    for command in re.findall(r"^\$ noiseprop (\w+)", README, re.MULTILINE):
-        assert command in COMMANDS
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^\$ make (\w+)", README, re.MULTILINE):
-        assert f"\n{target}:" in makefile

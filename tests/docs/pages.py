@@ -44,7 +44,7 @@ class Block:
         """Of a console block: each command, without its comment, and the lines below it."""
         found: list[tuple[str, str]] = []
         for part in re.split(r"^\$ ", self.code, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
+            command, _, output = part.replace("\\\n", " ").partition("\n")
             found.append((re.sub(r"\s+# .*", "", command), output))
         return found
 

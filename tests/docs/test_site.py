@@ -45,14 +45,15 @@ def test_every_page_and_example_is_in_the_navigation():
 
 
 def public_names(room: str) -> set[str]:
-    """What a package's `__init__` takes from its modules, or what a module defines."""
-    file = str(importlib.import_module(room).__file__)
-    tree = ast.parse(Path(file).read_text())
+    """Where mkdocstrings finds what a package's `__init__` takes from its modules, or what a module defines."""
+    file = Path(str(importlib.import_module(room).__file__))
+    tree = ast.parse(file.read_text())
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    if file.endswith("__init__.py"):
+    if file.name == "__init__.py":
         taken = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         names |= {alias.name for node in taken if str(node.module).startswith("noiseprop") for alias in node.names}
-    return {f"{room}.{name}" for name in names if not name.startswith("_")}
+    modules = {path.stem for path in file.parent.glob("*.py")}  # one of a function's name would be shown in its place
+    return {f"{room}.{n}.{n}" if n in modules else f"{room}.{n}" for n in names if not n.startswith("_")}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -63,7 +63,7 @@ for name, by_kind in curves.items():
 figure, axes = plt.subplots(len(KINDS), 6, figsize=(6, 4.4))
 for row, kind in zip(axes, KINDS, strict=True):
     for cell, image in zip(row, [x, *images[kind]], strict=True):
-        cell.imshow(image[0, 0], cmap="gray", vmin=0, vmax=1)
+        cell.imshow(image[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
         cell.set_axis_off()
     row[0].set_title(kind.replace("_", " "), fontsize=8, loc="left")
 figure.savefig("corruptions.png", dpi=120)

@@ -51,7 +51,7 @@ for name, found in maps.items():
 figure, axes = plt.subplots(3, 8, figsize=(8, 3.2))
 for row, (name, pictures) in zip(axes, [("digits", x[:, 0]), *maps.items()], strict=True):
     for cell, picture in zip(row, pictures, strict=True):
-        cell.imshow(picture / picture.max(), cmap="gray")
+        cell.imshow((picture / picture.max()).numpy(), cmap="gray")
         cell.set_axis_off()
     row[0].set_title(name, fontsize=8, loc="left")
 figure.savefig("saliency.png", dpi=120)

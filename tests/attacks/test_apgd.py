@@ -9,7 +9,7 @@ from torch.nn import functional
 from noiseprop.attacks.apgd import apgd
 from noiseprop.attacks.expectation import attacking, expected_loss, loss_gradient
 from noiseprop.attacks.pgd import pgd
-from noiseprop.attacks.restarts import start_points
+from noiseprop.attacks.restarts import best_of, start_points
 from noiseprop.attacks.threat import ball
 from noiseprop.errors import InputError
 from noiseprop.noise.sampling import sampling
@@ -115,21 +115,27 @@ def test_equal_to_an_independent_reading_of_the_paper_with_eot(noisy_conv, batch
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
 
 
-def test_an_iterate_that_is_broken_at_a_checkpoint_is_not_given_up_for_a_higher_loss(monkeypatch):
-    """Right at 0.5 with a loss of log 3, narrowly wrong at 0.75 with a lower one; with 5 steps each is a checkpoint."""
+class Regions(nn.Module):
+    """Class 0 with a loss of log 3 up to 0.6, and beyond it narrowly class 1, with a lower loss of class 0."""
 
-    class Regions(nn.Module):
-        def forward(self, x):
-            v = x.flatten(1)
-            right = torch.cat([0.01 - 0.001 * v, 0 * v, 0 * v], 1)
-            wrong = torch.cat([2 + 0 * v, 2.1 + 0 * v, 0 * v - 5], 1)
-            return torch.where(v > 0.6, wrong, right)
+    def forward(self, x):
+        v = x.flatten(1)
+        right = torch.cat([0.01 - 0.001 * v, 0 * v, 0 * v], 1)
+        wrong = torch.cat([2 + 0 * v, 2.1 + 0 * v, 0 * v - 5], 1)
+        return torch.where(v > 0.6, wrong, right)
 
-    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+
+def test_a_broken_image_is_not_given_up_for_one_of_higher_loss(monkeypatch):
+    """At a checkpoint, of which 5 steps have 5, nor for another start."""
+    model, x, y = Regions(), torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
     start_at(x, monkeypatch)
-    assert loss(Regions(), x, y) > loss(Regions(), x + 0.25, y)
-    assert (apgd(Regions(), x, y, eps=0.25, steps=5) < 0.6).all()  # the highest loss
-    assert torch.equal(apgd(Regions(), x, y, eps=0.25, steps=5, stop_when_broken=True), x + 0.25)
+    assert loss(model, x, y) > loss(model, x + 0.25, y)
+    assert (apgd(model, x, y, eps=0.25, steps=5) < 0.6).all()  # the highest loss
+    assert torch.equal(apgd(model, x, y, eps=0.25, steps=5, stop_when_broken=True), x + 0.25)
+    with attacking(model):
+        for stop, best in ((False, x), (True, x + 0.25)):
+            starts = iter([x, x + 0.25])
+            assert torch.equal(best_of(model, y, starts, lambda start, _rows: start, draws=1, stop=stop), best)
 
 
 def test_reaches_a_higher_loss_than_pgd_of_as_many_steps(conv, batch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from noiseprop.attacks import fgsm, pgd, transfer
+from noiseprop.attacks import apgd, fgsm, pgd, transfer
 from noiseprop.errors import InputError
 
 
@@ -37,10 +37,13 @@ def test_no_gradient_of_the_model_is_needed(conv, other, batch):
     assert torch.equal(found.logits[0], conv(found.x_adv).detach().round())
 
 
-def test_stopping_when_broken_is_refused(conv, other, batch):
-    attack = partial(pgd, eps=0.1, step=0.1, steps=2, stop_when_broken=True)
-    with pytest.raises(InputError, match="stop_when_broken"):
-        transfer(conv, *batch, surrogate=other, attack=attack)
+@pytest.mark.parametrize("attack", [pgd, apgd])
+@pytest.mark.parametrize("bind", [partial, lambda attack, **options: lambda *call: attack(*call, **options)])
+def test_stopping_when_broken_is_refused_however_it_is_bound(conv, other, batch, attack, bind):
+    options = {"eps": 0.1, "steps": 2, "stop_when_broken": True} | ({"step": 0.1} if attack is pgd else {})
+    with pytest.raises(InputError, match="transfer: the attack has stop_when_broken set"):
+        transfer(conv, *batch, surrogate=other, attack=bind(attack, **options))
+    assert attack(other, *batch, **options).shape == batch[0].shape  # elsewhere it is allowed again
 
 
 @pytest.mark.parametrize(

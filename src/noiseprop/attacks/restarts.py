@@ -1,6 +1,8 @@
 """Starting points in the ball, and the choice between the results of several runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from noiseprop.errors import InputError
 
 # Runs an attack from a start (n, ...) on the images at the indices `rows` (n,) of the batch, and returns its result.
 Ascent = Callable[[Tensor, Tensor], Tensor]
+
+_for_another_model = ContextVar("_for_another_model", default=False)
 
 
 def best_of(model: nn.Module, y: Tensor, starts: Iterator[Tensor], ascend: Ascent, *, draws: int, stop: bool) -> Tensor:
@@ -74,8 +78,23 @@ def start_points(
             yield x.add(noise.mul_(2).sub_(1), alpha=eps).clamp_(low, high)
 
 
+@contextmanager
+def full_course() -> Generator[None]:
+    """Refuse `stop_when_broken` in attacks inside the block, whose images are for another model."""
+    before = _for_another_model.set(True)
+    try:
+        yield
+    finally:
+        _for_another_model.reset(before)
+
+
 def refuse_luck(model: nn.Module, stop_when_broken: bool) -> None:
-    """Raise an InputError where `stop_when_broken` is asked for on a network whose noise is on."""
+    """Raise an InputError where `stop_when_broken` is asked for on a network whose noise is on, or for a transfer."""
+    if stop_when_broken and _for_another_model.get():
+        raise InputError(
+            "transfer: the attack has stop_when_broken set, but images that barely break the surrogate transfer badly; "
+            "leave it off when crafting for another model"
+        )
     if stop_when_broken and is_random(model):
         raise InputError(
             "attacks: stop_when_broken is set, but the model's noise is on and a miss may be the luck of one draw; "

@@ -1,12 +1,12 @@
 """Transfer: attack a model through another one, without its gradients."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from noiseprop.attacks.expectation import attacking, expected_loss
+from noiseprop.attacks.restarts import full_course
 from noiseprop.attacks.threat import check_count, check_images
 from noiseprop.errors import InputError
 
@@ -47,6 +47,7 @@ def transfer(
 
     Examples:
         >>> import torch
+        >>> from functools import partial
         >>> from noiseprop.attacks import fgsm
         >>> model, surrogate = nn.Linear(4, 3), nn.Linear(4, 3)
         >>> x, y = torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
@@ -58,12 +59,8 @@ def transfer(
     """
     draws = check_count("draws", draws)
     x, y = check_images(x, y)
-    if isinstance(attack, partial) and attack.keywords.get("stop_when_broken"):
-        raise InputError(
-            "transfer: the attack has stop_when_broken set, but images that barely break the surrogate transfer badly; "
-            "leave it off when crafting for another model"
-        )
-    x_adv = attack(surrogate, x, y)
+    with full_course():
+        x_adv = attack(surrogate, x, y)
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         raise InputError(
             f"transfer: the attack returned {x_adv.dtype} of shape {tuple(x_adv.shape)}, expected images like the "

@@ -411,6 +411,71 @@ def test_a_whole_transformer_knows_its_batch_axis(batch_first: bool):
     assert snapshot(model) == state
 
 
+# One sigma a channel
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x)[0]
+
+
+CHANNELS: dict[str, tuple[nn.Module, tuple[int, ...], tuple[int, ...], int]] = {  # two sizes, and the channels' axis
+    "Linear": (nn.Linear(4, 5), (3, 4), (7, 4), -1),
+    "Linear, more axes": (nn.Linear(4, 5), (2, 3, 4), (6, 2, 4), -1),
+    "Conv1d": (nn.Conv1d(3, 4, 3), (3, 7), (3, 5), 1),
+    "Conv2d": (nn.Conv2d(3, 4, 3), (3, 6, 6), (3, 5, 9), 1),
+    "Conv3d": (nn.Conv3d(3, 4, 3), (3, 4, 5, 4), (3, 5, 3, 6), 1),
+    "ConvTranspose2d": (nn.ConvTranspose2d(3, 4, 2, stride=2), (3, 2, 2), (3, 4, 3), 1),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4), (4, 10, 10), (4, 6, 5), 1),
+    "BatchNorm2d": (nn.BatchNorm2d(4), (4, 4, 4), (4, 3, 5), 1),
+    "GroupNorm": (nn.GroupNorm(2, 4), (4, 4, 4), (4, 3, 5), 1),
+    "LayerNorm": (nn.LayerNorm(4), (4, 4), (9, 4), -1),
+    "Embedding": (nn.Embedding(9, 4), (4,), (7,), -1),
+    "LSTM": (nn.LSTM(4, 5, batch_first=True, bidirectional=True), (10, 4), (3, 4), -1),
+    "GRU": (nn.GRU(4, 5, batch_first=True), (5, 4), (3, 4), -1),
+    "MultiheadAttention": (SelfAttention(), (6, 6), (3, 6), -1),
+    "TransformerEncoder": (
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True), 2),
+        (6, 6),
+        (3, 6),
+        -1,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", CHANNELS)
+def test_channels_have_their_own_sigma_at_any_input_size(kind: str):
+    plain, *sizes, axis = CHANNELS[kind]
+    model = add_noise(copy.deepcopy(plain).eval(), "", granularity="channel", example=inputs(kind, sizes[0]))
+    (noise,) = noise_layers(model).values()
+    levels = torch.arange(1.0, noise.sigma.numel() + 1)
+    noise.sigma.data = levels.view_as(noise.sigma)
+    for passes, size in enumerate(sizes):
+        x = inputs(kind, size)
+        clean, y = (first(net(x)) for net in (copy.deepcopy(plain).eval(), model))
+        assert clean.shape[axis] == len(levels)
+        sigma = levels.view(-1, *[1] * (0 if axis == -1 else clean.dim() - 2)).expand(clean.shape[1:])
+        assert torch.equal(y, noisy(clean, sigma, passes=passes))
+        slope = tokens(*clean.shape)
+        (gradient,) = torch.autograd.grad((y * slope).sum(), noise.sigma)
+        eps = noisy(torch.zeros_like(clean), 1.0, passes=passes)
+        wanted = (eps * slope).movedim(axis, 0).flatten(1).sum(1)  # Eq. 3, over samples and positions
+        torch.testing.assert_close(gradient.flatten(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def inputs(kind: str, size: tuple[int, ...]) -> Tensor:
+    return torch.arange(3 * size[0]).view(3, *size) % 9 if kind == "Embedding" else tokens(3, *size)
+
+
+def first(returned: Any) -> Tensor:
+    return returned[0] if isinstance(returned, tuple) else returned
+
+
 # What modules may return, and how often they are called
 
 

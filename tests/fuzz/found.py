@@ -1,6 +1,11 @@
 """What fuzzing found: files that a reader once failed on. They are tested, and fuzzing starts from them."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from tests.fuzz import readers
 
 
 @dataclass(frozen=True)
@@ -12,4 +17,61 @@ class Found:
     says: str
 
 
-FOUND: list[Found] = []
+def _changed(data: bytes, change: Callable[[Any], object]) -> bytes:
+    value = json.loads(data)
+    change(value)
+    return json.dumps(value).encode()
+
+
+def _state(old: str, new: str) -> bytes:
+    """A state of an older version with a piece of its header in place of another, as long as it was."""
+    data = readers.state_seeds()[1]
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].replace(old.encode(), new.encode())
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+_METRICS, _CONFIG = readers.metrics_seeds()[0], readers.config_seeds()[0]
+_EVALUATION, _PARTIAL, _RECORD = readers.evaluation_seeds()[0], readers.partial_seeds()[0], readers.record_seeds()[0]
+_ARRAY = readers.npy_seeds()[0]
+
+FOUND = [
+    Found(
+        "npy",
+        _ARRAY.replace(b"3), }", b"3 , {"),
+        "NumPy's reader of headers ended in errors of Python's parser; headers are matched now",
+    ),
+    Found(
+        "cache",
+        readers.cache_entry(_ARRAY.replace(b"fortran_order", b"fortran_ordex")),
+        "an entry whose header was damaged ended in a traceback, not in a new entry",
+    ),
+    Found(
+        "state",
+        _state("weights.0.exp_avg_sq", "weights.0.exp_avg_sx"),
+        "a missing field was a KeyError at the next step",
+    ),
+    Found("state", _state('sigma.0.step\\": 1', 'sigma.0.step\\": -1'), "a step of -1 was a division by zero"),
+    Found(
+        "config",
+        _changed(_CONFIG, lambda c: c["settings"]["recipe"].update(lr=10**400)),
+        "a rate of 400 digits was an OverflowError",
+    ),
+    Found("metrics", _METRICS.replace(b"0.5", b"1" * 400), "a loss of 400 digits was an OverflowError"),
+    Found(
+        "evaluation",
+        _changed(_EVALUATION, lambda e: e["findings"][0]["numbers"].update(difference=10**400)),
+        "a number of 400 digits was an OverflowError",
+    ),
+    Found(
+        "partial",
+        b"\n".join(_PARTIAL.split(b"\n")[:2]).replace(b'"clean", "found"', b'"noise", "found"'),
+        "figures in a check's place were a TypeError",
+    ),
+    Found("record", _changed(_RECORD, lambda r: r.pop("data")), "a record without its data was a KeyError"),
+    Found(
+        "record",
+        _changed(_RECORD, lambda r: r["runs"][0]["figures"].update({"clean/off/0/0": [1]})),
+        "a figure cut short was a ValueError",
+    ),
+]

@@ -206,10 +206,15 @@ def read_npy(data: bytes) -> None:
         array.sum()
 
 
-def cache_seeds() -> list[bytes]:
+def cache_entry(images: bytes) -> bytes:
+    """Both files of an entry with its checksum."""
     index = {"classes": ["a"], "labels": [0, 0], "boxes": [[0, 0, 1, 1]] * 2, "training": 1, "validation": 1}
-    images, what = npy(RNG.integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)), json.dumps(index).encode()
-    return [images + SEAM + hashlib.sha256(images + what).hexdigest().encode() + b"\n" + what]
+    what = json.dumps(index).encode()
+    return images + SEAM + hashlib.sha256(images + what).hexdigest().encode() + b"\n" + what
+
+
+def cache_seeds() -> list[bytes]:
+    return [cache_entry(npy(RNG.integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)))]
 
 
 def read_cache(data: bytes) -> None:

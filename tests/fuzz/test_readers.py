@@ -5,6 +5,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fuzz.found import FOUND
 from tests.fuzz.readers import READERS, accepts
 
 
@@ -30,6 +31,11 @@ def test_damaged_files_are_read_or_refused(name):
 
     holds()
     assert refused or name in ("cache", "partial", "npy")  # which count damage as nothing there
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda found: f"{found.reader}: {found.says}")
+def test_what_was_found_stays_mended(found):
+    accepts(READERS[found.reader], found.data)
 
 
 def edited(data: bytes, rng: Random) -> bytes:

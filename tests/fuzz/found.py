@@ -1,4 +1,4 @@
-"""What fuzzing found: files that a reader once failed on. They are tested, and fuzzing starts from them."""
+"""What was found: files that a reader once failed on. They are tested, and fuzzing starts from them."""
 
 import json
 from collections.abc import Callable
@@ -67,6 +67,11 @@ FOUND = [
         "partial",
         b"\n".join(_PARTIAL.split(b"\n")[:2]).replace(b'"clean", "found"', b'"noise", "found"'),
         "figures in a check's place were a TypeError",
+    ),
+    Found(
+        "curve",
+        readers.curve_seeds()[0].replace(b"0.25", b"1" * 400),
+        "an accuracy of 400 digits was an OverflowError",
     ),
     Found("record", _changed(_RECORD, lambda r: r.pop("data")), "a record without its data was a KeyError"),
     Found(

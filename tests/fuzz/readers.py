@@ -46,6 +46,7 @@ from noiseprop.paper.how import how
 from noiseprop.paper.results import read_record
 from noiseprop.paper.runs import read_settings
 from noiseprop.paper.tables import findings_table, main_tables, states_tables, text_table
+from noiseprop.report import eps_curve
 from noiseprop.training import Epoch, Recipe, read_metrics
 from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
 from noiseprop.training.run_folder import CONFIG, METRICS
@@ -420,6 +421,16 @@ def read_figure(data: bytes) -> None:
     read_figure_4(path)
 
 
+def curve_seeds() -> list[bytes]:
+    document = {"format": "noiseprop curve, version 1", "what": "ab", "eps": [0, 0.1, 0.2, 0.3, 0.4, 0.5]}
+    document |= {"accuracy": {"pgd": [1, 0.5, 0.25, 0, 0, 0]}, "images": 9, "draws": 1, "score_draws": 1}
+    return [json.dumps(document).encode()]
+
+
+def read_curve(data: bytes) -> None:
+    eps_curve._read(as_file(data, eps_curve.CURVE), "ab")
+
+
 NUMBERS = [b"1e999", b"NaN", b"-Infinity", b"1" * 25, b"-0", b"\\ud800", b"\\u001b", b"[" * 20, b"null", b"true"]
 
 READERS = {
@@ -441,6 +452,7 @@ READERS = {
         Reader("evaluation", "evaluation.json", evaluation_seeds, read_evaluation, tree, NUMBERS),
         Reader("partial", "evaluation.partial.jsonl", partial_seeds, read_partial, lines, NUMBERS),
         Reader("record", "results of the tables", record_seeds, read_record_file, tree, NUMBERS),
+        Reader("curve", "curve.json of a report", curve_seeds, read_curve, tree, NUMBERS),
         Reader("figure4", "results of Figure 4 and the demo", figure_seeds, read_figure, tree, NUMBERS),
     )
 }

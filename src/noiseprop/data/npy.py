@@ -15,27 +15,31 @@ import numpy.typing as npt
 _LONGEST_HEADER = 4096  # bytes; NumPy's has 128
 _HEADER = re.compile(  # as NumPy writes it, in each version of the format
     rb"\x93NUMPY(?:\x01\x00(?P<two>..)|[\x02\x03]\x00(?P<four>....))"
-    rb"\{'descr': '(?P<descr>[|<>][biuf][1248])', 'fortran_order': False, "
-    rb"'shape': \((?P<shape>(?:[0-9]{1,15}, ?){0,8}(?:[0-9]{1,15})?)\), \} *\n",
+    rb"\{'descr': '(?P<descr>[|<>][biuf][1248])', 'fortran_order': (?P<fortran>False|True), "
+    rb"'shape': \((?P<shape>(?:[0-9]{1,15}, ?){0,8}(?:[0-9]{1,15})?)\),? ?\} *\n",
     re.DOTALL,
 )
 
 
-def parse_header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """What the first bytes of a .npy file tell: the dtype, the shape, and where the numbers begin.
+def parse_header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    r"""What the first bytes of a .npy file tell: dtype, shape, whether in Fortran's order, and where the numbers begin.
 
     Raises:
-        ValueError: it is no header of an array of numbers in C order.
+        ValueError: it is no header of an array of numbers.
+
+    >>> parse_header(b"\x93NUMPY\1\0\x3c\0{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }\n")
+    (dtype('float32'), (3, 2), False, 70)
     """
     found = _HEADER.match(start, 0, _LONGEST_HEADER)
     length = int.from_bytes(found["two"] or found["four"], "little") if found else 0
     if not found or found.end() != found.start("descr") - len("{'descr': '") + length:
-        raise ValueError("no .npy header of an array of numbers in C order")
+        raise ValueError("no .npy header of an array of numbers")
     try:
         dtype = np.dtype(found["descr"].decode())
     except TypeError as error:
         raise ValueError(f"unknown kind of number {found['descr'].decode()}") from error
-    return dtype, tuple(map(int, re.findall(rb"[0-9]+", found["shape"]))), found.end()
+    shape = tuple(map(int, re.findall(rb"[0-9]+", found["shape"])))
+    return dtype, shape, found["fortran"] == b"True", found.end()
 
 
 def map_array(path: Path, mode: Literal["r", "c"]) -> npt.NDArray[Any]:
@@ -48,10 +52,10 @@ def map_array(path: Path, mode: Literal["r", "c"]) -> npt.NDArray[Any]:
     if path.exists() and not path.is_file():
         raise ValueError("no regular file")
     with path.open("rb") as file:
-        dtype, shape, offset = parse_header(file.read(_LONGEST_HEADER))
+        dtype, shape, fortran, offset = parse_header(file.read(_LONGEST_HEADER))
         claimed, size = offset + math.prod(shape) * dtype.itemsize, file.seek(0, 2)
     if claimed != size:
         raise ValueError(f"{size:,} bytes, its header claims {claimed:,}")
     if not math.prod(shape):
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, mode, offset, shape)
+    return np.memmap(path, dtype, mode, offset, shape, "F" if fortran else "C")

@@ -85,6 +85,8 @@ def read(path: Path) -> Evaluation:
 
 def is_foreign(path: Path) -> bool:
     """Whether a file begins in a way in which nothing that `write` writes does, be it whole, damaged or cut short."""
+    if not path.is_file():  # a pipe would be waited for
+        return True
     with path.open("rb") as file:
         start = file.read(len(_START))
     return start != _START[: len(start)]

@@ -18,12 +18,13 @@ from noiseprop.evaluation.partial import fingerprint
 from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
 from noiseprop.evaluation.trust import Subject
 from noiseprop.noise.stream import reset_noise
+from noiseprop.reading import read_json
 from noiseprop.training.run_folder import check_writable, write_json
+from noiseprop.training.seal import unsealed
 
 CURVE = "curve.json"
 MULTIPLES = (0.25, 0.5, 1.0, 1.5, 2.0)  # of the evaluation's eps of PGD
 _FORMAT = "noiseprop curve, version 1"
-_LARGEST = 2**20  # bytes read of a file at most; a curve takes about 2 kB
 
 Tell = Callable[[str], None]
 
@@ -144,11 +145,7 @@ def _what(model: nn.Module, x: Tensor, y: Tensor, settings: Settings, surrogate:
 def _read(path: Path, what: str) -> Curve | None:
     """The curve in a file; None where there is none, it is damaged, or of something else."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
-        if len(raw) > _LARGEST:
-            return None
-        document = json.loads(raw)
+        document = unsealed(read_json(path))
         if document["format"] != _FORMAT or document["what"] != what:
             return None
         curve = Curve(
@@ -156,7 +153,7 @@ def _read(path: Path, what: str) -> Curve | None:
             {str(name): tuple(_number(v, most=1) for v in row) for name, row in document["accuracy"].items()},
             *(_count(document[name]) for name in ("images", "draws", "score_draws")),
         )
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     complete = all(len(row) == len(curve.eps) == 1 + len(MULTIPLES) for row in curve.accuracy.values())
     return curve if complete and set(curve.accuracy) <= {*ATTACKS, *TRANSFERS} else None

@@ -1,12 +1,9 @@
-"""Paired timing: every candidate once a round, in turn, so that what slows the machine slows all of them alike."""
+"""What the benchmarks share: paired timing, what they were measured on, and where their figures are kept."""
 
 import json
 import os
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,60 +11,10 @@ from typing import Any
 
 import torch
 
+from noiseprop.training.timing import paired as paired
+from noiseprop.training.timing import ratio as ratio
+
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
-
-
-def paired(
-    candidates: Mapping[str, Callable[[], object]],
-    *,
-    warmup: int = 5,
-    rounds: int = 30,
-    most: int = 400,
-    precision: float = 0.02,
-    seconds: float = 60.0,
-    burst: int = 1,
-) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round; goes on until every median ratio to the first is known to ±`precision`.
-
-    Stops after `rounds` at the earliest, at `most` rounds or after `seconds` at the latest. A round runs a candidate
-    `burst` times in a row and, if that is more than once, drops the first: a loop finds its own code in the caches, not
-    that of the candidates before it.
-    """
-    for _ in range(warmup):
-        for run in candidates.values():
-            run()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    started = time.perf_counter()
-    while len(next(iter(times.values()))) < most and time.perf_counter() - started < seconds:
-        for name, run in candidates.items():
-            if burst > 1:
-                run()
-            start = time.perf_counter()
-            for _ in range(max(1, burst - 1)):
-                run()
-            times[name].append((time.perf_counter() - start) / max(1, burst - 1))
-        done = len(times[name])
-        if done >= rounds and done % 10 == 0 and max(ratio(times, name)["error"] for name in times) < precision:
-            break
-    return times
-
-
-def ratio(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
-    """A candidate's time over the first one's, round by round: median, quartiles, and the median's 95 % half-width."""
-    first = next(iter(times.values()))
-    ratios = sorted(a / b for a, b in zip(times[name], first, strict=True))
-    n = len(ratios)
-    half = 0.98 * n**0.5  # ranks of the sign test's interval for a median
-    low, high = ratios[max(0, int(n / 2 - half))], ratios[min(n - 1, int(n / 2 + half))]
-    median = statistics.median(ratios)
-    return {
-        "median": median,
-        "quartile_1": ratios[n // 4],
-        "quartile_3": ratios[(3 * n) // 4],
-        "error": (high - low) / 2 / median,
-        "rounds": n,
-        "milliseconds": statistics.median(times[name]) * 1e3,
-    }
 
 
 def machine() -> dict[str, Any]:

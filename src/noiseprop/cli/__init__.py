@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from inspect import getdoc
 from typing import Annotated, Any, TextIO, Union
@@ -11,6 +12,9 @@ from typing import Annotated, Any, TextIO, Union
 import tyro
 from tyro.conf import subcommand
 
+from noiseprop.cli.bench import Bench
+from noiseprop.cli.check import Check
+from noiseprop.cli.data import Data
 from noiseprop.cli.demo import Demo
 from noiseprop.cli.evaluate import Evaluate
 from noiseprop.cli.inspect import Inspect
@@ -18,22 +22,37 @@ from noiseprop.cli.report import Report
 from noiseprop.cli.reproduce import Reproduce
 from noiseprop.cli.stopping import stoppable, told
 from noiseprop.cli.train import Train
-from noiseprop.errors import NoisepropError, NoisepropWarning
+from noiseprop.errors import NoisepropError, NoisepropWarning, near
 
 COMMANDS: dict[str, type[Any]] = {
     "demo": Demo,
     "train": Train,
     "evaluate": Evaluate,
-    "reproduce": Reproduce,
     "inspect": Inspect,
     "report": Report,
+    "reproduce": Reproduce,
+    "data": Data,
+    "check": Check,
+    "bench": Bench,
 }
+_SHELLS = ("bash", "zsh", "fish")
 
 _LONGEST_SENTENCE = 2_000  # characters
 
-_DESCRIPTION = """Learn how much noise each neuron should carry, and judge what it does.
+_HELP = """usage: noiseprop COMMAND [OPTIONS]
 
-Start with: noiseprop demo
+Learn how much noise each neuron should carry, and judge what it does.
+
+{commands}
+
+Start with:          noiseprop demo
+About one command:   noiseprop COMMAND --help
+Names by TAB:        eval "$(noiseprop --completion bash)", or in ~/.bashrc;
+                     zsh as well; noiseprop --completion fish | source
+Which version:       noiseprop --version
+
+It ends with 0 when all is well, 1 after an error or a failed check, 2 after a
+wrong use, and 130 after Ctrl-C.
 """
 
 
@@ -44,34 +63,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 after an error that the user can put right, told in one sentence on stderr; 130 after Ctrl-C and 143 after
         SIGTERM. Arguments that make no sense end with SystemExit(2).
     """
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is no error
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        _forget_output()
+    except OSError as error:
+        return _fail_to_write(error)
+    return 0
+
+
+def _run(arguments: list[str]) -> int:
     command = None
     try:
-        command = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        command = _parse(arguments)
         _refuse_processes(command)
         with stoppable(), warnings.catch_warnings():
             warnings.filterwarnings("always", category=NoisepropWarning)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
-            command.run()
-        sys.stdout.flush()
+            with _only_json() if getattr(command, "json", False) else nullcontext():
+                command.run()
     except NoisepropError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as stop:
         return _fail(*told(stop, type(command).__name__.lower()))
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        _forget_output()
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        _forget_output()
-        said = f"{error.filename or 'the system'}: {error.strerror or str(error) or type(error).__name__}"
-        return _fail(f"{said}; check the path, its rights and the space", 1)
+        return _fail_to_write(error)
     return 0
 
 
+def _fail_to_write(error: OSError) -> int:
+    _forget_output()
+    said = f"{error.filename or 'the system'}: {error.strerror or str(error) or type(error).__name__}"
+    return _fail(f"{said}; check the path, its rights and the space", 1)
+
+
 def _forget_output() -> None:
-    """Drop what stdout does not take, which Python would try to write once more at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Drop what stdout or stderr does not take, which Python would try to write once more at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _only_json() -> Any:
+    from noiseprop.cli.show import json_alone  # rich takes its time to import
+
+    return json_alone()
 
 
 def _refuse_processes(command: Any) -> None:
@@ -83,16 +126,48 @@ def _refuse_processes(command: Any) -> None:
 
 
 def _parse(arguments: list[str]) -> Any:
-    """A command's dataclass. Its own help has the whole docstring, the list of commands only first lines."""
-    if arguments and arguments[0] in COMMANDS:
-        name, *rest = arguments
+    """A command's dataclass; where help, the version or a completion script is asked for, SystemExit after printing."""
+    name, *rest = arguments or [""]
+    if name in COMMANDS:
         return tyro.cli(COMMANDS[name], prog=f"noiseprop {name}", args=rest)
+    if name in ("-h", "--help"):
+        print(_help(), end="")
+    elif name == "--version":
+        from importlib.metadata import version
+
+        print(f"noiseprop {version('noiseprop')}")
+    elif name == "--completion":
+        _print_completion(rest)
+    elif name:
+        _misuse(f"{name!r} is no command; choose one of {', '.join(COMMANDS)}{near(name, COMMANDS)}")
+    else:
+        print(_help(), end="", file=sys.stderr)
+        _misuse("which command?")
+    raise SystemExit(0)
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {_first_line(command)}" for name, command in COMMANDS.items()]
+    return _HELP.format(commands="\n".join(lines))
+
+
+def _first_line(command: type[Any]) -> str:
+    return (getdoc(command) or "").partition("\n")[0]
+
+
+def _print_completion(shell: list[str]) -> None:
+    if len(shell) != 1 or shell[0] not in _SHELLS:
+        _misuse(f"--completion takes one of {', '.join(_SHELLS)}")
     listed = tuple(
-        Annotated[command, subcommand(name, description=(getdoc(command) or "").partition("\n")[0])]
-        for name, command in COMMANDS.items()
+        Annotated[command, subcommand(name, description=_first_line(command))] for name, command in COMMANDS.items()
     )
     union: Any = Union[listed]  # noqa: UP007 - made while running
-    return tyro.cli(union, prog="noiseprop", description=_DESCRIPTION, args=arguments)
+    tyro.cli(union, prog="noiseprop", args=["--tyro-print-completion", *shell])
+
+
+def _misuse(sentence: str) -> None:
+    _fail(sentence, 2)
+    raise SystemExit(2)
 
 
 def _show_warning(

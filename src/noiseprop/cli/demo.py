@@ -2,46 +2,41 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
+
+from noiseprop.cli.options import Json
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Train, attack and compare three networks: no, fixed and learned noise.
+    """Compare three networks: without, with fixed and with learned noise.
 
-    MLP, MLP+ and MLPN on 5,000 real MNIST digits, with the paper's settings.
+    Trains and attacks MLP, MLP+ and MLPN on 5,000 real digits, as the paper does.
 
     Takes about a minute on 2 cores and no network. Prints a table; draws a picture.
+
+    For example:
+      noiseprop demo --out runs/demo
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/demo")
     """Where to put demo.png and demo.json; an earlier demo there is replaced."""
+    json: Json = False
+    """Print the record, demo.json, as JSON."""
 
     def run(self) -> None:
         """Run, show progress, print the table and say where the picture is."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.cli.show import out, print_json, progress_bar
         from noiseprop.paper.demo import run_demo
         from noiseprop.paper.demo_picture import draw
-        from noiseprop.paper.demo_table import heading, notes, rows
         from noiseprop.training.run_folder import write_json
 
         self._refuse_to_lose()
         with progress_bar("demo", lines=True) as progress:
             record = run_demo(progress=progress)
-        first, *others = heading(record)
-        table = Table(first, box=SIMPLE_HEAD, pad_edge=False)
-        for name in others:
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in rows(record):
-            table.add_row(*row)
-        out.print(table)
-        for note in notes(record):
-            out.print(note, soft_wrap=False)
+        print_json(record) if self.json else _print_table(record)
         write_json(self.out / "demo.json", record)
         draw(record, self.out / "demo.png")
         out.print(f"\nThe picture is in {self.out / 'demo.png'}, all figures in {self.out / 'demo.json'}.")
@@ -60,3 +55,21 @@ class Demo:
             check_writable(path)
             if path.exists() and not is_demo(record):
                 raise RunError(f"{path} was not written by a demo and would be lost; choose another --out")
+
+
+def _print_table(record: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from noiseprop.cli.show import out
+    from noiseprop.paper.demo_table import heading, notes, rows
+
+    first, *others = heading(record)
+    table = Table(first, box=SIMPLE_HEAD, pad_edge=False)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows(record):
+        table.add_row(*row)
+    out.print(table)
+    for note in notes(record):
+        out.print(note, soft_wrap=False)

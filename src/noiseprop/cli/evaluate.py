@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from noiseprop.cli.options import DataDir, Json, OwnData, Run, Trusted, default
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,28 +17,25 @@ _DIGITS = ("mnist", "mnist-5k")
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a trained network on its test images: clean, attacked and corrupted.
+    """Judge a trained network: clean, attacked and corrupted images.
 
-    The attacks are Table 2's, their gradients averaged over 1 and over 20 draws.
-
-    Prints a table and keeps every image's outcome in RUN/evaluation.json.
-
-    An evaluation of the same settings there is replaced, another one refused.
-
-    For example:
+    Attacks are Table 2's; all is kept in RUN/evaluation.json. For example:
       noiseprop evaluate runs/mlpn
+      noiseprop evaluate runs/x --model mynets:small --surrogate runs/plain
     """
 
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    run_dir: Run
     """A folder that `noiseprop train` wrote."""
-    surrogate: Annotated[
-        Path | None, arg(metavar="RUN", help_behavior_hint="(default: on digits trained once, else none)")
-    ] = None
-    """Run of the noise-free network that crafts black-box attacks."""
-    data_dir: Annotated[
-        Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
-    ] = None
+    surrogate: Annotated[Path | None, default("trained once on digits, else none", "RUN")] = None
+    """Of a noise-free network: crafts black-box attacks."""
+    model: Trusted = ()
+    """module:function of runs of yours; its code is run."""
+    data: OwnData = None
+    """Where data of your own are now."""
+    data_dir: DataDir = None
     """Folder of the official files."""
+    json: Json = False
+    """Print the figures as JSON."""
 
     def run(self) -> None:
         """Evaluate, show progress, print the table and write the file."""
@@ -52,23 +49,24 @@ class Evaluate:
     def _judge(self) -> None:
         from dataclasses import replace
 
-        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.cli.show import out, print_json, progress_bar
         from noiseprop.data import SPLIT_SEED
         from noiseprop.errors import RunError
-        from noiseprop.evaluation.settings import TRANSFERS, known_settings
+        from noiseprop.evaluation.settings import TRANSFERS, settings_of
         from noiseprop.evaluation.storage import write
         from noiseprop.evaluation.suite import evaluate
-        from noiseprop.evaluation.summary import summary
+        from noiseprop.evaluation.summary import figures, summary
         from noiseprop.paper.runs import load_parts, load_run, same_data
         from noiseprop.training import TABLE_1
 
-        model, settings = load_run(self.run_dir)
-        surrogate = load_run(self.surrogate) if self.surrogate else None
+        model, settings = load_run(self.run_dir, self.model)
+        surrogate = load_run(self.surrogate, self.model) if self.surrogate else None
         data = settings["data"]
         digits = data["name"] in _DIGITS and data["split_seed"] == SPLIT_SEED
         if surrogate and not same_data(surrogate[1], settings):
             raise RunError(f"{self.surrogate} was trained on other data than {self.run_dir}; choose another surrogate")
-        chosen = known_settings(data["name"])
+        test = load_parts(self.run_dir, settings, self.data_dir, self.data).test
+        chosen = settings_of(data["name"], tuple(test.images.shape[1:]), own=bool(test.path))
         if surrogate is None and not digits:
             chosen = replace(chosen, conditions=tuple(c for c in chosen.conditions if c not in TRANSFERS))
         about = _about(self.run_dir, settings)
@@ -78,7 +76,6 @@ class Evaluate:
             about["surrogate"] = f"MLP-surrogate, seed 0, {TABLE_1[data['name']].epochs} epochs"
         target = self.run_dir / "evaluation.json"
         _refuse_to_lose(target, chosen, about)
-        test = load_parts(self.run_dir, settings, self.data_dir).test
         net = surrogate[0] if surrogate else _surrogate_of(data["name"], self.data_dir) if digits else None
         partial = self.run_dir / "evaluation.partial.jsonl"
         with progress_bar(f"judging {self.run_dir}") as progress:
@@ -92,12 +89,16 @@ class Evaluate:
                 progress=progress,
             )
         # Before it is written, so that a full disk does not lose it; its notes are wrapped between words.
-        out.print(summary(evaluation), markup=False, soft_wrap=False)
-        if net is None:
-            out.print("No attacks by transfer: they need --surrogate.")
+        if self.json:
+            print_json(figures(evaluation) | {"kept": str(target)})
+        else:
+            out.print(summary(evaluation), markup=False, soft_wrap=False)
+            if net is None:
+                out.print("No attacks by transfer: they need --surrogate.")
         write(evaluation, target)
         partial.unlink(missing_ok=True)
-        out.print(f"Kept in {target}.")
+        if not self.json:
+            out.print(f"Kept in {target}.", markup=False)
 
 
 def _surrogate_of(data: str, data_dir: Path | None) -> "nn.Module":
@@ -116,7 +117,7 @@ def _about(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "model": settings["model"]["name"],
-        "activation": settings["model"]["activation"],
+        "activation": settings["model"].get("activation"),
         "seed": settings["seed"],
         "recipe": settings["recipe"]["name"],
         "epochs": kept_epoch(run_dir / MODEL),

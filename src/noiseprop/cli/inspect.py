@@ -1,10 +1,11 @@
 """`noiseprop inspect`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import arg
+
+from noiseprop.cli.options import DataDir, Json, OwnData, Run, Trusted
 
 _LEGEND = """Medians [10 %, 90 %]. SNR: |mean| / std of one batch's gradient. Less, more: the
 share of sigmas of which the loss wants less or more, beyond 2 standard errors."""
@@ -12,35 +13,32 @@ share of sigmas of which the loss wants less or more, beyond 2 standard errors."
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show a trained network's noise: its size, beside the signal, and its trend.
+    """Show a trained network's noise beside its signal, and its trend.
 
-    Measured on training images, with batches as in training. Prints a table.
-
-    Writes a picture, RUN/noise.png; every neuron is in RUN/noise.safetensors.
-
-    For example:
+    Writes RUN/noise.png, and every neuron to RUN/noise.safetensors. For example:
       noiseprop inspect runs/mlpn
     """
 
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    run_dir: Run
     """A folder that `noiseprop train` wrote."""
     batches: Annotated[int, arg(metavar="INT")] = 64
-    """Batches to measure gradients on; once all images were used they come again, with fresh noise."""
-    data_dir: Annotated[
-        Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
-    ] = None
+    """Batches of images to measure gradients on."""
+    model: Trusted = ()
+    """module:function of a run of yours; its code is run."""
+    data: OwnData = None
+    """Where data of your own are now."""
+    data_dir: DataDir = None
     """Folder of the official files."""
-    json: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False
+    json: Json = False
     """Print the table as JSON: of each layer the deciles 1, 5 and 9."""
 
     def run(self) -> None:
         """Measure, print the table, write the files and say where they are."""
         from itertools import islice
-        from json import dumps
 
         import torch
 
-        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.cli.show import out, print_json, progress_bar
         from noiseprop.data import batches
         from noiseprop.errors import InputError, RunError
         from noiseprop.noise.attach import is_noisy
@@ -50,11 +48,11 @@ class Inspect:
 
         if self.batches < 2:
             raise InputError(f"--batches must be at least 2, got {self.batches}")
-        model, settings = load_run(self.run_dir)
+        model, settings = load_run(self.run_dir, self.model)
         if not is_noisy(model):
             raise RunError(f"{self.run_dir} holds {settings['model']['name']}, which has no noise; choose a noisy run")
         data, size = settings["data"], settings["recipe"]["batch_size"]
-        images = load_parts(self.run_dir, settings, self.data_dir).train
+        images = load_parts(self.run_dir, settings, self.data_dir, self.data).train
         size = min(size, len(images))
         generator = torch.Generator().manual_seed(0)
 
@@ -77,7 +75,7 @@ class Inspect:
         if self.json:
             found = {"model": settings["model"]["name"], "data": data["name"], "batches": self.batches}
             found |= {"batch_size": size, "layers": figures(layers), "picture": str(picture), "neurons": str(neurons)}
-            out.print(dumps(found, indent=1, allow_nan=False), markup=False)
+            print_json(found)
             return
         out.print(table(layers), markup=False)
         out.print(_LEGEND, markup=False)

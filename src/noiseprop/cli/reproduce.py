@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from noiseprop.cli.options import DataDir, Json, default
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -19,54 +21,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Redo a table or figure of the paper: train, attack, and set beside its numbers.
+    """Redo a table or figure of the paper, and set it beside its numbers.
 
-    Tables 3 and 4 are MLPs and CNNs on MNIST, 5 and 6 ResNets on harder images.
-
-    A stopped one goes on by the same command; what --runs or --out hold is kept.
-
-    For example:
+    A stopped one goes on by the same command. For example:
       noiseprop reproduce table5 --recipe fast --precision bf16 --seeds 1
     """
 
     what: Annotated[
         Positional[Literal["table3", "table4", "table5", "table6", "figure3", "figure4"]], arg(metavar="WHAT")
     ]
-    """table3 to table6, figure3, or figure4, which needs Table 6's runs."""
-    seeds: int = 5
+    """table3 (MLPs), table4 (CNNs), table5, table6 (ResNets), figure3, or figure4, which needs Table 6's runs."""
+    seeds: Annotated[int, arg(metavar="INT")] = 5
     """Networks of each kind, with seeds 0, 1, ..."""
-    models: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
+    models: Annotated[tuple[str, ...], default("all", "NAME ...")] = ()
     """The table's rows to do now, by name."""
-    recipe: Literal["table1", "fast"] = "table1"
-    """The paper's training, or a short one."""
-    epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
+    recipe: Annotated[Literal["table1", "fast"], arg(metavar="NAME")] = "table1"
+    """table1, the paper's training, or fast."""
+    epochs: Annotated[int | None, default("the recipe's", "INT")] = None
     """Passes over the training images."""
-    jobs: int = 2
-    """Processes; each takes its share of the cores."""
-    protocol: Literal["paper", "released-code"] = "paper"
-    """The paper's text, or its authors' code."""
-    switch: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
-    """Departures to add to paper or to take from released-code. A wrong name lists them."""
-    test_images: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all; of ResNets 1000)")] = None
+    jobs: Annotated[int, arg(metavar="INT")] = 2
+    """Processes; they share the cores."""
+    protocol: Annotated[Literal["paper", "released-code"], arg(metavar="NAME")] = "paper"
+    """paper, or released-code, its authors'."""
+    switch: Annotated[tuple[str, ...], default("none", "NAME ...")] = ()
+    """Departures to add to paper, or take from released-code. A wrong name lists them."""
+    test_images: Annotated[int | None, default("all; of ResNets 1000", "INT")] = None
     """Test images to judge on."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the training; bf16 where the CPU is fast at it."""
-    judge: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], arg(metavar="NAME")] = "fp32"
+    """fp32, or bf16: quick with AMX."""
+    judge: Annotated[Literal["fp32", "bf16"], arg(metavar="NAME")] = "fp32"
     """Precision of the judging."""
-    data: Literal["mnist", "mnist-5k"] = "mnist"
-    """For MNIST's tables; mnist-5k: quick."""
-    data_dir: Annotated[
-        Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
-    ] = None
+    data: Annotated[Literal["mnist", "mnist-5k"], arg(metavar="NAME")] = "mnist"
+    """mnist or mnist-5k, for Tables 3 and 4."""
+    data_dir: DataDir = None
     """Folder of the official files."""
     runs: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")
     """For the trained networks."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("results")
     """For the table's JSON or the figure."""
+    json: Json = False
+    """Print the table's or figure's record as JSON."""
 
     def run(self) -> None:
         """Do all runs, show progress, write what came of them and print it."""
-        from noiseprop.cli.show import out
+        from noiseprop.cli.show import out, print_json
         from noiseprop.paper.figures import draw_figure_3
         from noiseprop.paper.grid import DONE, run_all
         from noiseprop.paper.how import how
@@ -99,6 +97,9 @@ class Reproduce:
             svg, png = draw_figure_3(record, self.out / f"figure3-{plan.suffix}")
             out.print(how(record), markup=False)
             out.print(f"Figure 3 is in {svg} and {png}.")
+        if self.json:
+            print_json(record)
+        if self.what == "figure3" or self.json:
             return
         for rows in main_tables(record):
             out.print(f"{text_table(rows)}\n", markup=False)
@@ -106,14 +107,17 @@ class Reproduce:
         out.print(f"Accuracy: ours, mean ± {_over(record)} (the paper's). All is in {path}.")
 
     def _figure_4(self, plan: "Plan", jobs: "list[Job]") -> None:
-        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.cli.show import out, print_json, progress_bar
         from noiseprop.paper.figure4 import draw_figure_4, look, summary
 
         with progress_bar("figure4") as progress:
             found = look(jobs, progress=progress)
         paths = draw_figure_4(found, self.out / f"figure4-{plan.suffix}")
+        if self.json:
+            return print_json(found.record)
         out.print(summary(found.record), markup=False)
         out.print(f"Figure 4 is in {paths[0]} and {paths[1]}, all figures in {paths[2]}.")
+        return None
 
     def _plan_and_jobs(self) -> "tuple[Plan, list[Job]]":
         """Every run that is asked for; data that are missing are told here, before processes start."""
@@ -157,36 +161,28 @@ def _over(record: "Record") -> str:
 
 @contextmanager
 def _bars(title: str, runs: int) -> "Generator[Show]":
-    """A line for each run at work and one for all, on stderr; where that is no terminal, a line for each that ends."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from noiseprop.cli.show import err
+    """A line for each run at work and one for all, on stderr; where that is no terminal, lines now and then."""
     from noiseprop.paper.grid import DONE
+    from noiseprop.progress import PlainLines, bars, err
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=err, transient=True, disable=not err.is_terminal) as bars:
-        whole = bars.add_task(title, note="runs", total=runs)
+    with bars() as drawn:
+        whole = drawn.add_task(title, note="runs", total=runs)
         tasks: dict[str, TaskID] = {}
+        plain: dict[str, PlainLines] = {}
         ended = 0
 
         def show(name: str, done: int, total: int, what: str) -> None:
             nonlocal ended
             if name not in tasks:
-                tasks[name] = bars.add_task(name, note="")
+                tasks[name], plain[name] = drawn.add_task(name, note=""), PlainLines(f"{title}: {name}")
             if what != DONE:
-                bars.update(tasks[name], completed=done, total=total, note=what)
+                drawn.update(tasks[name], completed=done, total=total, note=what)
+                if not err.is_terminal:
+                    plain[name].tell(done, total, what)
                 return
             ended += 1
-            bars.remove_task(tasks[name])
-            bars.advance(whole)
+            drawn.remove_task(tasks[name])
+            drawn.advance(whole)
             if not err.is_terminal:
                 err.print(f"{title}: {name} is done, {ended} of {runs}", markup=False)
 

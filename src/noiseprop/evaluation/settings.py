@@ -105,3 +105,20 @@ def known_settings(name: str) -> Settings:
     if name not in SETTINGS:
         raise InputError(f"evaluate: no settings are known for {name!r} ({', '.join(SETTINGS)} have); pass settings=.")
     return SETTINGS[name]
+
+
+def settings_of(name: str, image: tuple[int, ...], *, own: bool) -> Settings:
+    """The settings of a data set; images of the user's own get the row of Table 2 whose images are most like them.
+
+    Args:
+        name: of the data set.
+        image: the images' shape (C, H, W): grey ones get MNIST's row, others up to 32 pixels a side CIFAR-10's, larger
+            ones Tiny-ImageNet's.
+        own: whether the data are the user's own.
+
+    Raises:
+        InputError: the data are not the user's own, and none are known for their name.
+    """
+    if not own:
+        return known_settings(name)
+    return SETTINGS["mnist" if image[0] == 1 else "cifar10" if max(image[1:]) <= 32 else "tiny-imagenet"]

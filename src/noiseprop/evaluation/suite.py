@@ -19,7 +19,7 @@ from noiseprop.evaluation.crafting import attack_of, craft
 from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_is_on, noise_key, score
 from noiseprop.evaluation.partial import Partial, fingerprint
 from noiseprop.evaluation.record import Evaluation, Finding, Measurement, Scalar
-from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, known_settings
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, settings_of
 from noiseprop.evaluation.trust import CHECKS, Subject
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
@@ -68,7 +68,8 @@ def evaluate(
             surrogate is random; the model does not take the images or returns NaN or wrong-shaped logits.
         RunError: `kept` cannot be written.
     """
-    settings = settings or known_settings(dataset.name)
+    own, image = bool(dataset.path), tuple(dataset.images.shape[1:])
+    settings = settings or settings_of(dataset.name, image, own=own)
     _check_surrogate(surrogate, settings)
     if len(dataset) == 0:
         raise InputError(f"{dataset.name}: the test split holds no images; load the data set again.")

@@ -1,5 +1,8 @@
 """An evaluation in plain text: one line per condition, one column per state, and what makes a figure doubtful."""
 
+from dataclasses import asdict
+from typing import Any
+
 from noiseprop.evaluation.record import STATES, Evaluation, Measurement, State
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS
 from noiseprop.evaluation.trust import TOLERANCE
@@ -32,6 +35,31 @@ def summary(evaluation: Evaluation) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*table, *_notes(evaluation)])
+
+
+def figures(evaluation: Evaluation) -> dict[str, Any]:
+    """The table for programs, JSON-able: every measurement with Wilson's interval, and the findings."""
+    measured = [
+        {
+            "condition": m.condition,
+            "state": m.state,
+            "attack_draws": m.attack_draws,
+            "severity": m.severity,
+            "images": int(m.correct.size),
+            "accuracy": m.accuracy,
+            "interval": [m.interval.low, m.interval.high],
+        }
+        for m in evaluation.measurements
+    ]
+    return {
+        "about": dict(evaluation.about),
+        "data": evaluation.dataset,
+        "noisy": evaluation.noisy,
+        "images": evaluation.images,
+        "settings": asdict(evaluation.settings),
+        "measurements": measured,
+        "findings": [asdict(finding) for finding in evaluation.findings],
+    }
 
 
 def _heading(state: State, evaluation: Evaluation) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from noiseprop.errors import InputError
+from noiseprop.errors import InputError, near
 from noiseprop.nets import Activation, cnn, mlp, resnet18, resnet34
 from noiseprop.noise.attach import add_noise
 from noiseprop.noise.layer import Init
@@ -158,4 +158,7 @@ def _variant(name: str) -> tuple[str, _Noise | None]:
         return _VARIANTS[name]
     if name in SURROGATES.values():
         return name, None
-    raise InputError(f"{name!r} is no network of the paper; choose one of {', '.join(NAMES)}")
+    known = ", ".join(NAMES)
+    raise InputError(
+        f"{name!r} is no network of the paper; choose one of {known}, or module:function{near(name, NAMES)}"
+    )

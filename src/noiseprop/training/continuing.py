@@ -1,4 +1,7 @@
-"""What may differ between the settings of a run and those that it is asked to go on with: more epochs, no more."""
+"""What may differ between the settings of a run and those that it is asked to go on with: more epochs, no more.
+
+Data of the user's own may lie elsewhere by now; their digest tells whether they are the same.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,11 +9,11 @@ from typing import Any
 
 from noiseprop.errors import RunError
 
-_EPOCHS, _DIGEST = "recipe.epochs", "data.digest"
+_EPOCHS, _DIGEST, _PATH = "recipe.epochs", "data.digest", "data.path"
 
 
 def continued(run_dir: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings to go on with: those of the run, with as many epochs as are asked for.
+    """The settings to go on with: those of the run, with as many epochs as are asked for, and where its data lie now.
 
     Args:
         run_dir: the run's folder, for the error.
@@ -24,6 +27,8 @@ def continued(run_dir: Path, there: Mapping[str, Any], asked: Mapping[str, Any])
     old, new = flattened(there), flattened(asked)
     if _DIGEST not in old:
         new.pop(_DIGEST, None)  # written by a version that did not record it
+    old.pop(_PATH, None)
+    moved = {"data": {**there["data"], "path": path}} if (path := new.pop(_PATH, None)) else {}
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if different == [_DIGEST]:
         raise other_data(run_dir, str(old.get("data.name")))
@@ -33,15 +38,15 @@ def continued(run_dir: Path, there: Mapping[str, Any], asked: Mapping[str, Any])
         raise RunError(f"{run_dir} was made with other settings: {changes}; use the same or choose another folder")
     if different:
         _check_more(run_dir, old, old.get(_EPOCHS), new.get(_EPOCHS))
-        return {**there, "recipe": {**there["recipe"], "epochs": new[_EPOCHS]}}
-    return dict(there)
+        return {**there, **moved, "recipe": {**there["recipe"], "epochs": new[_EPOCHS]}}
+    return {**there, **moved}
 
 
 def other_data(run_dir: Path, name: str) -> RunError:
     """The error that a run was trained on other images or labels than those at hand."""
     return RunError(
         f"{run_dir} was trained on other data: the images or labels of this {name} are not those it was trained on; "
-        "give the folder of the same files with --data-dir"
+        "give the folder of the same files with --data-dir, or --data if they are your own"
     )
 
 

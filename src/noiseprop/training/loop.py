@@ -41,6 +41,9 @@ _CHECK_EVERY = 32  # steps between two looks at the loss, each of which waits fo
 Progress = Callable[[int, int, float], None]
 """Called with the steps done, all steps of the training, and the mean loss of the epoch so far."""
 
+EpochEnd = Callable[[Epoch, nn.Module], None]
+"""Called with an epoch that has just ended, and the model as it left it."""
+
 
 def train(
     model: nn.Module,
@@ -53,6 +56,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    at_epoch_end: EpochEnd | None = None,
 ) -> list[Epoch]:
     """Train a network, with learned noise where it has any, in place.
 
@@ -76,6 +80,7 @@ def train(
         resume: continue the run in `run_dir`, or start it there if it has no checkpoint yet. `model` and `objective`
             must then be built as they were for the start; `recipe` may have more epochs, unless it is one-cycle.
         progress: called every few steps; of several processes, in the first.
+        at_epoch_end: called after each epoch that is trained here, once it is kept; of several processes, in the first.
 
     Returns:
         One `Epoch` per epoch, those before a resume included.
@@ -100,7 +105,7 @@ def train(
     if isinstance(objective, AdversarialSigma):
         raise InputError("train has no adversarial loss, which AdversarialSigma needs; use it in a loop of your own")
     here, stop = world(), threading.Event()
-    run = _Run(model, split, recipe, _optimizers(model, recipe), objective, seed, progress, stop, here)
+    run = _Run(model, split, recipe, _optimizers(model, recipe), objective, seed, progress, at_epoch_end, stop, here)
     hold = nullcontext() if run_dir is None or not here.first else held(run_dir, resume=resume)
     with here.watched(), hold, _channels_last(model):
         return _train(run, run_dir, settings, resume=resume)
@@ -117,6 +122,7 @@ class _Run:
     objective: Objective | None
     seed: int
     progress: Progress | None
+    at_epoch_end: EpochEnd | None
     stop: threading.Event
     world: World
 
@@ -145,6 +151,8 @@ def _train(run: _Run, run_dir: Path | None, settings: Mapping[str, Any] | None, 
             history.append(_epoch(run, epoch))
             if run_dir is not None and run.world.first:
                 _keep(run, run_dir, history[-1])
+            if run.at_epoch_end is not None and run.world.first:
+                run.at_epoch_end(history[-1], run.model)
 
     flushing_denormals(work, run.stop, threads=threads)
     run.world.wait()  # for the first one's files
@@ -287,6 +295,8 @@ def _settings(run: _Run, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     split = run.split
     sizes = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     data = {"name": split.train.name, "split_seed": split.seed, "ratio": list(split.ratio), "images": sizes}
+    if split.train.path:
+        data["path"] = split.train.path
     objective = {} if run.objective is None else {"objective": described(run.objective)}
     ours = {"data": {**data, "digest": digest(split)}, "recipe": asdict(run.recipe), "seed": run.seed}
     return {**(settings or {}), **ours, **objective}

@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 
 from noiseprop.errors import NoisepropWarning
+from noiseprop.noise.kernels import usable
+from noiseprop.noise.threads import openmp
 from noiseprop.training.distributed import world
 
 
@@ -33,6 +35,29 @@ def made_with() -> dict[str, str | int | None]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": world().size,
+    }
+
+
+def abilities() -> dict[str, str | int]:
+    """What this machine can do for noiseprop, in words: versions, cores, vector and matrix units, GPU, kernels."""
+    made, units = made_with(), _units()
+    fused = usable(torch.zeros(1))
+    team = "on torch's own threads" if openmp() is not None else "on Python's threads"
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    gpus += ["Apple GPU"] if torch.backends.mps.is_available() else []
+    return {
+        "noiseprop": str(made["noiseprop"]),
+        "commit": made["commit"] or "none: installed, not a checkout",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numba": str(made["numba"]),
+        "processor": str(made["processor"]),
+        "AVX-512": "yes" if "avx512f" in units else "no",
+        "bfloat16": ", ".join(unit for unit in units if "bf16" in unit) or "no unit for it, so bf16 is slow",
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "GPU": ", ".join(gpus) or "none that torch can use",
+        "noise kernel": f"fused, compiled by numba, {team}" if fused else "plain torch, slower: numba is missing",
     }
 
 
@@ -77,14 +102,23 @@ def cores() -> int:
 @cache
 def _processor() -> str:
     """The processor's name and its widest vectors, on which speed depends most."""
+    name = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    return " ".join([name or platform.processor() or platform.machine(), *_units()])
+
+
+@cache
+def _units() -> list[str]:
+    """The processor's wide vector and matrix units, by Linux's names."""
+    flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
+    return [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags]
+
+
+@cache
+def _cpuinfo() -> list[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    units = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags]
-    return " ".join([name or platform.processor() or platform.machine(), *units])
+        return []
 
 
 @cache

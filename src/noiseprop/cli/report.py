@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Make one HTML page of finished runs, to look at, to keep and to send.
+    """Make one HTML page of finished runs, to look at, keep and send.
 
     It holds all figures and pictures itself and asks for nothing from outside.
 

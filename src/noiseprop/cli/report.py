@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from noiseprop.cli.options import DataDir, OwnData, Trusted, default
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -17,28 +19,22 @@ if TYPE_CHECKING:
 class Report:
     """Make one HTML page of finished runs, to look at, keep and send.
 
-    It holds all figures and pictures itself and asks for nothing from outside.
-
-    Runs that differ in their seed alone are one line with mean and deviation.
-
-    Accuracy against eps is measured once and kept in RUN/curve.json.
-
-    For example:
+    Accuracy against eps is measured once and kept in RUN/curve.json. For example:
       noiseprop report runs/mlp runs/mlpn
       noiseprop report runs/* --out grid.html
     """
 
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
-    """Folders that `noiseprop train` wrote; those evaluated have figures."""
+    """Folders that `noiseprop train` wrote."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
-    """The page; an earlier report there is replaced."""
-    images: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: 200 of grey digits, 50 of others)")
-    ] = None
-    """Test images attacked at each eps; 0 leaves those curves out."""
-    data_dir: Annotated[
-        Path | None, arg(metavar="DIR", help_behavior_hint="(default: $NOISEPROP_DATA, else downloaded once)")
-    ] = None
+    """The page; an earlier report is replaced."""
+    images: Annotated[int | None, default("200 of grey digits, 50 of others", "INT")] = None
+    """Test images attacked at each eps; 0: no curves."""
+    model: Trusted = ()
+    """module:function of runs of yours; its code is run."""
+    data: OwnData = None
+    """Where data of your own are now."""
+    data_dir: DataDir = None
     """Folder of the official files."""
 
     def run(self) -> None:
@@ -64,7 +60,13 @@ class Report:
         surrogate_of = partial(_surrogate_of, {}, self.data_dir)
         with progress_bar("report") as progress:
             looks = look_at(
-                groups, data_dir=self.data_dir, images=self.images, surrogate_of=surrogate_of, progress=progress
+                groups,
+                data_dir=self.data_dir,
+                images=self.images,
+                surrogate_of=surrogate_of,
+                trusted=self.model,
+                own_data=self.data,
+                progress=progress,
             )
         write_report(groups, looks, self.out)
         for run in runs:

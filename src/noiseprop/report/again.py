@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from noiseprop.errors import InputError
+from noiseprop.nets.own import is_own
 from noiseprop.paper.variants import build
 from noiseprop.training import TABLE_1
 from noiseprop.training.objectives import name_and_number
 
 _BY_OPTION = ("epochs", "precision")  # of a recipe, what the command has options for
-_MODEL_BY_OPTION = ("name", "activation", "seed", "classes")
+_MODEL_BY_OPTION = ("name", "activation", "seed", "classes", "image", "noise", "granularity", "learn")
 _DEFAULTS = {name: option.default for name, option in signature(build).parameters.items()}
 
 
@@ -25,8 +26,12 @@ def commands(settings: Mapping[str, Any], path: Path) -> list[str]:
         path: the run's folder.
     """
     model, data, recipe = settings["model"], settings["data"], settings["recipe"]
-    arguments = ["--model", model["name"], "--data", data["name"], "--epochs", recipe["epochs"]]
+    arguments = ["--model", model["name"], "--data", data.get("path", data["name"]), "--epochs", recipe["epochs"]]
     arguments += ["--seed", settings["seed"]]
+    own = is_own(model["name"])
+    if own and model["noise"]:
+        arguments += ["--noise", *model["noise"], "--granularity", model["granularity"], "--init", model["init"]]
+        arguments += [] if model["learn"] else ["--fixed-noise"]
     if model.get("activation", "relu") != "relu":
         arguments += ["--activation", model["activation"]]
     if recipe["precision"] != "fp32":
@@ -39,12 +44,14 @@ def commands(settings: Mapping[str, Any], path: Path) -> list[str]:
         except InputError as error:
             remarks.append(f"# {_one_line(error)}")
     train = shlex.join(["noiseprop", "train", *map(str, arguments), "--out", str(path)])
-    return [*remarks, train, shlex.join(["noiseprop", "evaluate", str(path)])]
+    trust = ["--model", model["name"]] if own else []
+    return [*remarks, train, shlex.join(["noiseprop", "evaluate", str(path), *trust])]
 
 
 def _remarks(settings: Mapping[str, Any]) -> list[str]:
     """What only Python can set, as comments."""
-    recipe, table = settings["recipe"], TABLE_1.get(settings["data"]["name"])
+    recipe, table = settings["recipe"], TABLE_1.get("mnist" if "path" in settings["data"] else settings["data"]["name"])
+    by_option = (*_MODEL_BY_OPTION, *(["init"] if is_own(settings["model"]["name"]) else []))
     other = [f"recipe {key} {value}" for key, value in recipe.items() if key not in _BY_OPTION]
     if table:
         known = asdict(table)
@@ -52,7 +59,7 @@ def _remarks(settings: Mapping[str, Any]) -> list[str]:
     other += [
         f"{key} {value}"
         for key, value in settings["model"].items()
-        if key not in _MODEL_BY_OPTION and value != _DEFAULTS.get(key)
+        if key not in by_option and value != _DEFAULTS.get(key)
     ]
     return [f"# from Python (noiseprop.paper.runs.train_run), with {_one_line(', '.join(other))}"] if other else []
 

@@ -1,7 +1,8 @@
 """What a report shows of the networks themselves: accuracy against eps, example images, saliency, and sigma."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from noiseprop.data import Dataset
 from noiseprop.errors import NoisepropError
 from noiseprop.evaluation.crafting import attack_of, craft
 from noiseprop.evaluation.measure import device_of, draw_logits, judging, noise_is_on, noise_key
-from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, Settings, known_settings
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, Settings, settings_of
 from noiseprop.evaluation.suite import attack_images
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.stream import reset_noise
@@ -82,6 +83,8 @@ def look_at(
     data_dir: Path | None,
     images: int | None = None,
     surrogate_of: SurrogateOf | None = None,
+    trusted: Collection[str] = (),
+    own_data: str | None = None,
     progress: Progress | None = None,
 ) -> dict[Path, Look]:
     """Look at every run's network; at examples and sigma of the first run of each group alone.
@@ -92,6 +95,8 @@ def look_at(
         images: how many test images are attacked at each eps; 0 leaves out the curves; default 200 small grey ones, 50
             of others.
         surrogate_of: the network for attacks by transfer on a run, if any.
+        trusted: the user's own networks, "package.module:function", whose code may be run.
+        own_data: where data of the user's own lie, if not where they lay at the training.
         progress: called with the steps done, their number and the next one's name.
     """
     runs = [(group, run) for group in groups for run in group.runs]
@@ -109,7 +114,8 @@ def look_at(
 
         first = run is group.runs[0]
         count = min(MOST_EXAMPLES, max(1, EXAMPLES_IN_ALL // len(groups))) if first else 0
-        found[run.path] = _look(run, data, data_dir, images, count, surrogate_of, tell)
+        test_images = partial(_test_images, run, data, data_dir, own_data)
+        found[run.path] = _look(run, trusted, test_images, images, count, surrogate_of, tell)
     if progress:
         progress(len(runs) * each, len(runs) * each, "done")
     return found
@@ -117,8 +123,8 @@ def look_at(
 
 def _look(
     run: Run,
-    data: dict[str, Dataset],
-    data_dir: Path | None,
+    trusted: Collection[str],
+    test_images: Callable[[], Dataset],
     images: int | None,
     count: int,
     surrogate_of: SurrogateOf | None,
@@ -129,15 +135,17 @@ def _look(
     tell("network")
     sigmas: tuple[Sigma, ...] = ()
     try:
-        model, _ = load_run(run.path)
+        model, _ = load_run(run.path, trusted)
         if count:
             sigmas = tuple(
                 Sigma(path.removesuffix("noise").removesuffix("."), layer.sigma.detach().abs().cpu())
                 for path, layer in noise_layers(model).items()
             )
         tell("images")
-        test = _test_images(run, data, data_dir)
-        settings = _affordable(run.evaluation.settings if run.evaluation else known_settings(test.name))
+        test = test_images()
+        shape = tuple(test.images.shape[1:])
+        known = run.evaluation.settings if run.evaluation else settings_of(test.name, shape, own=bool(test.path))
+        settings = _affordable(known)
         curve = None
         if images != 0:
             grey = test.images[0].numel() <= 1024
@@ -163,12 +171,13 @@ def _affordable(settings: Settings) -> Settings:
     )
 
 
-def _test_images(run: Run, data: dict[str, Dataset], data_dir: Path | None) -> Dataset:
+def _test_images(run: Run, data: dict[str, Dataset], data_dir: Path | None, own_data: str | None) -> Dataset:
     """The test part of a run's data, read once for all runs that share it."""
     assert run.settings is not None
     key = repr(sorted(run.settings["data"].items(), key=str))
     if key not in data:
-        data[key] = load_parts(run.path, run.settings, data_dir).test
+        own = own_data if run.settings["data"].get("path") else None
+        data[key] = load_parts(run.path, run.settings, data_dir, own).test
     return data[key]
 
 

@@ -27,7 +27,7 @@ class Report:
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
     """Folders that `noiseprop train` wrote."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
-    """The page; an earlier report is replaced."""
+    """The page; replaces an earlier one."""
     images: Annotated[int | None, default("200 of grey digits, 50 of others", "INT")] = None
     """Test images attacked at each eps; 0: no curves."""
     model: Trusted = ()

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from noiseprop import add_noise, reset_noise, sampling
-from noiseprop.attacks import fgsm, pgd
+from noiseprop.attacks import fgsm, lbfgs, pgd
 from noiseprop.corruptions import SEVERITIES, corrupt, corruption_seed
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
+from noiseprop.evaluation import suite
 from noiseprop.evaluation.measure import noise_key, score
 from noiseprop.evaluation.record import Measurement
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, SETTINGS, Settings
@@ -162,6 +163,49 @@ def test_the_attack_and_the_scoring_draw_from_different_keys(full):
         votes = torch.cat([model(a).argmax(-1) for a in x_adv.split(8)], 1)
     np.testing.assert_array_equal(find(full, "pgd", "one", 4).correct, (votes[0] == y).numpy())
     assert not np.array_equal(find(full, "pgd", "one", 4).correct, find(full, "pgd", "vote", 4).correct)
+
+
+@pytest.fixture
+def crafted(monkeypatch):
+    """The adversarial images that the suite's attacks made, in their order."""
+    made, craft = [], suite.craft
+    monkeypatch.setattr(suite, "craft", lambda *args, **options: made.append(craft(*args, **options)) or made[-1])
+    return made
+
+
+def test_attacks_meet_the_noise_that_is_said_from_a_key_of_their_own(crafted):
+    """On a bent network, where other noise leads to other images."""
+    dataset = striped()
+    x, y = dataset.images[:40].float() / 255, dataset.labels[:40]
+    torch.manual_seed(0)
+    model = add_noise(mlp((100, 16, 5)), ["fc1"], init=2.0, example=x).eval()
+    evaluate(model, dataset, settings=replace(QUICK, conditions=("pgd",), attack_draws=(4,), trust_images=8))
+    by_hand = {}
+    for purpose in ("attack", "score"):
+        reset_noise(model, noise_key(0, "pgd", 4, purpose))
+        pieces = zip(x.split(16), y.split(16), strict=True)
+        by_hand[purpose] = torch.cat(
+            [pgd(model, a, b, eps=25 / 255, step=5 / 255, steps=3, draws=4) for a, b in pieces]
+        )
+    with sampling(model, "off"):
+        off = pgd(model, x, y, eps=25 / 255, step=5 / 255, steps=3)
+    assert torch.equal(crafted[0], off)
+    assert torch.equal(crafted[1], by_hand["attack"])
+    assert len(torch.stack([off, *by_hand.values()]).flatten(1).unique(dim=0)) == 3
+
+
+def test_transfers_are_crafted_on_the_surrogate(crafted):
+    dataset = striped()
+    x, y = dataset.images[:40].float() / 255, dataset.labels[:40]
+    torch.manual_seed(0)
+    model, other = noisy(2.0), mlp((100, 16, 5))
+    settings = replace(QUICK, conditions=("fgsm-transfer", "lbfgs-transfer"), trust_images=8)
+    evaluation = evaluate(model, dataset, settings=settings, surrogate=other)
+    by_hand = [fgsm(other, x, y, eps=0.1), lbfgs(other, x, y, step=0.5, steps=3)]
+    for name, made, x_adv in zip(settings.conditions, crafted, by_hand, strict=True):
+        torch.testing.assert_close(made, x_adv, rtol=0, atol=1e-5)
+        correct = (matched()(made).argmax(1) == y).numpy()
+        np.testing.assert_array_equal(find(evaluation, name, "off").correct, correct)
 
 
 def test_equal_calls_give_equal_evaluations_and_leave_the_model_alone():

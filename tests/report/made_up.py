@@ -40,11 +40,15 @@ def evaluation(name: str, seed: int, *, findings: tuple[Finding, ...] = ()) -> E
     measurements: list[Measurement] = []
     for state in ("off", "one", "vote") if noisy else ("off",):
         measurements.append(Measurement("clean", state, 0, 0, outcomes(0.95)))
-        draws = (0,) if state == "off" else (1, 20)
+        draws = (0,) if state == "off" else (1, 5)
         measurements += [Measurement(a, state, k, 0, outcomes(0.4)) for a in ATTACKS for k in draws]
         measurements += [Measurement(c, state, 0, s, outcomes(0.9 - 0.1 * s)) for c in CORRUPTIONS for s in range(1, 6)]
     settings = replace(
-        SETTINGS["mnist-5k"], conditions=("clean", *ATTACKS, *CORRUPTIONS), attack_images=IMAGES, vote_draws=8
+        SETTINGS["mnist-5k"],
+        conditions=("clean", *ATTACKS, *CORRUPTIONS),
+        attack_images=IMAGES,
+        attack_draws=(1, 5),
+        vote_draws=8,
     )
     about = {"model": name, "seed": seed, "epochs": 3}
     return Evaluation(

@@ -6,7 +6,7 @@ from tests.report.made_up import DOUBT, evaluation, make_run
 
 from noiseprop.evaluation.record import Finding
 from noiseprop.evaluation.statistics import wilson
-from noiseprop.report.accuracy import severities, table
+from noiseprop.report.accuracy import by_condition, severities, table
 from noiseprop.report.pairs import pairs
 from noiseprop.report.runs import grouped, read_run
 
@@ -45,7 +45,7 @@ def test_a_corruption_is_the_mean_of_its_severities_without_an_interval(folders)
 
 def test_the_strongest_attack_counts(folders):
     e = evaluation("MLPN", 0)
-    assert find(tabled(folders), "MLPN", "one draw")["fgsm"].value == e.accuracy("fgsm", state="one", attack_draws=20)
+    assert find(tabled(folders), "MLPN", "one draw")["fgsm"].value == e.accuracy("fgsm", state="one", attack_draws=5)
     assert find(tabled(folders), "MLPN", "off")["fgsm"].value == e.accuracy("fgsm", state="off", attack_draws=0)
 
 
@@ -60,6 +60,11 @@ def test_a_warning_stands_at_the_figures_that_it_touches_and_at_no_other(folders
         if cell and doubt in cell.doubts
     }
     assert touched == {("MLPN", state, attack) for state in ("one draw", "vote") for attack in ("fgsm", "pgd")}
+
+
+def test_a_warning_stands_at_the_charts_of_its_conditions(folders):
+    (doubt,) = [doubt for doubt in tabled(folders).doubts if doubt.check == "single step"]
+    assert [name for name, found in by_condition([doubt]).items() if found] == ["FGSM", "PGD"]
 
 
 def test_a_warning_of_one_seed_stands_at_the_mean_and_at_that_seed(tmp_path):

@@ -11,7 +11,7 @@ from noiseprop.noise.attach import add_noise
 from noiseprop.report import eps_curve as module
 from noiseprop.report.eps_curve import MULTIPLES, eps_curve
 
-SETTINGS = Settings(pgd_eps=0.2, pgd_step=0.04, pgd_steps=10, lbfgs_step=50.0, vote_draws=16, batch_size=64)
+SETTINGS = Settings(pgd_eps=0.2, pgd_step=0.04, pgd_steps=10, lbfgs_step=50.0, vote_draws=16, batch_size=4096)
 
 
 class Above(nn.Module):

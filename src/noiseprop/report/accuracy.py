@@ -102,6 +102,11 @@ def table(groups: Sequence[Group]) -> Table:
     return Table(conditions, tuple(rows), tuple(numbered))
 
 
+def by_condition(doubts: Sequence[Doubt]) -> dict[str, list[Doubt]]:
+    """The doubts about each condition, by its name for people."""
+    return {NAMES[c]: [doubt for doubt in doubts if _touches(doubt.check, c)] for c in CONDITIONS}
+
+
 def judged_state(evaluation: Evaluation) -> State:
     """The state of a network as it is used: one draw of its noise, or off where it has none."""
     return "one" if evaluation.noisy else "off"

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from noiseprop.errors import RunError
-from noiseprop.report.accuracy import MOST_FINDINGS, NAMES, table
+from noiseprop.report.accuracy import MOST_FINDINGS, NAMES, by_condition, table
 from noiseprop.report.again import commands
 from noiseprop.report.look import SEVERITY, Look, Sigma
 from noiseprop.report.pairs import pairs
@@ -87,6 +87,7 @@ def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"short": _short, "p_value": _p_value, "signed": _signed, "photo": photo}
+    accuracies = table(groups)
     script = _file(environment, "report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
@@ -97,7 +98,8 @@ def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
         title=_title(groups),
         groups=groups,
         looks=looks,
-        table=table(groups),
+        table=accuracies,
+        doubts=by_condition(accuracies.doubts),
         panels={
             "eps": eps_panels(groups, looks),
             "corruptions": corruption_panels(groups),
@@ -124,7 +126,7 @@ def _file(environment: Environment, name: str) -> str:
 
 def _title(groups: Sequence[Group]) -> str:
     names = list(dict.fromkeys(group.runs[0].model for group in groups))
-    if len(names) <= 3:
+    if len(", ".join(names)) <= 60 or len(names) == 1:
         return _short(", ".join(names))
     return f"{len(names)} networks"
 

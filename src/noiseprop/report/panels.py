@@ -148,11 +148,11 @@ def training_panel(groups: Sequence[Group]) -> Panel | None:
 
 
 def sigma_panels(groups: Sequence[Group]) -> list[Panel]:
-    """Mean |sigma| of each layer by epoch, a panel for each group that has noise."""
+    """Mean |sigma| of each layer by epoch, a panel for each group whose noise is learned."""
     panels: list[Panel] = []
     for group in groups:
         runs = [run.epochs for run in group.runs if run.epochs and run.epochs[-1].sigma]
-        if not runs:
+        if not runs or _fixed(runs):
             continue
         layers = list(runs[0][0].sigma)[:_MOST_LAYERS]
         last = max(map(len, runs))
@@ -178,6 +178,13 @@ def sigma_panels(groups: Sequence[Group]) -> list[Panel]:
         n = f", means over {len(runs)} seeds" if len(runs) > 1 else ""
         panels.append(Panel(group.label, (drawn,), look, f"Bands: ± 1 standard deviation over the neurons{n}."))
     return panels
+
+
+def _fixed(runs: Sequence[Sequence[Epoch]]) -> bool:
+    """Whether every sigma stayed as it was and is like all others of its layer."""
+    first = runs[0][0].sigma
+    same = all(epoch.sigma == first for run in runs for epoch in run)
+    return same and all(layer["min"] == layer["max"] for layer in first.values())
 
 
 def _level(epoch: Epoch, layer: str, part: str) -> Number:

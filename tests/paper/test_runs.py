@@ -118,6 +118,8 @@ def test_a_run_keeps_its_objective(tmp_path):
         {"data": {"name": "mnist", "split_seed": "a"}},
         {"data": {"name": "mnist", "split_seed": -1}},
         {"seed": "a"},
+        {"objective": 5},
+        {"objective": "floor"},
         {"recipe": []},
         {"recipe": {}},
         {"recipe": {"epochs": 3}},

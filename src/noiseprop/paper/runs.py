@@ -157,6 +157,9 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         Recipe.from_json(settings.get("recipe", {}))
     except (AttributeError, ValueError) as error:
         raise RunError(f"{run_dir}: config.json is damaged ({error}); train the run again elsewhere") from error
+    objective = settings.get("objective", {})
+    if not isinstance(objective, dict):
+        raise RunError(f"{run_dir}: config.json has the objective {objective!r}; train the run again elsewhere")
     for option, value in (*model.items(), ("path", data.get("path", ""))):
         if not _fits(option, value):
             raise RunError(f"{run_dir}: config.json has {option} {value!r}; train the run again elsewhere")

@@ -294,6 +294,43 @@ def test_frozen_noise_without_gain_or_without_noise():
     assert check_frozen(subject(Linear())).outcome == "not applicable"
 
 
+# where each check draws its line
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Accuracies by the name of the attack, in place of those that the model would have."""
+    found = {}
+    monkeypatch.setattr(Subject, "accuracy_under", lambda self, attack, name, **options: found[name])
+    monkeypatch.setattr(Subject, "accuracy", lambda self, x_adv, **options: found["transferred"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("check", "accuracies", "outcome"),
+    [
+        (check_convergence, {"convergence": 0.5, "convergence-steps": 0.479, "convergence-draws": 0.5}, "failed"),
+        (check_convergence, {"convergence": 0.5, "convergence-steps": 0.5, "convergence-draws": 0.479}, "failed"),
+        (check_convergence, {"convergence": 0.5, "convergence-steps": 0.481, "convergence-draws": 0.481}, "passed"),
+        (check_convergence, {"convergence": 0.5, "convergence-steps": 0.6, "convergence-draws": 0.6}, "passed"),
+        (check_single_step, {"single-step": 0.479, "many-steps": 0.5}, "failed"),
+        (check_single_step, {"single-step": 0.481, "many-steps": 0.5}, "passed"),
+        (check_transfer, {"fgsm-white": 0.5, "lbfgs-white": 0.3, "transferred": 0.479}, "failed"),
+        (check_transfer, {"fgsm-white": 0.3, "lbfgs-white": 0.5, "transferred": 0.479}, "failed"),
+        (check_transfer, {"fgsm-white": 0.5, "lbfgs-white": 0.5, "transferred": 0.481}, "passed"),
+        (check_large_eps, {"large-eps": 38 / 60}, "failed"),  # Wilson's interval of 60 images begins at 0.507
+        (check_large_eps, {"large-eps": 37 / 60}, "passed"),  # at 0.490, chance being 0.5
+        (check_frozen, {"live": 0.5, "off": 0.4, "frozen": 0.449}, "failed"),  # less than half of the gain is left
+        (check_frozen, {"live": 0.5, "off": 0.4, "frozen": 0.451}, "passed"),
+        (check_frozen, {"live": 0.419, "off": 0.4, "frozen": 0.4}, "passed"),  # there is no gain to lose
+    ],
+)
+def test_lines_between_trust_and_doubt(check, accuracies, outcome, told):
+    told.update(accuracies)
+    finding = check(subject(noisy(Linear()), surrogate=Linear().eval()))
+    assert finding.outcome == outcome
+
+
 # all together
 
 

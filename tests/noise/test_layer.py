@@ -89,3 +89,9 @@ def test_a_shape_that_is_none_is_named(shape):
 @pytest.mark.parametrize(("shape", "size"), [(3, (3,)), ((), ()), ([2, 3], (2, 3)), (torch.zeros(2, 4).shape, (2, 4))])
 def test_shapes(shape, size):
     assert NeuronNoise(shape).sigma.shape == size
+
+
+@pytest.mark.parametrize("init", [float("nan"), float("-inf"), 1e308, -(10**400), "uniform", None, [1.0]])
+def test_a_start_that_float32_does_not_hold_is_named(init):
+    with pytest.raises(InputError, match=r"NeuronNoise got init=.*pass a finite number, or 'normal'"):
+        NeuronNoise(3, init=init)

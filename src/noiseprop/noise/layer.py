@@ -1,10 +1,9 @@
 """``NeuronNoise``: the sigma (and mu) of one noise site."""
 
-import math
 import numbers
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -173,8 +172,8 @@ def _known(estimator: Estimator) -> Estimator:
 
 
 def is_level(init: Any) -> bool:
-    """Whether sigma can start there: at one finite number."""
-    return isinstance(init, numbers.Real) and math.isfinite(init)
+    """Whether sigma can start there: at one number that float32 holds, so neither infinite nor NaN."""
+    return isinstance(init, numbers.Real) and bool(abs(cast(Any, init)) <= torch.finfo(torch.float32).max)
 
 
 def _start(size: tuple[int, ...], init: Init) -> Tensor:

@@ -119,20 +119,23 @@ def test_noise_acts_in_an_attack_where_it_acts_outside(conv, batch, training, at
     assert torch.equal(one, two) != acts
 
 
-def test_big_batches_go_through_in_parts(noisy_linear, linear_batch, monkeypatch):
+@pytest.mark.parametrize("mode", [{"mode": "fresh"}, {"mode": "frozen", "key": 5}])
+def test_big_batches_go_through_in_parts_with_the_noise_of_the_whole(noisy_linear, linear_batch, monkeypatch, mode):
     x, y = linear_batch  # (12, 30)
-    noisy_linear[1].noise.sigma.data.fill_(1e-9)  # as good as none, but the model does not know
-    with attacking(noisy_linear):
-        whole = [loss_gradient(noisy_linear, x, y, draws=draws) for draws in (1, 4)]
-        monkeypatch.setattr(sys.modules[parts.__module__], "_SMALL", 0)
-        monkeypatch.setattr(sys.modules[parts.__module__], "_MAP_VALUES", 5 * 30)  # 12 images in 3 parts
-        model = Rows(noisy_linear)
-        found = [loss_gradient(model, x, y, draws=1)]
-        assert model.sizes[-3:] == [4, 4, 4]
-        found.append(loss_gradient(model, x, y, draws=4))
-        loss, logits = expected_loss(model, x, y, draws=4)
-    assert model.sizes[-6:] == [4, 4, 4, 4, 4, 4]
+    model = Rows(noisy_linear)
+
+    def look():
+        reset_noise(model, 3)
+        with sampling(model, **mode), attacking(model):
+            found = [loss_gradient(model, x, y, draws=draws) for draws in (1, 4, 1)]
+            return [*found, expected_loss(model, x, y, draws=4)]
+
+    whole = look()
+    monkeypatch.setattr(sys.modules[parts.__module__], "_SMALL", 0)
+    monkeypatch.setattr(sys.modules[parts.__module__], "_MAP_VALUES", 5 * 30)  # 12 images in 3 parts
+    model.sizes.clear()
+    found = look()
+    assert [size for size in model.sizes if size == 4] == 12 * [4]
     for a, b in zip(whole, found, strict=True):
         torch.testing.assert_close(tuple(a), tuple(b))
-    torch.testing.assert_close(loss, whole[1].loss)
-    torch.testing.assert_close(logits, whole[1].logits)
+    assert torch.equal(whole[0].loss, whole[2].loss) == (mode["mode"] == "frozen")

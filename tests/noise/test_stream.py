@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from noiseprop import NeuronNoise, NoisepropError, add_noise, reset_noise, sampling
 from noiseprop.noise.philox import standard_normal
-from noiseprop.noise.stream import noise_streams
+from noiseprop.noise.stream import noise_of, noise_streams
 
 X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -43,6 +43,25 @@ def test_equal_rows_differ_passes_differ_and_a_reset_repeats():
     assert torch.equal(model(rows), first)
     reset_noise(model, 1)
     assert not torch.isclose(model(rows), first).any()
+
+
+def test_pieces_of_a_batch_have_the_noise_of_the_whole():
+    model = add_noise(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), ["0", "1"], example=torch.zeros(1, 3), key=3)
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    reset_noise(model, 1)
+    whole, after = model(x), model(x)
+    reset_noise(model, 1)
+    with noise_of(model, 7):
+        last = model(x[7:])
+    with noise_of(model, 2):
+        torch.testing.assert_close(model(x[2:4]), whole[2:4])
+        with noise_of(model, 3):
+            torch.testing.assert_close(model(x[5:7]), after[5:7])
+    torch.testing.assert_close(last, whole[7:])
+    with pytest.raises(ZeroDivisionError), noise_of(model, 1):
+        raise ZeroDivisionError
+    torch.testing.assert_close(model(x), whole)
+    torch.testing.assert_close(model(x), after)
 
 
 def test_eval_keeps_the_noise_unless_asked():

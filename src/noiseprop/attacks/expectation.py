@@ -17,9 +17,9 @@ Only noise of `NeuronNoise` layers is known here. A network that draws from torc
 if it were deterministic, one pass a step, and moves that generator on.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,9 @@ from noiseprop.attacks.threat import check_logits
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.sampling import sampling
-from noiseprop.noise.stream import noise_apart
+from noiseprop.noise.stream import noise_apart, noise_of
+
+T = TypeVar("T")
 
 # Draws that decide which of several candidates has the higher expected loss.
 SCORE_DRAWS = 32
@@ -98,8 +100,8 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
     """
     if (draws > 1 or key is not None) and not is_random(model):
         draws, key = 1, None
-    found: list[LossGradient] = []
-    for rows in parts(model, x, draws):
+
+    def look(rows: slice) -> LossGradient:
         part = x[rows].detach().requires_grad_()
         logits = _logits(model, part, y[rows], draws, key)  # (K, b, classes)
         loss = _expected_cross_entropy(logits, y[rows])
@@ -109,7 +111,9 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
                 "attacks: the logits carry no gradient to the images; remove .detach(), rounding or no_grad from the "
                 "model's forward pass, or attack by transfer"
             )
-        found.append(LossGradient(loss.detach(), gradient, logits.detach()))
+        return LossGradient(loss.detach(), gradient, logits.detach())
+
+    found = _in_parts(model, x, draws, look)
     return found[0] if len(found) == 1 else _join(found)
 
 
@@ -119,8 +123,19 @@ def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> 
     Call it inside `attacking(model)`, where nothing needs a gradient and so no graph is built.
     """
     draws = draws if draws == 1 or is_random(model) else 1
-    logits = torch.cat([_logits(model, x[rows], y[rows], draws).detach() for rows in parts(model, x, draws)], 1)
+    found = _in_parts(model, x, draws, lambda rows: _logits(model, x[rows], y[rows], draws).detach())
+    logits = torch.cat(found, 1)
     return _expected_cross_entropy(logits, y), logits
+
+
+def _in_parts(model: nn.Module, x: Tensor, draws: int, work: Callable[[slice], T]) -> list[T]:
+    """What `work` makes of each part of a batch, whose images have the noise that they would have in the whole."""
+    first, *others = parts(model, x, draws)
+    found: list[T] = []
+    for rows in others:
+        with noise_of(model, rows.start):
+            found.append(work(rows))
+    return [work(first), *found]  # the first one last: it moves the noise on
 
 
 def _logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None = None) -> Tensor:

@@ -220,6 +220,24 @@ def noise_kept(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
+def noise_of(model: nn.Module, first: int) -> Generator[None]:
+    """Let the passes of a block draw the noise of samples from number `first` on, and put the noise back at its end.
+
+    So a batch goes through a model in pieces, here or in several processes, with the noise that it has as a whole. A
+    block inside another one counts from the other's first sample.
+    """
+    streams = noise_streams(model)
+    with noise_kept(model):
+        for stream in streams:
+            stream.first_sample += first
+        try:
+            yield
+        finally:
+            for stream in streams:
+                stream.first_sample -= first
+
+
+@contextmanager
 def noise_apart(model: nn.Module) -> Generator[None]:
     """Let the passes of a block draw other noise than any pass outside, where the model's noise stays as it was.
 

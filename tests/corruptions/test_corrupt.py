@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noiseprop.corruptions import KINDS, PARAMS, SEVERITIES, corrupt, corruption_seed, glass_blur
+from noiseprop.corruptions import KINDS, PARAMS, SEVERITIES, corrupt, corruption_seed, glass_blur, skip
 from noiseprop.corruptions import gaussian_noise as gaussian
 from noiseprop.corruptions import impulse_noise as impulse
 from noiseprop.data import load
@@ -228,6 +228,19 @@ def test_the_same_seed_gives_the_same_images_and_the_input_stays():
     assert torch.equal(part, first[:256])
     assert torch.equal(x, before)
     assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_behind_skipped_ones_get_what_is_theirs(kind, channels):
+    x, how = torch.rand(300, channels, 12, 12, generator=torch.Generator().manual_seed(0)), {"severity": 5}
+    how |= {"params": "tiny-imagenet"}
+    whole = corrupt(x, kind, **how, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    skip((256, channels, 12, 12), kind, **how, generator=generator)
+    assert torch.equal(corrupt(x[256:], kind, **how, generator=generator), whole[256:])
+    again = corrupt(x[256:], kind, **how, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again, whole[256:]) == (kind == "contrast")
 
 
 @pytest.mark.parametrize(

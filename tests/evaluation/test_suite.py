@@ -12,7 +12,7 @@ from noiseprop.corruptions import SEVERITIES, corrupt, corruption_seed
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
 from noiseprop.evaluation import suite
-from noiseprop.evaluation.measure import noise_key, score
+from noiseprop.evaluation.measure import chunks, noise_key, score
 from noiseprop.evaluation.record import Measurement
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, SETTINGS, Settings
 from noiseprop.evaluation.storage import to_json
@@ -146,21 +146,15 @@ def test_progress_counts_every_step():
 
 
 def test_the_attack_and_the_scoring_draw_from_different_keys(full):
-    """Crafted and scored by hand with the stated keys, in the stated pieces."""
+    """Crafted and scored by hand with the stated keys, all images at once: an image's noise is its own."""
     dataset = striped()
     x, y = dataset.images[:40].float() / 255, dataset.labels[:40]
     model = noisy(2.0).eval()
     reset_noise(model, noise_key(0, "pgd", 4, "attack"))
-    x_adv = torch.cat(
-        [
-            pgd(model, a, b, eps=25 / 255, step=5 / 255, steps=3, draws=4)
-            for a, b in zip(x.split(16), y.split(16), strict=True)
-        ]
-    )
+    x_adv = pgd(model, x, y, eps=25 / 255, step=5 / 255, steps=3, draws=4)
     reset_noise(model, noise_key(0, "pgd", 4, "score"))
-    votes = []
     with sampling(model, draws=8), torch.no_grad():
-        votes = torch.cat([model(a).argmax(-1) for a in x_adv.split(8)], 1)
+        votes = model(x_adv).argmax(-1)
     np.testing.assert_array_equal(find(full, "pgd", "one", 4).correct, (votes[0] == y).numpy())
     assert not np.array_equal(find(full, "pgd", "one", 4).correct, find(full, "pgd", "vote", 4).correct)
 
@@ -241,7 +235,7 @@ def test_a_vote_is_the_most_frequent_class():
         linear.weight.copy_(torch.tensor([[1.0], [0.0], [0.0]]))
     model = add_noise(linear, [""], init=2.0, example=torch.zeros(1, 1)).eval()
     x, y = torch.ones(2000, 1), torch.zeros(2000, dtype=torch.int64)
-    outcomes = score(model, [(x, y)], draws=200, rows=20000)
+    outcomes = score(model, chunks(x, y), len(y), draws=200, rows=20000)
     assert outcomes["off"].all()
     # P(1 + 2a > max(2b, 2c)) for independent normals, by quadrature
     grid = np.linspace(-8, 8, 4001)

@@ -30,7 +30,7 @@ def start(folder: Path, sizes: str, *scenarios: str) -> subprocess.CompletedProc
 def worlds(tmp_path_factory) -> Path:
     """What the processes of three worlds left behind."""
     folder = tmp_path_factory.mktemp("worlds")
-    done = start(folder, "1,2,4", "noise", "learn", "odd", "refused", "resume")
+    done = start(folder, "1,2,4", "noise", "learn", "odd", "refused", "resume", "judge")
     assert json.loads(done.stdout) == {"1": [0], "2": [0] * 2, "4": [0] * 4}, done.stderr
     assert not done.stderr  # no warnings, either
     return folder
@@ -87,6 +87,36 @@ def test_a_resumed_world_ends_with_the_same_bits(worlds):
         assert read_config(folder / "parts")["made_with"]["processes"] == size
         means.append(whole["1.running_mean"])
     assert not torch.allclose(*means, rtol=1e-3)  # of the rows of one process alone
+
+
+def test_any_number_of_processes_judges_the_same(worlds):
+    """Byte for byte, in each of them: clean, attacked by 1 and 4 draws, transferred, corrupted, and doubted."""
+    alone = (worlds / "1" / "judge" / "0.json").read_bytes()
+    figures = json.loads(alone)
+    assert len({(m["condition"], m["state"]) for m in figures["measurements"]}) == 3 * (1 + 3 + 2 + 4)
+    pgd = {m["state"]: m["right"] / m["n"] for m in figures["measurements"] if m["condition"] == "pgd"}
+    assert all(0.05 < accuracy < 0.95 for accuracy in pgd.values())
+    assert {m["n"] for m in figures["measurements"]} == {300, 150, 100, 70}
+    assert len(figures["findings"]) == 6
+    for size in (2, 4):
+        for rank in range(size):
+            assert (worlds / str(size) / "judge" / f"{rank}.json").read_bytes() == alone
+        assert (worlds / str(size) / "judge" / "kept").read_bytes() == (worlds / "1" / "judge" / "kept").read_bytes()
+
+
+def test_processes_share_an_evaluation_and_go_on_with_one(worlds):
+    told = {
+        size: [json.loads((worlds / str(size) / "judge" / f"{rank}-told.json").read_text()) for rank in range(size)]
+        for size in (1, 2, 4)
+    }
+    ((whole, _),) = (said["passes"] for said in told[1])
+    for size, processes in told.items():
+        assert all(said["same"] for said in processes)
+        assert all(again < 0.9 * first for first, again in (said["passes"] for said in processes))
+        assert whole <= sum(said["passes"][0] for said in processes) < 1.1 * whole
+        if size > 1:
+            (said,) = {process["refused"] for process in processes}
+            assert said.startswith(f"process 1 of {size} does not agree with process 0: model = '")
 
 
 def test_processes_that_do_not_fit_together_are_refused(worlds):
@@ -148,30 +178,47 @@ def test_shares_of_a_loss_average_to_the_loss():
 def test_other_commands_are_refused_under_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["evaluate", "nowhere"]) == 1
+    assert main(["demo"]) == 1
     assert capsys.readouterr().err == (
-        "noiseprop: torchrun is for `noiseprop train` alone; start `noiseprop evaluate` in one process\n"
+        "noiseprop: torchrun is for train and evaluate; start `noiseprop demo` in one process\n"
     )
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess:
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "noiseprop", "train"]
-    command = [*starter, *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | LOOPBACK, capture_output=True, text=True, timeout=300)
+def torchrun(*arguments: object, processes: int = 2, **environment: str) -> subprocess.CompletedProcess:
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*starter, "-m", "noiseprop", *map(str, arguments)]
+    env = os.environ | LOOPBACK | environment
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
 def test_torchrun_starts_the_command(tmp_path):
     options = ["--model", "MLPN", "--data", "mnist-5k", "--epochs", "2", "--out"]
-    done = torchrun(*options, tmp_path / "pair")
+    done = torchrun("train", *options, tmp_path / "pair")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Kept in") == 1
     assert main(["train", *options, str(tmp_path / "alone")]) == 0
     for pair, alone in zip(read_metrics(tmp_path / "pair"), read_metrics(tmp_path / "alone"), strict=True):
         assert pair["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
         assert pair["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-3)
-    again = torchrun(*options, tmp_path / "pair")
+    again = torchrun("train", *options, tmp_path / "pair")
     assert again.returncode == 1
     assert f"noiseprop: {tmp_path / 'pair'} holds a run already; continue it with --resume" in again.stderr
     assert main(["train", "--resume", "--epochs", "3", "--out", str(tmp_path / "pair")]) == 0
     assert len(read_metrics(tmp_path / "pair")) == 3
+
+
+@pytest.mark.slow
+def test_torchrun_evaluates_as_one_process_does(tmp_path):
+    """The same file, byte for byte; the surrogate is trained by one process while the others wait."""
+    run = tmp_path / "run"
+    assert main(["train", "--model", "MLPN", "--data", "mnist-5k", "--epochs", "2", "--out", str(run)]) == 0
+    kept = []
+    for processes in (1, 2, 4):
+        done = torchrun("evaluate", run, processes=processes, XDG_CACHE_HOME=str(tmp_path / str(processes)))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Kept in") == 1
+        kept.append((run / "evaluation.json").read_bytes())
+        (run / "evaluation.json").unlink()
+        assert not (run / "evaluation.partial.jsonl").exists()
+    assert kept[0] == kept[1] == kept[2]

@@ -21,6 +21,9 @@ from torch import nn
 from noiseprop import add_noise, sigmas
 from noiseprop.data import Split
 from noiseprop.errors import RunError
+from noiseprop.evaluation.settings import Settings
+from noiseprop.evaluation.storage import to_json
+from noiseprop.evaluation.suite import evaluate
 from noiseprop.nets import mlp
 from noiseprop.noise.objectives import SquareRootBonus
 from noiseprop.training import Recipe, loop, train
@@ -134,6 +137,38 @@ def goes_on(folder: Path, rank: int) -> None:
     """After `dies`: to the end, and beside it a run that nobody disturbed."""
     train(network(), parts(), Recipe(epochs=3, batch_size=32), folder.with_name("dies") / "run", resume=True)
     train(network(), parts(), Recipe(epochs=3, batch_size=32), folder / "whole")
+
+
+QUICK = Settings(
+    attack_images=100, attack_draws=(1, 4), eot_images=70, vote_draws=4, vote_images=150, trust_images=40, batch_size=64
+)
+
+
+def judge(folder: Path, rank: int) -> None:
+    """An evaluation of 300 images, whole and from an earlier one's first steps; what processes say that do not fit."""
+    from conftest import made_up
+
+    net, test = network(), made_up(300, 4)
+    torch.manual_seed(1)
+    surrogate, passes = mlp((36, 6, 3)), []
+    net.register_forward_pre_hook(lambda *_: passes.append(1))
+    whole = evaluate(net, test, settings=QUICK, surrogate=surrogate, kept=folder / "kept")
+    (folder / f"{rank}.json").write_text(to_json(whole))
+    in_whole = len(passes)
+    dist.barrier()
+    lines = (folder / "kept").read_text().splitlines(keepends=True)
+    if rank == 0:
+        (folder / "begun").write_text("".join(lines[:20]))
+    dist.barrier()
+    again = evaluate(net, test, settings=QUICK, surrogate=surrogate, kept=folder / "begun")
+    told = {"same": to_json(again) == to_json(whole), "passes": [in_whole, len(passes) - in_whole]}
+    with torch.no_grad():
+        net.fc1.weight[0, 0] += rank
+    try:
+        evaluate(net, test, settings=QUICK, surrogate=surrogate)
+    except RunError as error:
+        told["refused"] = str(error)
+    (folder / f"{rank}-told.json").write_text(json.dumps(told))
 
 
 class Odd(nn.Module):

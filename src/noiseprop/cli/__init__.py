@@ -120,9 +120,9 @@ def _only_json() -> Any:
 def _refuse_processes(command: Any) -> None:
     """Several processes of torchrun would all do the same, and write over each other's files."""
     several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-    if several and not isinstance(command, Train):
+    if several and not isinstance(command, Train | Evaluate):
         name = type(command).__name__.lower()
-        raise NoisepropError(f"torchrun is for `noiseprop train` alone; start `noiseprop {name}` in one process")
+        raise NoisepropError(f"torchrun is for train and evaluate; start `noiseprop {name}` in one process")
 
 
 def _parse(arguments: list[str]) -> Any:

@@ -22,6 +22,7 @@ class Evaluate:
     Attacks are Table 2's; all is kept in RUN/evaluation.json. For example:
       noiseprop evaluate runs/mlpn
       noiseprop evaluate runs/x --model mynets:small --surrogate runs/plain
+      torchrun --nproc-per-node 2 -m noiseprop evaluate runs/mlpn
     """
 
     run_dir: Run
@@ -38,15 +39,21 @@ class Evaluate:
     """Print the figures as JSON."""
 
     def run(self) -> None:
-        """Evaluate, show progress, print the table and write the file."""
+        """Evaluate, show progress, print the table and write the file; of several processes, in the first."""
+        from contextlib import nullcontext
+
+        from noiseprop.cli.show import err, out
         from noiseprop.paper.runs import read_settings
+        from noiseprop.training.distributed import joined
         from noiseprop.training.run_folder import held
 
         read_settings(self.run_dir)  # for a folder that is no run gets no lock
-        with held(self.run_dir, resume=True):
-            self._judge()
+        with joined() as world:
+            out.quiet = err.quiet = not world.first
+            with held(self.run_dir, resume=True) if world.first else nullcontext():
+                self._judge(writes=world.first)
 
-    def _judge(self) -> None:
+    def _judge(self, *, writes: bool) -> None:
         from dataclasses import replace
 
         from noiseprop.cli.show import out, print_json, progress_bar
@@ -75,7 +82,8 @@ class Evaluate:
         elif digits:
             about["surrogate"] = f"MLP-surrogate, seed 0, {TABLE_1[data['name']].epochs} epochs"
         target = self.run_dir / "evaluation.json"
-        _refuse_to_lose(target, chosen, about)
+        if writes:
+            _refuse_to_lose(target, chosen, about)
         net = surrogate[0] if surrogate else _surrogate_of(data["name"], self.data_dir) if digits else None
         partial = self.run_dir / "evaluation.partial.jsonl"
         with progress_bar(f"judging {self.run_dir}") as progress:
@@ -88,6 +96,8 @@ class Evaluate:
                 kept=partial,
                 progress=progress,
             )
+        if not writes:
+            return
         # Before it is written, so that a full disk does not lose it; its notes are wrapped between words.
         if self.json:
             print_json(figures(evaluation) | {"kept": str(target)})
@@ -106,8 +116,10 @@ def _surrogate_of(data: str, data_dir: Path | None) -> "nn.Module":
     from noiseprop.cli.show import progress_bar
     from noiseprop.data import load
     from noiseprop.paper.surrogates import surrogate
+    from noiseprop.training.distributed import alone
 
-    with progress_bar("training the surrogate, once") as progress:
+    # one process trains it, and the others wait and read it, so that it is the same whatever their number
+    with alone(), progress_bar("training the surrogate, once") as progress:
         return surrogate(load(data, data_dir), progress=progress)
 
 

@@ -1,6 +1,7 @@
 """One call for every corruption: checks, exact pixels in, 8-bit pixels out."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 Floats = npt.NDArray[np.float64]
 
-_CHUNK = 128  # images that are worked on at once, so that they stay in the cache; the draws follow these chunks
+CHUNK = 128  # images that are worked on at once, so that they stay in the cache; the draws follow these chunks
 
 
 def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torch.Generator) -> Tensor:
@@ -54,12 +55,29 @@ def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torc
     pixels = (pixels.float() if x.dtype == torch.bfloat16 else pixels).numpy()  # NumPy has no bfloat16
     tolerance = 2 * torch.finfo(x.dtype).eps
     out = np.empty_like(pixels)
-    for start in range(0, len(x), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for start in range(0, len(x), CHUNK):
+        chunk = slice(start, start + CHUNK)
         exact = _exact(pixels[chunk].transpose(0, 2, 3, 1), tolerance)
-        corrupted = _corrupt_chunk(exact, kind, severity - 1, params, generator)
+        draws = _draw(_arrays_shape(exact.shape), kind, severity - 1, params, generator)
+        corrupted = _corrupt_chunk(exact, draws, kind, severity - 1, params)
         out[chunk] = corrupted.transpose(0, 3, 1, 2)
     return torch.from_numpy(out).to(x)
+
+
+def skip(shape: tuple[int, ...], kind: str, *, severity: int, params: str, generator: torch.Generator) -> None:
+    """Draw what `corrupt` would draw for images of this shape (B, C, H, W), so that the next ones get what is theirs.
+
+    Args:
+        shape: of the images that are left out; B is a multiple of 128 or what remains.
+        kind: as for `corrupt`, and so the others.
+        severity: 1 to 5.
+        params: one of PARAMS.
+        generator: moves on.
+    """
+    count, channels, height, width = shape
+    for start in range(0, count, CHUNK):
+        chunk = (min(CHUNK, count - start), height, width, channels)
+        _draw(_arrays_shape(chunk), kind, severity - 1, params, generator)
 
 
 def corruption_seed(dataset: str, kind: str, severity: int) -> int:
@@ -81,26 +99,40 @@ def corruption_seed(dataset: str, kind: str, severity: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-def _corrupt_chunk(x: Floats, kind: str, level: int, params: str, generator: torch.Generator) -> Floats:
+def _corrupt_chunk(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:
     """Images (B, H, W, C) to corrupted ones; a single channel is taken off and put back."""
     grey = x.shape[3] == 1
-    out = _apply(x[..., 0] if grey else x, kind, level, params, generator)
+    out = _apply(x[..., 0] if grey else x, draws, kind, level, params)
     if params != "mnist":
         out = (out * 255).astype(np.uint8) / 255.0
     return out[..., None] if grey else out
 
 
-def _apply(x: Floats, kind: str, level: int, params: str, generator: torch.Generator) -> Floats:
+def _arrays_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the definition's arrays: (B, H, W) where there is one channel, else (B, H, W, C)."""
+    return shape[:3] if shape[3] == 1 else shape
+
+
+def _draw(shape: tuple[int, ...], kind: str, level: int, params: str, generator: torch.Generator) -> Any:
     match kind:
         case "gaussian_noise":
-            draws = gaussian_noise.draw(x.shape, generator)
+            return gaussian_noise.draw(shape, generator)
+        case "impulse_noise":
+            return impulse_noise.draw(shape, generator)
+        case "glass_blur":
+            return glass_blur.draw(shape, glass_blur.GLASS[params][level], generator)
+        case _:
+            return None
+
+
+def _apply(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:
+    match kind:
+        case "gaussian_noise":
             return gaussian_noise.apply(x, draws, gaussian_noise.SIGMA[params][level])
         case "impulse_noise":
-            draws = impulse_noise.draw(x.shape, generator)
             return impulse_noise.apply(x, draws, impulse_noise.AMOUNT[params][level])
         case "glass_blur":
-            glass = glass_blur.GLASS[params][level]
-            return glass_blur.apply(x, glass_blur.draw(x.shape, glass, generator), glass)
+            return glass_blur.apply(x, draws, glass_blur.GLASS[params][level])
         case _:
             return contrast.apply(x, contrast.FACTOR[params][level])
 

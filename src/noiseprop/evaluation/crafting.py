@@ -9,8 +9,9 @@ from noiseprop.attacks.fgsm import fgsm
 from noiseprop.attacks.lbfgs import lbfgs
 from noiseprop.attacks.pgd import pgd
 from noiseprop.errors import InputError
-from noiseprop.evaluation.measure import parts
 from noiseprop.evaluation.settings import ATTACKS, Settings
+from noiseprop.noise.stream import noise_of
+from noiseprop.training.distributed import world
 
 Attack = Callable[[nn.Module, Tensor, Tensor, int], Tensor]  # model, x, y and draws to adversarial images
 
@@ -37,5 +38,12 @@ def attack_of(name: str, settings: Settings) -> Attack:
 
 
 def craft(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:
-    """Adversarial images (N, C, H, W), crafted `rows` // `draws` at a time on the noise that the model has now."""
-    return torch.cat([attack(model, part, labels, draws) for part, labels in parts(x, y, rows // draws)])
+    """Adversarial images (N, C, H, W), crafted `rows` // `draws` at a time on the noise that the model has now.
+
+    The processes of a process group share the pieces; each has all images in the end.
+    """
+    here, x_adv = world(), torch.zeros_like(x)
+    for piece in here.pieces(len(x), max(1, rows // draws)):
+        with noise_of(model, piece.start):
+            x_adv[piece] = attack(model, x[piece], y[piece], draws)
+    return here.total(x_adv)

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noiseprop.attacks.threat import check_logits
+from noiseprop.corruptions import CHUNK
+from noiseprop.data import Dataset, batches
 from noiseprop.evaluation.record import State
 from noiseprop.evaluation.settings import NO_LIMIT
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.sampling import sampling
-from noiseprop.noise.stream import noise_kept
+from noiseprop.noise.stream import noise_kept, noise_of
+from noiseprop.training.distributed import World, world
 
 Outcomes = dict[State, npt.NDArray[np.bool_]]
+Chunk = tuple[slice, Tensor, Tensor]  # which of the images, these (b, C, H, W), and their labels (b,)
 
 
 def noise_is_on(model: nn.Module) -> bool:
@@ -57,63 +61,85 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def score(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, draws: int, rows: int, votes: int = NO_LIMIT
+    model: nn.Module, chunks: Iterable[Chunk], count: int, *, draws: int, rows: int, votes: int = NO_LIMIT
 ) -> Outcomes:
     """Which images the model gets right in each of its states; call it inside `judging(model)`.
 
     "one" is the first of the draws over which "vote" takes the most frequent class (a tie goes to the tied class of the
-    highest mean probability). A network without noise at inference has the state "off" alone.
+    highest mean probability). A network without noise at inference has the state "off" alone. An image's draws are its
+    own, by its number and the place of the model's noise, however images are cut into pieces.
 
     Args:
         model: images to logits (B, classes).
-        batches: pairs of images (B, C, H, W) in [0, 1] and labels (B,).
+        chunks: images in [0, 1], as from `chunks`; of several processes, those of this one.
+        count: N, of all images.
         draws: of the vote.
         rows: images times draws that go through the model at once.
         votes: the vote is taken on so many images, the first ones; the others get one draw.
 
     Returns:
-        For each state a boolean array (N,), in the order of the batches; that of "vote" may be shorter.
+        For each state a boolean array (N,), by image; that of "vote" may be shorter. All processes get all of it.
 
     Raises:
         InputError: NaN or wrong-shaped logits, or labels out of range.
     """
     states: list[State] = ["off", "one", "vote"] if noise_is_on(model) else ["off"]
-    correct: dict[State, list[Tensor]] = {state: [] for state in states}
-    for x, y in batches:
-        if "vote" in correct:
-            voting = min(votes, len(y))
-            votes -= voting
-            for part, labels in parts(x[:voting], y[:voting], rows // draws) if voting else ():
-                logits = draw_logits(model, part, labels, draws)
-                correct["one"].append(logits[0].argmax(-1) == labels)
-                correct["vote"].append(_vote(logits) == labels)
-            for part, labels in parts(x[voting:], y[voting:], rows) if voting < len(y) else ():
-                correct["one"].append(draw_logits(model, part, labels, 1)[0].argmax(-1) == labels)
-        with sampling(model, "off"):
-            for part, labels in parts(x, y, rows):
-                correct["off"].append(check_logits(model(part), labels).argmax(-1) == labels)
-    return {state: torch.cat(pieces).cpu().numpy() for state, pieces in correct.items()}
+    sizes = {state: min(count, votes) if state == "vote" else count for state in states}
+    right = {state: torch.zeros(size, dtype=torch.uint8) for state, size in sizes.items()}  # gloo sums no bool
+    for where, x, y in chunks:
+        if "vote" in right:
+            voting = min(max(0, votes - where.start), len(y))
+            voted = _right(model, where.start, x[:voting], y[:voting], draws=draws, rows=rows)
+            single = _right(model, where.start + voting, x[voting:], y[voting:], draws=1, rows=rows)
+            right["one"][where] = torch.cat([voted[0], single[0]])
+            right["vote"][where.start : where.start + voting] = voted[1]
+        with noise_kept(model), sampling(model, "off"):  # a pass moves the noise on, also where it is off
+            pieces = World().pieces(len(y), rows)
+            hits = [check_logits(model(x[piece]), y[piece]).argmax(-1) == y[piece] for piece in pieces]
+            right["off"][where] = torch.cat(hits).cpu()
+    return {state: np.asarray(world().total(found).bool()) for state, found in right.items()}
+
+
+def _right(model: nn.Module, first: int, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:
+    """Which images, the first one being number `first`, are right in their first draw, and by vote: bool (2, b)."""
+    found = [torch.zeros(2, 0, dtype=torch.bool)]
+    for piece in World().pieces(len(y), max(1, rows // draws)):
+        with noise_of(model, first + piece.start):
+            logits = draw_logits(model, x[piece], y[piece], draws)
+        found.append(torch.stack([logits[0].argmax(-1) == y[piece], _vote(logits) == y[piece]]).cpu())
+    return torch.cat(found, 1)
+
+
+def chunks(x: Tensor, y: Tensor) -> Iterator[Chunk]:
+    """Images and labels in chunks for `score`; of several processes, those of this one."""
+    for where in world().pieces(len(y), CHUNK):
+        yield where, x[where], y[where]
+
+
+def chunks_of(dataset: Dataset, device: torch.device) -> Iterator[Chunk]:
+    """As `chunks`, the images of a data set."""
+    for where in world().pieces(len(dataset), CHUNK):
+        x, y = next(batches(dataset[where], CHUNK, generator=None))
+        yield where, x.to(device), y.to(device)
 
 
 @torch.no_grad()
 def expected_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, draws: int, rows: int) -> float:
-    """Accuracy expected of one draw: the mean over `draws` draws and all images, with the noise the model has now."""
-    right = 0.0
-    for part, labels in parts(x, y, rows // draws):
-        right += float((draw_logits(model, part, labels, draws).argmax(-1) == labels).double().mean(0).sum())
-    return right / len(y)
+    """Accuracy expected of one draw: the mean over `draws` draws and all images, with the noise the model has now.
+
+    The processes of a process group share the images and find the same figure.
+    """
+    here, right = world(), torch.zeros((), dtype=torch.int64)
+    for piece in here.pieces(len(y), max(1, rows // draws)):
+        with noise_of(model, piece.start):
+            right += int((draw_logits(model, x[piece], y[piece], draws).argmax(-1) == y[piece]).sum())
+    return int(here.total(right)) / (draws * len(y))
 
 
 def draw_logits(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
     """Logits (draws, B, classes) over fresh draws, checked."""
     with sampling(model, "fresh", draws=draws):
         return check_logits(model(x), y, draws)
-
-
-def parts(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch cut into pieces of `size` images, or of one where size is less."""
-    size = max(1, size)
-    yield from zip(x.split(size), y.split(size), strict=True)
 
 
 def _vote(logits: Tensor) -> Tensor:

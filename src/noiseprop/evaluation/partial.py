@@ -19,14 +19,20 @@ class Partial:
     """What has been measured so far: a line that tells the evaluation, then one sealed JSON line for each step.
 
     A file of another evaluation, or a damaged one, counts as none and is written anew: its figures can be made again.
+    Of several processes, all read the file and one `writes` to it.
     """
 
-    def __init__(self, path: Path | None, what: Mapping[str, Any]) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, what: Mapping[str, Any], *, writes: bool = True) -> None:
+        self._path = path if writes else None
         self._lines = [json.dumps(what, sort_keys=True)]
         self._done: dict[str, Any] = {}
         if path is not None:
             self._read(path)
+
+    @property
+    def steps(self) -> list[str]:
+        """The names of the steps that are done."""
+        return list(self._done)
 
     def measured(self, step: str, measure: Callable[[], list[Measurement]]) -> list[Measurement]:
         """The measurements of a step: the kept ones, or those that `measure` makes now."""

@@ -34,7 +34,7 @@ class Settings:
             share nothing, they cost as much as so many networks.
         vote_images: votes are taken on so many images at most, the first of those that are scored.
         trust_images: the checks of `trust` look at so many.
-        batch_size: images times draws that go through a model at once; a noisy network's figures depend on it.
+        batch_size: images times draws that go through a model at once; figures depend on it by rounding alone.
         seed: of the noise during the evaluation.
     """
 

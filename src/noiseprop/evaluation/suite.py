@@ -12,19 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noiseprop.corruptions import SEVERITIES, corrupt, corruption_seed
+from noiseprop.corruptions import CHUNK, SEVERITIES, corrupt, corruption_seed, skip
 from noiseprop.data import Dataset, batches
 from noiseprop.errors import InputError
 from noiseprop.evaluation.crafting import attack_of, craft
-from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_is_on, noise_key, score
+from noiseprop.evaluation.measure import (
+    Chunk,
+    Outcomes,
+    chunks,
+    chunks_of,
+    device_of,
+    judging,
+    noise_is_on,
+    noise_key,
+    score,
+)
 from noiseprop.evaluation.partial import Partial, fingerprint
 from noiseprop.evaluation.record import Evaluation, Finding, Measurement, Scalar
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, settings_of
 from noiseprop.evaluation.trust import CHECKS, Subject
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
-
-_CHUNK = 512  # images that are corrupted and scored at once
+from noiseprop.training.distributed import world
 
 Progress = Callable[[int, int, str], None]
 
@@ -46,8 +55,14 @@ def evaluate(
     one fresh draw, and by the vote over `settings.vote_draws`. Its white-box attacks see the noise: with noise off the
     network that is scored is the one that was attacked; else the gradient is averaged over each of
     `settings.attack_draws` draws, and what is scored draws noise that the attack has not seen. Transfers are crafted
-    once, on the surrogate. The noise starts again from a stated key for each measurement, so equal calls give equal
-    evaluations on the same machine and number of threads.
+    once, on the surrogate. The noise starts again from a stated key for each measurement and belongs to an image by its
+    number, so equal calls give equal evaluations on the same machine and number of threads.
+
+    Called in every process of a `torch.distributed` process group, it deals out the images of each measurement, in
+    pieces that do not depend on the number of processes, and returns the whole evaluation in all of them. With the same
+    number of threads in each it is the one of a single process, image for image and bit for bit, and attacks find the
+    same images, too: nothing that they draw depends on who computes it. Only the first process writes to `kept`, which
+    all have to see.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes); left in its mode, with its noise where it was.
@@ -66,15 +81,17 @@ def evaluate(
     Raises:
         InputError: no settings are known for the data set; transfers are asked for without a surrogate, or the
             surrogate is random; the model does not take the images or returns NaN or wrong-shaped logits.
-        RunError: `kept` cannot be written.
+        RunError: `kept` cannot be written; or of several processes one has another network, other images, settings,
+            threads or libraries than the first, or ends.
     """
     own, image = bool(dataset.path), tuple(dataset.images.shape[1:])
     settings = settings or settings_of(dataset.name, image, own=own)
     _check_surrogate(surrogate, settings)
     if len(dataset) == 0:
         raise InputError(f"{dataset.name}: the test split holds no images; load the data set again.")
-    tell = progress or (lambda done, total, name: None)
-    with judging(model):
+    here = world()
+    tell = progress if progress and here.first else (lambda done, total, name: None)
+    with here.watched(), judging(model):
         _check_fits(model, dataset)
         suite = _Suite(model, surrogate, dataset, settings)
         whole = Evaluation(
@@ -87,7 +104,9 @@ def evaluate(
             versions=_versions(model),
             measurements=(),
         )
-        so_far = Partial(kept, _what(whole, model, surrogate) if kept else {})
+        what = _what(whole, model, surrogate) if kept or here.size > 1 else {}
+        so_far = Partial(kept, what, writes=here.first)
+        here.check_same({**what, "measured so far": so_far.steps})
         measurements: list[Measurement] = []
         findings: list[Finding] = []
         steps, checks = list(suite.steps()), suite.checks()
@@ -139,24 +158,27 @@ class _Suite:
         return [(check.__name__.replace("_", " "), partial(check, subject)) for check in CHECKS]
 
     def clean(self) -> list[Measurement]:
-        return self._record("clean", self._score(self._batches(), "clean"))
+        return self._record("clean", self._score(self._chunks(), len(self.dataset), "clean"))
 
     def corrupted(self, kind: str, severity: int) -> list[Measurement]:
         generator = torch.Generator().manual_seed(corruption_seed(self.dataset.name, kind, severity))
-        params = self.settings.corruption_params
+        how: dict[str, Any] = {"severity": severity, "params": self.settings.corruption_params, "generator": generator}
 
-        def images() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in self._batches():
-                yield corrupt(x, kind, severity=severity, params=params, generator=generator), y
+        def images() -> Iterator[Chunk]:
+            done = 0
+            for where, x, y in self._chunks():
+                skip((where.start - done, *x.shape[1:]), kind, **how)  # what other processes corrupt
+                done = where.stop
+                yield where, corrupt(x, kind, **how), y
 
-        return self._record(kind, self._score(images(), kind, severity), severity=severity)
+        return self._record(kind, self._score(images(), len(self.dataset), kind, severity), severity=severity)
 
     def attacked_off(self, condition: str) -> list[Measurement]:
         """The white-box attack on the network without its noise, which is what is scored."""
         x, y = self._attack_images()
         with sampling(self.model, "off"):
             x_adv = craft(attack_of(condition, self.settings), self.model, x, y, draws=1, rows=self.settings.batch_size)
-            outcomes = self._score([(x_adv, y)], condition, "off")
+            outcomes = self._score(chunks(x_adv, y), len(y), condition, "off")
         return self._record(condition, {"off": outcomes["off"]})
 
     def attacked(self, condition: str, draws: int) -> list[Measurement]:
@@ -167,7 +189,7 @@ class _Suite:
         reset_noise(self.model, noise_key(self.settings.seed, condition, draws, "attack"))
         attack = attack_of(condition, self.settings)
         x_adv = craft(attack, self.model, x, y, draws=draws, rows=self.settings.batch_size)
-        outcomes = self._score([(x_adv, y)], condition, draws)
+        outcomes = self._score(chunks(x_adv, y), len(y), condition, draws)
         del outcomes["off"]
         return self._record(condition, outcomes, attack_draws=draws)
 
@@ -178,19 +200,15 @@ class _Suite:
         with judging(self.surrogate):
             attack = attack_of(condition.removesuffix("-transfer"), self.settings)
             x_adv = craft(attack, self.surrogate, x, y, draws=1, rows=self.settings.batch_size)
-        return self._record(condition, self._score([(x_adv, y)], condition))
+        return self._record(condition, self._score(chunks(x_adv, y), len(y), condition))
 
-    def _score(
-        self, images: Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]], *name: str | int
-    ) -> Outcomes:
+    def _score(self, images: Iterator[Chunk], count: int, *name: str | int) -> Outcomes:
         reset_noise(self.model, noise_key(self.settings.seed, *name, "score"))
         s = self.settings
-        return score(self.model, images, draws=s.vote_draws, rows=s.batch_size, votes=s.vote_images)
+        return score(self.model, images, count, draws=s.vote_draws, rows=s.batch_size, votes=s.vote_images)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = device_of(self.model)
-        for x, y in batches(self.dataset, _CHUNK, generator=None):
-            yield x.to(device), y.to(device)
+    def _chunks(self) -> Iterator[Chunk]:
+        return chunks_of(self.dataset, device_of(self.model))
 
     def _attack_images(self) -> tuple[Tensor, Tensor]:
         return attack_images(self.dataset, self.settings.attack_images, device_of(self.model))
@@ -238,8 +256,8 @@ def _check_fits(model: nn.Module, dataset: Dataset) -> None:
 def images_digest(dataset: Dataset) -> str:
     """SHA-256 of images and labels, which an evaluation names its images by."""
     digest = hashlib.sha256(str(tuple(dataset.images.shape)).encode())
-    for start in range(0, len(dataset), _CHUNK):
-        digest.update(dataset.images[start : start + _CHUNK].cpu().numpy().tobytes())
+    for start in range(0, len(dataset), CHUNK):
+        digest.update(dataset.images[start : start + CHUNK].cpu().numpy().tobytes())
     digest.update(dataset.labels.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 

@@ -17,12 +17,13 @@ from noiseprop.attacks.fgsm import fgsm
 from noiseprop.attacks.pgd import pgd
 from noiseprop.attacks.threat import check_images
 from noiseprop.evaluation.crafting import Attack, attack_of, craft
-from noiseprop.evaluation.measure import draw_logits, expected_accuracy, judging, noise_is_on, noise_key, parts
+from noiseprop.evaluation.measure import draw_logits, expected_accuracy, judging, noise_is_on, noise_key
 from noiseprop.evaluation.record import Finding
 from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.statistics import wilson
 from noiseprop.noise.sampling import sampling
-from noiseprop.noise.stream import reset_noise
+from noiseprop.noise.stream import noise_of, reset_noise
+from noiseprop.training.distributed import world
 
 TOLERANCE = 0.02  # accuracies this near count as equal: five of 256 images
 LARGE_EPS, LARGE_STEPS = 0.5, 20  # at eps = 0.5 every image can be turned grey, so nothing above chance can last
@@ -59,14 +60,18 @@ class Subject:
         """Accuracy of given images: by one plain pass (`single`), else as expected of one draw."""
         rows = self.settings.batch_size
         if single or not noise_is_on(self.model):
-            right = [self.model(part).argmax(-1) == labels for part, labels in parts(x_adv, self.y, rows)]
-            return float(torch.cat(right).double().mean())
+            here, right = world(), torch.zeros((), dtype=torch.int64)
+            for piece in here.pieces(len(self.y), rows):
+                with noise_of(self.model, piece.start):
+                    right += int((self.model(x_adv[piece]).argmax(-1) == self.y[piece]).sum())
+            return int(here.total(right)) / len(self.y)
         return expected_accuracy(self.model, x_adv, self.y, draws=self.settings.vote_draws, rows=rows)
 
 
 def check_noise(subject: Subject) -> Finding:
     """Noise dead, shared across the batch, or none of noiseprop's: equal rows and two passes must differ."""
     rows, noisy = subject.x[:1].repeat(8, *[1] * (subject.x.dim() - 1)), noise_is_on(subject.model)
+    reset_noise(subject.model, noise_key(subject.settings.seed, "trust", "noise"))
     with torch.no_grad():
         first, second = subject.model(rows), subject.model(rows)
     size = 1e-5 * max(1.0, float(first.abs().max()))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from noiseprop.data import Dataset, batches, load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.measure import device_of, judging, noise_key, score
+from noiseprop.evaluation.measure import chunks_of, device_of, judging, noise_key, score
 from noiseprop.evaluation.statistics import mean_std
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.reproduction import Job, recipe_of, trained
@@ -87,7 +87,8 @@ def _correct(model: nn.Module, images: Dataset, seed: int) -> Tensor:
         return torch.zeros(0, dtype=torch.bool)
     with judging(model):
         reset_noise(model, noise_key(seed, "figure 4"))
-        found = score(model, batches(images, _ROWS, generator=None), draws=VOTES, rows=_ROWS * 4)
+        images_here = chunks_of(images, device_of(model))
+        found = score(model, images_here, len(images), draws=VOTES, rows=_ROWS * 4)
     return torch.from_numpy(found["vote" if "vote" in found else "off"])
 
 

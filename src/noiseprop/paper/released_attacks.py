@@ -9,7 +9,7 @@ from noiseprop.attacks.expectation import attacking, loss_gradient
 from noiseprop.data import Dataset
 from noiseprop.evaluation.crafting import Attack
 from noiseprop.evaluation.half import Bfloat16
-from noiseprop.evaluation.measure import Outcomes, device_of, judging, noise_key, score
+from noiseprop.evaluation.measure import Outcomes, chunks, device_of, judging, noise_key, score
 from noiseprop.evaluation.record import Evaluation, Measurement
 from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
 from noiseprop.evaluation.suite import attack_images
@@ -99,8 +99,8 @@ def with_attacks(
 
     def measure(condition: str, x_adv: Tensor, draws: int) -> Outcomes:
         reset_noise(model, noise_key(s.seed, condition, draws, "score"))
-        batch = [(x_adv, y[: len(x_adv)])]
-        return score(model, batch, draws=s.vote_draws, rows=s.batch_size, votes=s.vote_images)
+        images = chunks(x_adv, y[: len(x_adv)])
+        return score(model, images, len(x_adv), draws=s.vote_draws, rows=s.batch_size, votes=s.vote_images)
 
     with judging(model), judging(surrogate):
         for name, attack in attacks.items():

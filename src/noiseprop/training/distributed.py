@@ -1,6 +1,7 @@
 """One model over several processes: each has its own rows of every batch, and the noise of just these rows.
 
     torchrun --nproc-per-node 2 -m noiseprop train --model MLPN --out runs/mlpn
+    torchrun --nproc-per-node 2 -m noiseprop evaluate runs/mlpn
 
 Every process holds the whole model and all images, and draws the same order and augmentation; of each batch it takes
 the rows that are its own. Noise belongs to a sample by its place in the whole batch, so any number of processes draws
@@ -10,12 +11,16 @@ the same noise, bit for bit, and a network whose samples do not meet has the sam
 Batch norm is where samples meet: each process normalises its rows by their own mean and variance, so such a network
 learns otherwise with another number of processes. Its running statistics are those of the first process, which the
 others take over after every epoch.
+
+An evaluation is dealt out in pieces, which each process computes as one process would: see
+`noiseprop.evaluation.suite.evaluate`.
 """
 
 import json
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -36,6 +41,7 @@ _NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _NOT_IN_EVERY_STEP: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
 Own = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,15 @@ class World:
     def rows(self, count: int) -> slice:
         """This process's rows of a batch; the shares of two processes differ by one row at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def pieces(self, count: int, size: int) -> Iterator[slice]:
+        """This process's pieces of `count` things that are cut into pieces of `size` and dealt out in turn.
+
+        >>> list(World(1, 3).pieces(10, 2))
+        [slice(2, 4, None), slice(8, 10, None)]
+        """
+        for start in range(self.rank * size, count, self.size * size):
+            yield slice(start, min(start + size, count))
 
     @contextmanager
     def sharding(self, model: nn.Module) -> Generator[Own]:
@@ -159,15 +174,25 @@ class World:
                 raise
             raise RunError(
                 f"process {self.rank} of {self.size} has lost another one, so it stops; see what that one said, and "
-                "start all again with --resume"
+                "start all again, a training with --resume"
             ) from error
 
 
 def world() -> World:
-    """The processes of torch's process group, where there is one; else this process alone."""
-    if dist.is_available() and dist.is_initialized():
+    """The processes of torch's process group, where there is one; else, and inside `alone`, this process alone."""
+    if dist.is_available() and dist.is_initialized() and not _alone.get():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Let this process do a block's work by itself, though there may be others."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 @contextmanager

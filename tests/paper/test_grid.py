@@ -29,7 +29,7 @@ def quiet(*_: object) -> None:
 
 
 def test_two_processes_do_what_one_would(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "_cores", lambda: 2)  # so that each worker has one thread
+    monkeypatch.setattr(grid, "cores", lambda: 2)  # so that each worker has one thread
     ended: list[str] = []
 
     def show(name: str, done: int, total: int, what: str) -> None:

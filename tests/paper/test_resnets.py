@@ -317,7 +317,7 @@ def test_claims_name_rows_of_the_table():
     assert {second for _, second in best.pairs} == {row.name for row in TABLES["table6"]} - {"ResNet34-AN"}
 
 
-def in_this_process(jobs, *, processes, show):
+def in_this_process(jobs, *, processes, show, start):
     for job in jobs:
         if not is_finished(job):
             do(job, lambda done, total, what: None)

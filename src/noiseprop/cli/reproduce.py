@@ -41,6 +41,8 @@ class Reproduce:
     """Passes over the training images."""
     jobs: Annotated[int, arg(metavar="INT")] = 2
     """Processes; they share the cores."""
+    ray: Annotated[tuple[str] | tuple[()] | None, arg(metavar="[ADDRESS]", help_behavior_hint="")] = None
+    """On this machine's Ray cluster."""
     protocol: Annotated[Literal["paper", "released-code"], arg(metavar="NAME")] = "paper"
     """paper, or released-code, its authors'."""
     switch: Annotated[tuple[str, ...], default("none", "NAME ...")] = ()
@@ -91,7 +93,8 @@ class Reproduce:
                 if job not in left:
                     show(job.name, 1, 1, DONE)
             if left:
-                run_all(left, processes=self.jobs, show=keep)
+                start = None if self.ray is None else on_ray(*self.ray or ("auto",))
+                run_all(left, processes=self.jobs, show=keep, start=start)
                 record = extend(path, plan, [])
         if self.what == "figure3":
             svg, png = draw_figure_3(record, self.out / f"figure3-{plan.suffix}")

@@ -1,37 +1,66 @@
-"""Many runs on one machine: spawned processes that each take a share of the cores."""
+"""Many runs at once: each by a process of its own, here (spawned, never forked) or on a cluster."""
 
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from queue import Empty
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock, Timeout
 
 from noiseprop.errors import InputError, RunError
 from noiseprop.paper.reproduction import Job, do, is_finished
+from noiseprop.training.machine import cores
 
 Show = Callable[[str, int, int, str], None]
 """Called with a job's name, the steps done of what it does, their number, and what that is, or DONE at its end."""
 
 DONE = "the whole run"
-_Message = tuple[str, int, int, str]
+Message = tuple[str, int, int, str]
+_MOMENT = 0.2  # seconds
 
 
-def run_all(jobs: Sequence[Job], *, processes: int, show: Show) -> None:
+class Workers(Protocol):
+    """Processes at work on jobs."""
+
+    def heard(self) -> list[Message]:
+        """What they have told since the last call, if need be after a moment."""
+        ...
+
+    def ended(self) -> list[Job]:
+        """The jobs that have ended since the last call.
+
+        Raises:
+            RunError: one has failed, or its process was lost for good.
+        """
+        ...
+
+
+Start = Callable[[Sequence[Job], int], AbstractContextManager[Workers]]
+"""Sets workers to jobs, so many to a machine like this one; they stop at the end of the block, whatever is left."""
+
+
+def run_all(jobs: Sequence[Job], *, processes: int, show: Show, start: Start | None = None) -> None:
     """Do all jobs, `processes` at a time; what an earlier call has finished is not done again.
 
-    The processes are spawned, never forked, and compute with cores // processes threads each. They stop when this one
-    does, however it ends: Ctrl-C and errors let each come to its next step, a kill ends them at once. Then every run is
-    where its last finished epoch, or its evaluation, left it.
+    Each process computes with cores // processes threads. All stop when this one does, however it ends: Ctrl-C and
+    errors let local ones come to their next step, a kill ends them at once. Then every run is where its last finished
+    epoch, or its evaluation, left it.
+
+    Args:
+        jobs: runs under one root.
+        processes: how many share the cores of a machine like this one.
+        show: is told of their progress, and of each one's end.
+        start: whose processes; those of this machine where None. `noiseprop.paper.cluster.on_ray` has others.
 
     Raises:
         InputError: processes < 1.
@@ -48,19 +77,45 @@ def run_all(jobs: Sequence[Job], *, processes: int, show: Show) -> None:
                 if job not in left:
                     show(job.name, 1, 1, DONE)
             if left:
-                _run(left, min(processes, len(left)), show)
+                with (start or here)(left, min(processes, len(left))) as workers:
+                    _follow(left, workers, show)
     except Timeout as error:
         raise RunError(f"{root}: another `noiseprop reproduce` is at work there; wait for it or stop it") from error
 
 
-def _run(jobs: Sequence[Job], processes: int, show: Show) -> None:
+def threads_each(processes: int) -> int:
+    """How many threads each of some processes has that share the cores of this machine."""
+    return max(1, cores() // processes)
+
+
+def prepare(threads: int) -> None:
+    """Begin a worker."""
+    torch.set_num_threads(threads)
+    # that draws cost full passes with noise in residual branches is known here: such networks see fewer images
+    warnings.filterwarnings("ignore", ".*draws cannot share what comes before the noise")
+
+
+def _follow(jobs: Sequence[Job], workers: Workers, show: Show) -> None:
+    """Pass on what the workers tell until all jobs have ended, or raise the first error."""
+    left = {job.name for job in jobs}
+    while left:
+        for name, done, total, what in workers.heard():
+            if name in left:  # a last word may come late
+                show(name, done, total, what)
+        for job in workers.ended():
+            left.remove(job.name)
+            show(job.name, 1, 1, DONE)
+
+
+@contextmanager
+def here(jobs: Sequence[Job], processes: int) -> Generator[Workers]:
+    """Spawned processes on this machine."""
     context = multiprocessing.get_context("spawn")
-    messages: Queue[_Message] = context.Queue()
+    messages: Queue[Message] = context.Queue()
     stop = context.Event()
-    executor = ProcessPoolExecutor(processes, context, _prepare, (_cores() // processes, messages, stop))
+    executor = ProcessPoolExecutor(processes, context, _begin, (threads_each(processes), messages, stop))
     try:
-        waiting = [executor.submit(_work, job) for job in jobs]
-        _follow(waiting, messages, show)
+        yield _Here(messages, {executor.submit(_work, job): job for job in jobs})
     except BrokenProcessPool as error:
         raise RunError("a worker process died, for want of memory perhaps; run the same command again") from error
     finally:
@@ -68,25 +123,30 @@ def _run(jobs: Sequence[Job], processes: int, show: Show) -> None:
         executor.shutdown(cancel_futures=True)
 
 
-def _follow(waiting: Sequence[Future[None]], messages: "Queue[_Message]", show: Show) -> None:
-    """Pass on what the workers tell until all is done, or raise the first error."""
-    left: set[Future[None]] = set(waiting)
-    while left:
-        try:
+class _Here:
+    """`Workers` of a pool of processes."""
+
+    def __init__(self, messages: "Queue[Message]", left: dict[Future[None], Job]) -> None:
+        self._messages = messages
+        self._left = left
+
+    def heard(self) -> list[Message]:
+        found: list[Message] = []
+        with suppress(Empty):
             while True:
-                show(*messages.get(timeout=0.2))
-        except Empty:
-            pass
-        done, left = wait(left, timeout=0, return_when=FIRST_EXCEPTION)
+                found.append(self._messages.get(timeout=0 if found else _MOMENT))
+        return found
+
+    def ended(self) -> list[Job]:
+        done, _ = wait(self._left, timeout=0)
         for future in done:
             future.result()
+        return [self._left.pop(future) for future in done]
 
 
-def _prepare(threads: int, messages: "Queue[_Message]", stop: Event) -> None:
-    """Begin a worker: its threads, and its end when its parent's comes."""
-    torch.set_num_threads(max(1, threads))
-    # that draws cost full passes with noise in residual branches is known here: such networks see fewer images
-    warnings.filterwarnings("ignore", ".*draws cannot share what comes before the noise")
+def _begin(threads: int, messages: "Queue[Message]", stop: Event) -> None:
+    """Begin a local worker, which ends when its parent does."""
+    prepare(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
     messages.cancel_join_thread()
     _worker.update(messages=messages, stop=stop)
@@ -109,14 +169,6 @@ def _work(job: Job) -> None:
         _worker["messages"].put((job.name, done, total, what))
 
     do(job, tell)
-    tell(1, 1, DONE)
 
 
-_worker: dict[str, Any] = {}  # what `_prepare` was given, in the worker
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+_worker: dict[str, Any] = {}  # what `_begin` was given, in the worker

@@ -1,14 +1,19 @@
-"""Write the tables of docs/performance.md from results/benchmarks/*.json. `python benchmarks/tables.py [--check]`."""
+"""Write the tables of docs/performance.md and docs/scale.md from results/benchmarks/*.json.
+
+`python benchmarks/tables.py [--check] [PAGE …]`; PAGE is performance or scale, both where none is named.
+"""
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagenet as on_paper
+
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "performance.md"
 STEPS = ("mlp-fp32", "cnn-fp32", "cnn-bf16", "resnet18-fp32", "resnet18-bf16")
 
 
@@ -111,29 +116,56 @@ def machine() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (machine, step_time, step_memory, kernel, eot, growth, estimators)
+def processes() -> str:
+    """Images a second of one process and of two, and how many times as many."""
+    body = []
+    for name, seconds in read("processes")["figures"].items():
+        images = seconds["images"]
+        speeds = {who: [images / time for time in seconds["seconds"][who]] for who in seconds["seconds"]}
+        first = next(iter(speeds.values()))
+        cells = [f"{statistics.median(first):,.0f}"]
+        for speed in list(speeds.values())[1:]:
+            ratios = sorted(a / b for a, b in zip(speed, first, strict=True))
+            cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})")
+        body.append([name, *cells])
+    header = ["one process, one thread: images a second", "two processes, one thread each, ×"]
+    return rows(["", *header, "one process, two threads, ×"], body)
+
+
+def imagenet() -> str:
+    """The arithmetic of benchmarks/imagenet.py."""
+    header, *body = on_paper.rows()
+    return f"{on_paper.network()}\n\n{rows(header, body)}"
+
+
+PAGES: dict[str, tuple[Callable[[], str], ...]] = {
+    "performance": (machine, step_time, step_memory, kernel, eot, growth, estimators),
+    "scale": (processes, imagenet),
 }
 
 
-def filled(page: str) -> str:
+def filled(page: str, tables: tuple[Callable[[], str], ...]) -> str:
     """The page with every table between its markers made anew."""
-    for name, make in TABLES.items():
+    for make in tables:
+        name = make.__name__
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         page, found = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, page, flags=re.DOTALL)
         if found != 1:
-            raise SystemExit(f"{PAGE} has {found} places marked <!-- {name} -->, not one")
+            raise SystemExit(f"the page has {found} places marked <!-- {name} -->, not one")
     return page
 
 
 def main() -> int:
-    """Fill the page in, or with --check say whether it holds what the results say."""
-    page = PAGE.read_text()
-    new = filled(page)
-    if "--check" in sys.argv:
-        return int(new != page)
-    PAGE.write_text(new)
-    return 0
+    """Fill the pages in, or with --check say whether they hold what the results say."""
+    asked, same = [name for name in PAGES if name in sys.argv[1:]] or list(PAGES), True
+    for name in asked:
+        path = ROOT / "docs" / f"{name}.md"
+        page = path.read_text()
+        new = filled(page, PAGES[name])
+        same &= new == page
+        if "--check" not in sys.argv:
+            path.write_text(new)
+    return int("--check" in sys.argv and not same)
 
 
 if __name__ == "__main__":

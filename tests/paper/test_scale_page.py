@@ -1,0 +1,33 @@
+"""docs/scale.md: its arithmetic is that of benchmarks/imagenet.py, and that of the network which everybody knows."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str, monkeypatch):
+    """A script of benchmarks/, as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_the_arithmetic(monkeypatch):
+    page = (ROOT / "docs" / "scale.md").read_text()
+    made = script("tables", monkeypatch).imagenet()
+    assert f"<!-- imagenet -->\n{made}\n<!-- /imagenet -->" in page
+
+
+def test_the_network_is_resnet50(monkeypatch):
+    """Parameters as torchvision states them, and its 4.09 G multiplications."""
+    imagenet = script("imagenet", monkeypatch)
+    assert imagenet.weights() == 25_557_032
+    assert imagenet.products() / 1e9 == pytest.approx(4.09, abs=0.005)
+    assert imagenet.neurons(imagenet.EVERYWHERE) == 2_408_448 + 1_605_632 + 1_204_224 + 301_056 + 1000
+    assert imagenet.sigmas(imagenet.EVERYWHERE, "channel") == 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048 + 1000
+    assert imagenet.sigmas(imagenet.EVERYWHERE, "layer") == 17

@@ -84,8 +84,8 @@ def score(
         InputError: NaN or wrong-shaped logits, or labels out of range.
     """
     states: list[State] = ["off", "one", "vote"] if noise_is_on(model) else ["off"]
-    sizes = {state: min(count, votes) if state == "vote" else count for state in states}
-    right = {state: torch.zeros(size, dtype=torch.uint8) for state, size in sizes.items()}  # gloo sums no bool
+    sizes: dict[State, int] = {state: min(count, votes) if state == "vote" else count for state in states}
+    right: dict[State, Tensor] = {state: torch.zeros(size, dtype=torch.uint8) for state, size in sizes.items()}
     for where, x, y in chunks:
         if "vote" in right:
             voting = min(max(0, votes - where.start), len(y))
@@ -97,7 +97,7 @@ def score(
             pieces = World().pieces(len(y), rows)
             hits = [check_logits(model(x[piece]), y[piece]).argmax(-1) == y[piece] for piece in pieces]
             right["off"][where] = torch.cat(hits).cpu()
-    return {state: np.asarray(world().total(found).bool()) for state, found in right.items()}
+    return {state: np.asarray(world().total(found), dtype=np.bool_) for state, found in right.items()}
 
 
 def _right(model: nn.Module, first: int, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:

@@ -67,6 +67,7 @@ class Reproduce:
     def run(self) -> None:
         """Do all runs, show progress, write what came of them and print it."""
         from noiseprop.cli.show import out, print_json
+        from noiseprop.paper.cluster import on_ray
         from noiseprop.paper.figures import draw_figure_3
         from noiseprop.paper.grid import DONE, run_all
         from noiseprop.paper.how import how

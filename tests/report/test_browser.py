@@ -284,8 +284,11 @@ def test_a_phone_needs_no_scrolling_sideways_and_reads_text_of_nine_pixels(opene
 def test_it_prints(opened):
     pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"])
     assert pdf.startswith(b"%PDF")
+    emulate(opened, 717, 1000, "light")  # A4 less its margins
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
+        root = "document.documentElement"
+        assert opened.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
         for hidden in ("nav", "#theme", ".controls"):
             assert not one(opened, hidden).is_displayed()
         for shown in ("#accuracy", ".plot > svg", "#runs .command"):

@@ -4,13 +4,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from tests.report.made_up import evaluation, make_run, page
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation.record import Finding
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.storage import write
-from noiseprop.report.html import MARK, refuse_to_lose, write_report
-from noiseprop.report.look import look_at
+from noiseprop.report.eps_curve import Curve
+from noiseprop.report.html import MARK, refuse_to_lose, report, write_report
+from noiseprop.report.look import EXAMPLES_IN_ALL, Example, Look, Seen, Sigma, look_at
 from noiseprop.report.runs import grouped, read_run
 
 EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(1)</script>"
@@ -135,6 +138,33 @@ def test_a_grid_of_thirty_runs_stays_under_five_megabytes(grid):
     assert grid.stat().st_size < 5_000_000
     found = Page(grid.read_text())
     assert sum(tag == "details" and a.get("class") == "run" for tag, a in found.tags) == 30
+
+
+def test_so_does_a_grid_of_the_largest_networks_on_the_largest_images(thirty):
+    """Images of noise compress to nothing smaller; sigma has the shapes of ResNet34 with noise everywhere."""
+    groups = grouped([read_run(folder) for folder in thirty])
+    rng = torch.Generator().manual_seed(0)
+    count = max(1, EXAMPLES_IN_ALL // len(groups))
+    names = ("clean", *ATTACKS, *CORRUPTIONS)
+    examples = tuple(
+        Example(
+            "goldfish",
+            tuple(Seen(name, torch.rand(3, 64, 64, generator=rng), "axolotl", 0.5, False) for name in names),
+            torch.rand(64, 64, generator=rng),
+        )
+        for _ in range(count)
+    )
+    shapes = (
+        [(64, 32, 32)] * 3 + [(128, 16, 16)] * 4 + [(256, 8, 8)] * 6 + [(512, 4, 4)] * 3 + [(1024,), (512,), (200,)]
+    )
+    sigmas = tuple(Sigma(f"layer {i}", torch.rand(shape, generator=rng)) for i, shape in enumerate(shapes))
+    row = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    curve = Curve((0, 0.1, 0.2, 0.3, 0.4, 0.5), dict.fromkeys((*ATTACKS, *TRANSFERS), row), 50, 20, 32)
+    first, other = Look(curve, sigmas, examples, 32), Look(curve, (), (), 32)
+    looks = {run.path: first if run is group.runs[0] else other for group in groups for run in group.runs}
+    text = report(groups, looks)
+    assert text.count("<img") > 10 * (count * 9 + 16 * 2)
+    assert len(text) < 5_000_000
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from noiseprop.data import Dataset
 from noiseprop.errors import NoisepropError
 from noiseprop.evaluation.crafting import attack_of, craft
 from noiseprop.evaluation.measure import device_of, draw_logits, judging, noise_is_on, noise_key
-from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, Settings, settings_of
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, settings_of
 from noiseprop.evaluation.suite import attack_images
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.stream import reset_noise
@@ -100,7 +100,7 @@ def look_at(
         progress: called with the steps done, their number and the next one's name.
     """
     runs = [(group, run) for group in groups for run in group.runs]
-    each = len(ATTACKS) + 4
+    each = len(ATTACKS) + len(TRANSFERS) + 3
     found: dict[Path, Look] = {}
     data: dict[str, Dataset] = {}
     for number, (group, run) in enumerate(runs):

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation.record import Evaluation
@@ -17,8 +17,6 @@ from noiseprop.training.run_folder import CONFIG
 
 _SEEDS = ("seed", "model.seed")
 _UNSAID = ("data.digest", "data.images")  # settings that no label tells
-
-_DEEPEST = 20  # levels of config.json; ours has four
 
 _T = TypeVar("_T")
 
@@ -84,7 +82,7 @@ def read_run(path: Path) -> Run:
             troubles.append(str(error))
             return None
 
-    settings = attempt(lambda: _settings(path))
+    settings = attempt(lambda: read_settings(path))
     made_with = read_config(path).get("made_with") if settings else None
     epochs = attempt(lambda: tuple(Epoch.from_json(line) for line in read_metrics(path)))
     evaluation = None
@@ -94,26 +92,6 @@ def read_run(path: Path) -> Run:
         troubles.append(f"{path} was not evaluated; run `noiseprop evaluate {path}` for its figures")
     made = dict(made_with) if isinstance(made_with, Mapping) else {}
     return Run(path, settings, made, epochs or (), evaluation, tuple(troubles))
-
-
-def _settings(path: Path) -> Mapping[str, Any]:
-    """A run's settings, not too deep to be shown.
-
-    Raises:
-        RunError: they are damaged or too deep.
-    """
-    if _is_deep(read_config(path), _DEEPEST):
-        raise RunError(f"{path / CONFIG} is nested deeper than any that a run writes; train the run again elsewhere")
-    return read_settings(path)
-
-
-def _is_deep(value: object, most: int) -> bool:
-    """Whether JSON is nested more than `most` levels deep."""
-    if isinstance(value, dict):
-        value = list(cast("dict[str, object]", value).values())
-    if not isinstance(value, list):
-        return False
-    return most == 0 or any(_is_deep(part, most - 1) for part in cast("list[object]", value))
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:

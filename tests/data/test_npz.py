@@ -98,5 +98,5 @@ def test_damaged_files_are_one_sentence(tmp_path):
 def test_a_declared_size_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setattr("noiseprop.data.npz.MOST_BYTES", 1000)
     np.savez(tmp_path / "big.npz", x=np.zeros((30, 32, 32), np.uint8), y=Y)
-    with pytest.raises(DataError, match="expected at most 11,000"):
+    with pytest.raises(DataError, match="expected at most 5,096"):
         load(str(tmp_path / "big.npz"))

@@ -19,11 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz.readers import config_seeds, plain_net
+from tests.fuzz.readers import config_seeds, picture_seeds, plain_net
 
 from noiseprop.corruptions.released import read_cifar10_c
 from noiseprop.data.cifar10 import cifar10
+from noiseprop.data.class_folders import class_folders
 from noiseprop.data.mnist import IMAGES_MAGIC, TRAIN, read_idx
+from noiseprop.data.npz import npz
 from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
 from noiseprop.data.tiny_imagenet_listing import list_images
 from noiseprop.data.zip import open_archive
@@ -106,17 +108,47 @@ def jpeg(folder: Path) -> None:
     (folder / "x").write_bytes(b"\xff\xd8" + frame + b"\xff\xda" + bytes(60_000) + b"\xff\xd9")
 
 
-def png(folder: Path) -> None:
-    """An image of 30,000 times 30,000 pixels in 60 kB."""
-    packed = zlib.compress(bytes(2**25), 9)
-    chunks = [(b"IHDR", struct.pack(">2I5B", 30_000, 30_000, 8, 2, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b"")]
+def png(path: Path, side: int = 30_000, *more: tuple[bytes, bytes]) -> None:
+    """A square image in 60 kB, and more chunks."""
+    head, packed = struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0), zlib.compress(bytes(2**25), 9)
+    chunks = [(b"IHDR", head), *more, (b"IDAT", packed), (b"IEND", b"")]
     body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    (folder / "x").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+
+
+def pictures(side: int, *more: tuple[bytes, bytes]) -> Callable[[Path], None]:
+    """Two class folders, one with such an image."""
+
+    def make(folder: Path) -> None:
+        for name in ("one", "two"):
+            (folder / name).mkdir()
+        (folder / "one" / "x.png").write_bytes(picture_seeds()[0])
+        png(folder / "two" / "x.png", side, *more)
+
+    return make
+
+
+def packed_text() -> tuple[bytes, bytes]:
+    """A chunk of a megabyte that unpacks to a gigabyte."""
+    packer = zlib.compressobj(9)
+    return b"zTXt", b"Title\0\0" + b"".join(packer.compress(bytes(2**20)) for _ in range(1024)) + packer.flush()
+
+
+def own_npz(folder: Path) -> None:
+    """An array whose header claims 2^50 bytes."""
+    npy(folder)
+    with zipfile.ZipFile(folder / "own.npz", "w") as archive:
+        archive.write(folder / "contrast.npy", "x.npy")
 
 
 def read_image(folder: Path) -> None:
     """The file as one of Tiny-ImageNet's images."""
     decode_jpeg((folder / "x").read_bytes()[:MOST_JPEG], "x.JPEG")
+
+
+def read_pictures(folder: Path) -> None:
+    """The folder as a data set of one's own."""
+    class_folders(folder, "pictures/")
 
 
 def tensors(size: int) -> Callable[[Path], None]:
@@ -189,7 +221,10 @@ BOMBS = [
     Bomb("1 GB of zeros as MNIST's images, packed to 1 MB", 160, lambda f: zeros_gz(f / "x.gz"), read_images),
     Bomb("the same as the CIFAR-10 archive", 512, lambda f: zeros_gz(f / "cifar-10-binary.tar.gz"), cifar10),
     Bomb("a JPEG of 65,500 x 65,500 pixels", 16, jpeg, read_image),
-    Bomb("a PNG of 30,000 x 30,000 pixels", 16, png, read_image),
+    Bomb("a PNG of 30,000 x 30,000 pixels", 16, lambda f: png(f / "x"), read_image),
+    Bomb("the same in a class folder", 32, pictures(30_000), read_pictures),
+    Bomb("a PNG in a class folder with 1 GB of text, packed to 1 MB", 32, pictures(4, packed_text()), read_pictures),
+    Bomb("a .npz file whose array claims 2^50 bytes", 48, own_npz, lambda f: npz(f / "own.npz", "own.npz")),
     Bomb("a zip archive of a million members", 128, lambda f: zip_of(f, 1_000_000), read_zip),
     Bomb(
         "a zip archive of 600,000 members",

@@ -70,6 +70,20 @@ def zipped(data: bytes, rng: Random, edit: Edit) -> bytes:
     return bytes(raw)
 
 
+def checked(data: bytes, rng: Random, edit: Edit) -> bytes:
+    """A PNG's chunks with their checksums."""
+    raw = bytearray(edit(data))
+    start = 8
+    while raw[:4] == b"\x89PNG" and start + 12 <= len(raw):
+        length = int.from_bytes(raw[start : start + 4], "big")
+        end = start + 8 + length
+        if end + 4 > len(raw):
+            break
+        raw[end : end + 4] = struct.pack(">I", zlib.crc32(raw[start + 4 : end]))
+        start = end + 4
+    return bytes(raw)
+
+
 def tree(data: bytes, rng: Random, edit: Edit) -> bytes:
     """One place of a JSON value."""
     try:

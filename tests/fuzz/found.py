@@ -68,6 +68,7 @@ FOUND = [
         b"\n".join(_PARTIAL.split(b"\n")[:2]).replace(b'"clean", "found"', b'"noise", "found"'),
         "figures in a check's place were a TypeError",
     ),
+    Found("figure4", b'{"format": "noiseprop figure 4, version 1"}', "a record without its figures was a KeyError"),
     Found(
         "curve",
         readers.curve_seeds()[0].replace(b"0.25", b"1" * 400),

@@ -19,15 +19,17 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from PIL import Image
-from tests.fuzz.damage import SEAM, Damage, gzipped, header, lines, plain, summed, tarred, tree, zipped
+from tests.fuzz.damage import SEAM, Damage, checked, gzipped, header, lines, plain, summed, tarred, tree, zipped
 from torch import nn
 
 from noiseprop.data import mnist5k
 from noiseprop.data.cifar10 import CLASSES, ROW, parse_rows
+from noiseprop.data.class_folders import class_folders
 from noiseprop.data.files import gunzip
 from noiseprop.data.mapped import read_mapped
 from noiseprop.data.mnist import IMAGES_MAGIC, read_idx
 from noiseprop.data.npy import map_array
+from noiseprop.data.npz import npz
 from noiseprop.data.tar import plain_files
 from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
 from noiseprop.data.tiny_imagenet_listing import list_images
@@ -41,7 +43,7 @@ from noiseprop.noise.attach import add_noise, remove_noise
 from noiseprop.noise.files import load_noise, save_noise
 from noiseprop.noise.optim import SigmaAdam, sigmas, weights
 from noiseprop.paper.demo import is_demo
-from noiseprop.paper.figure4 import FORMAT, read_figure_4
+from noiseprop.paper.figure4 import FORMAT, read_figure_4, summary
 from noiseprop.paper.how import how
 from noiseprop.paper.results import read_record
 from noiseprop.paper.runs import read_settings
@@ -89,7 +91,7 @@ def scratch() -> Path:
 @cache
 def _opened(name: str) -> tuple[Path, int]:
     path = scratch() / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path, os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
@@ -205,6 +207,46 @@ def read_npy(data: bytes) -> None:
         array = map_array(path, "r")
         assert array.nbytes <= len(data)
         array.sum()
+
+
+def npz_seeds() -> list[bytes]:
+    images, labels = RNG.integers(0, 256, (3, 4, 4), dtype=np.uint8), np.array([0, 1, 1])
+    seeds: list[bytes] = []
+    for write, arrays in (
+        (np.savez, {"x": images, "y": labels}),
+        (np.savez_compressed, {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}),
+    ):
+        packed = io.BytesIO()
+        write(packed, **arrays)
+        seeds.append(packed.getvalue())
+    return seeds
+
+
+def read_npz(data: bytes) -> None:
+    assert len(npz(as_file(data, "own.npz"), "own.npz")) >= 1
+
+
+def picture_seeds() -> list[bytes]:
+    seeds: list[bytes] = []
+    pixels = RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    for mode, kind in (("RGB", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("RGB", "BMP"), ("L", "PPM")):
+        packed = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(packed, kind)
+        seeds.append(packed.getvalue())
+    packed = io.BytesIO()
+    Image.fromarray(pixels).save(packed, "JPEG", quality=5)
+    return [*seeds, packed.getvalue()]
+
+
+def read_pictures(data: bytes) -> None:
+    as_file(picture_seeds_kept()[0], "pictures/one/sound.png")
+    folder = as_file(data, "pictures/two/damaged.png").parents[1]
+    assert class_folders(folder, "pictures/").images.shape[2:] == (4, 4)
+
+
+@cache
+def picture_seeds_kept() -> list[bytes]:
+    return picture_seeds()
 
 
 def cache_entry(images: bytes) -> bytes:
@@ -412,13 +454,14 @@ def figure_seeds() -> list[bytes]:
     shares = {"ResNet34": [0.5, 0.25], "ResNet34-MLPN": [0.5, 0.75]}
     record = {"format": FORMAT, "protocol": "paper", "departures": [], "seed": 0, "networks": list(shares)}
     record |= {"test_images": 10, "right_by_all": 3, "sigma": 0.1, "samples": 2, "draws": 2, "vote_draws": 2}
+    record |= {"recipe": asdict(Recipe()), "source": "Two images"}
     return [json.dumps(record | {"box": [0.1, 0.2], "inside": shares}).encode(), b'{"format": "noiseprop demo, 1"}']
 
 
 def read_figure(data: bytes) -> None:
     path = as_file(data, "figure4.json")
     is_demo(path)
-    read_figure_4(path)
+    assert summary(read_figure_4(path))
 
 
 def curve_seeds() -> list[bytes]:
@@ -442,6 +485,8 @@ READERS = {
         Reader("tar", "the CIFAR-10 archive and its rows", tar_seeds, read_tar, tarred, [b"ustar", b"../"]),
         Reader("zip", "the Tiny-ImageNet archive", zip_seeds, read_zip, zipped, [b"PK\5\6", b"PK\1\2"]),
         Reader("jpeg", "Tiny-ImageNet's images", jpeg_seeds, read_jpeg, words=[b"\xff\xda", b"\xff\xc0", b"\xff\xe1"]),
+        Reader("npz", "images of one's own in a .npz file", npz_seeds, read_npz, zipped, [b"PK\5\6", b"PK\1\2"]),
+        Reader("pictures", "images of one's own in folders", picture_seeds, read_pictures, checked, [b"IDAT", b"tRNS"]),
         Reader("npy", "arrays in .npy files", npy_seeds, read_npy, words=[b"'descr': '|O'", b"True", b"(999999999,"]),
         Reader("cache", "the cache of decoded images", cache_seeds, read_cache, summed),
         Reader("model", "model.safetensors", model_seeds, read_model, header, TENSORS),

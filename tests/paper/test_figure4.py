@@ -179,7 +179,9 @@ def test_the_command_draws_and_tells(plan, tmp_path, monkeypatch, capsys):
     assert "ResNet34, seed 0 is not trained yet; redo its table first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": "other"}', '{"format": "noiseprop figure 4, version 1"}']
+)
 def test_a_foreign_file_is_one_sentence(content, tmp_path):
     path = tmp_path / "figure4-x.json"
     path.write_text(content)

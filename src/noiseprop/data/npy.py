@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-_LONGEST_HEADER = 4096  # bytes; NumPy's has 128
+MOST_HEADER = 4096  # bytes; NumPy's has 128
 _HEADER = re.compile(  # as NumPy writes it, in each version of the format
     rb"\x93NUMPY(?:\x01\x00(?P<two>..)|[\x02\x03]\x00(?P<four>....))"
     rb"\{'descr': '(?P<descr>[|<>][biuf][1248])', 'fortran_order': (?P<fortran>False|True), "
@@ -30,7 +30,7 @@ def parse_header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, in
     >>> parse_header(b"\x93NUMPY\1\0\x3c\0{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }\n")
     (dtype('float32'), (3, 2), False, 70)
     """
-    found = _HEADER.match(start, 0, _LONGEST_HEADER)
+    found = _HEADER.match(start, 0, MOST_HEADER)
     length = int.from_bytes(found["two"] or found["four"], "little") if found else 0
     if not found or found.end() != found.start("descr") - len("{'descr': '") + length:
         raise ValueError("no .npy header of an array of numbers")
@@ -40,6 +40,17 @@ def parse_header(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, in
         raise ValueError(f"unknown kind of number {found['descr'].decode()}") from error
     shape = tuple(map(int, re.findall(rb"[0-9]+", found["shape"])))
     return dtype, shape, found["fortran"] == b"True", found.end()
+
+
+def parse_array(raw: bytes) -> npt.NDArray[Any]:
+    """The array of a .npy file's bytes, which it is a view of.
+
+    Raises:
+        ValueError: its header is damaged, or there are other bytes than the header claims.
+    """
+    dtype, shape, fortran, offset = parse_header(raw)
+    _check_size(dtype, shape, offset, len(raw))
+    return np.frombuffer(raw, dtype, offset=offset).reshape(shape, order="F" if fortran else "C")
 
 
 def map_array(path: Path, mode: Literal["r", "c"]) -> npt.NDArray[Any]:
@@ -52,10 +63,14 @@ def map_array(path: Path, mode: Literal["r", "c"]) -> npt.NDArray[Any]:
     if path.exists() and not path.is_file():
         raise ValueError("no regular file")
     with path.open("rb") as file:
-        dtype, shape, fortran, offset = parse_header(file.read(_LONGEST_HEADER))
-        claimed, size = offset + math.prod(shape) * dtype.itemsize, file.seek(0, 2)
-    if claimed != size:
-        raise ValueError(f"{size:,} bytes, its header claims {claimed:,}")
+        dtype, shape, fortran, offset = parse_header(file.read(MOST_HEADER))
+        _check_size(dtype, shape, offset, file.seek(0, 2))
     if not math.prod(shape):
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode, offset, shape, "F" if fortran else "C")
+
+
+def _check_size(dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, size: int) -> None:
+    claimed = offset + math.prod(shape) * dtype.itemsize
+    if claimed != size:
+        raise ValueError(f"{size:,} bytes, its header claims {claimed:,}")

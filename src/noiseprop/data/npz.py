@@ -1,7 +1,5 @@
 """Images of the user's own in a .npz file: arrays x and y, or x_train, y_train, x_test and y_test; never pickles."""
 
-import io
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +7,9 @@ import torch
 
 from noiseprop.data.class_folders import MOST_BYTES, MOST_CLASSES, MOST_SIDE, PARTS
 from noiseprop.data.dataset import Dataset
+from noiseprop.data.npy import MOST_HEADER, parse_array
 from noiseprop.data.zip import Archive, open_archive
 from noiseprop.errors import DataError
-
-_HEADER = 10_000  # bytes of an array's header at most
 
 
 def npz(path: Path, name: str) -> Dataset:
@@ -83,20 +80,9 @@ def _pair(archive: Archive, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(archive: Archive, name: str, most: int) -> np.ndarray:
-    """One array; its header is checked before its size is believed, and objects are refused."""
-    raw = archive.read(f"{name}.npy", most + _HEADER)
-    file = io.BytesIO(raw)
+    """One array; what its header says is compared with what is there, and objects are refused."""
+    raw = archive.read(f"{name}.npy", most + MOST_HEADER)
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file, max_header_size=_HEADER)
-        _check_size(dtype, shape, len(raw) - file.tell())
-        flat = np.frombuffer(raw, dtype, offset=file.tell())
-        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
-    except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
+        return parse_array(raw)
+    except ValueError as error:
         raise DataError(f"{archive.path}: {name} is no sound array ({error})") from error
-
-
-def _check_size(dtype: np.dtype, shape: tuple[int, ...], size: int) -> None:
-    if dtype.hasobject or dtype.kind not in "iufb" or math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"{dtype} {shape} in {size:,} bytes")

@@ -19,6 +19,7 @@ from noiseprop.errors import RunError
 from noiseprop.evaluation.measure import chunks_of, device_of, judging, noise_key, score
 from noiseprop.evaluation.statistics import mean_std
 from noiseprop.noise.stream import reset_noise
+from noiseprop.paper.form import check_figure_4
 from noiseprop.paper.reproduction import Job, recipe_of, trained
 from noiseprop.paper.results import without_folder
 from noiseprop.paper.tables import text_table
@@ -238,7 +239,7 @@ def read_figure_4(path: Path) -> Mapping[str, Any]:
     """Read what `draw_figure_4` wrote as JSON.
 
     Raises:
-        RunError: there is no such file, or it is no record of Figure 4.
+        RunError: there is no such file, or it is damaged or no record of Figure 4.
     """
     try:
         record = read_json(path)
@@ -246,4 +247,8 @@ def read_figure_4(path: Path) -> Mapping[str, Any]:
         raise RunError(f"{path} cannot be read ({error}); run `noiseprop reproduce figure4` again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise RunError(f"{path} is no record of format {FORMAT!r}; run `noiseprop reproduce figure4` again")
+    try:
+        check_figure_4(record)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); run `noiseprop reproduce figure4` again") from error
     return record

@@ -46,6 +46,20 @@ RECORD = {
 }
 """Of a record of a reproduced table, as `check` reads it."""
 
+FIGURE_4 = {
+    "protocol": str,
+    "departures": [str],
+    "recipe": {"*": _SCALAR},
+    "seed": int,
+    "networks": [str],
+    **dict.fromkeys(("test_images", "right_by_all", "samples", "draws", "vote_draws"), int),
+    "sigma": NUMBER,
+    "source": str,
+    "box?": [NUMBER],
+    "inside?": {"*": [NUMBER]},
+}
+"""Of the figures of Figure 4."""
+
 
 def check(value: Any, form: Any, where: str = "it") -> None:
     """Compare a value with a form.
@@ -100,6 +114,21 @@ def check_record(record: Any) -> None:
         raise ValueError("a run is there twice" if keys else "it has no run")
     for run in record["runs"]:
         _check_run(run, [finding["name"] for finding in record["runs"][0]["findings"]])
+
+
+def check_figure_4(record: Any) -> None:
+    """Check all that the figures of Figure 4 are shown from.
+
+    Raises:
+        ValueError: something is missing, of another type, or at odds with the rest.
+    """
+    check(record, FIGURE_4)
+    Recipe.from_json(record["recipe"])
+    if "inside" in record:
+        check(record, {"box": list})
+        lengths = {len(values) for values in (record["box"], *record["inside"].values())}
+        if not record["inside"] or len(lengths) > 1 or not max(lengths):
+            raise ValueError("it has shares of different numbers of images, or of none")
 
 
 def _check_run(run: Any, checks: list[str]) -> None:

@@ -39,6 +39,16 @@ def test_activations_get_normal_noise_in_proportion_to_their_own_spread() -> Non
     torch.testing.assert_close(eps.std(1), torch.ones(40), rtol=0.15, atol=0)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_activation_noise_is_alpha_times_the_root_of_the_mean_square_deviation_times_eps(shared: bool) -> None:
+    net = presets.pni(nn.Identity(), [""], on="activations", alpha=0.4, shared=shared, example=torch.zeros(1, 6))
+    x = torch.randn(5, 6)
+    eps = noiseprop.gaussian_noise(torch.zeros(1 if shared else 5, 6), torch.ones(()), key=seed_key(KEY))
+    apart = x.view(1, -1) if shared else x
+    std = (apart - apart.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(frozen(net, x), x + 0.4 * std * eps)
+
+
 def test_shared_noise_is_in_proportion_to_the_spread_of_the_batch() -> None:
     net = presets.pni(nn.Identity(), [""], on="activations", alpha=0.4, shared=True, example=torch.zeros(1, 20_000))
     x = torch.randn(4, 20_000) * torch.tensor([[1.0], [2.0], [3.0], [4.0]])

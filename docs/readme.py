@@ -26,12 +26,17 @@ def claims_block(records: list[Record]) -> str:
     return markdown(verdicts(records))
 
 
+def demo_table(record: Mapping[str, Any]) -> str:
+    """The demo's table, for README.md."""
+    return markdown([heading(record), *rows(record)])
+
+
 def demo_block(record: Mapping[str, Any]) -> str:
     """The demo's table with its notes, for the quickstart."""
     made = record["made_with"]
     threads = f"{made['threads']} thread" + "s" * (made["threads"] > 1)
     where = f"It took {made['seconds']:.0f} s with {threads} of {made['processor']}, torch {made['torch']}."
-    return "\n".join([markdown([heading(record), *rows(record)]), "", *notes(record), where])
+    return "\n".join([demo_table(record), "", *notes(record), where])
 
 
 def updated(text: str, mark: str, block: str) -> str:
@@ -48,7 +53,12 @@ def main() -> None:
     record = json.loads(DEMO.read_text())
     draw(record, PICTURE)
     claims = claims_block([read_record(path) for path in CLAIMS])
-    for page, mark, block in ((README, CLAIMS_MARK, claims), (QUICKSTART, DEMO_MARK, demo_block(record))):
+    blocks = (
+        (README, CLAIMS_MARK, claims),
+        (README, DEMO_MARK, demo_table(record)),
+        (QUICKSTART, DEMO_MARK, demo_block(record)),
+    )
+    for page, mark, block in blocks:
         page.write_text(updated(page.read_text(), mark, block))
 
 

@@ -41,6 +41,7 @@ def script():
 def test_the_demo_s_table_is_made_from_its_record(script, record):
     assert record["format"] == FORMAT
     assert script.updated(QUICKSTART, script.DEMO_MARK, script.demo_block(record)) == QUICKSTART
+    assert script.updated(README, script.DEMO_MARK, script.demo_table(record)) == README
     other = deepcopy(record)
     other["models"]["MLPN"][0]["on"]["pgd"] += 0.1
     assert script.updated(QUICKSTART, script.DEMO_MARK, script.demo_block(other)) != QUICKSTART

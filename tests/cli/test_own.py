@@ -200,6 +200,19 @@ def test_code_that_a_run_names_is_not_imported_unless_it_is_named_again(run, tmp
         assert "nets_of_mine" not in sys.modules
 
 
+def test_a_report_looks_into_the_network_only_when_it_is_named_again(run, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    sys.modules.pop("nets_of_mine", None)
+    assert main(["report", str(run), "--images", "0", "--out", str(page)]) == 0
+    assert "nets_of_mine" not in sys.modules
+    assert "which is code; to run it, give --model nets_of_mine:small" in capsys.readouterr().out
+    train = f"--model nets_of_mine:small --data {run.parents[1] / 'shades.npz'} --epochs 30 --seed 2 --noise linear"
+    assert f"{train} --granularity neuron --init 0.5 --out {run}" in page.read_text()
+    assert main(["report", str(run), "--images", "0", "--out", str(page), "--model", "nets_of_mine:small"]) == 0
+    assert "which is code" not in capsys.readouterr().out
+    assert "nets_of_mine" in sys.modules
+
+
 def test_a_resumed_run_has_the_bits_of_a_whole_one_though_its_data_have_moved(tmp_path, home):
     options = ["--model", "nets_of_mine:small", "--noise", "linear"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"

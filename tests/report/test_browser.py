@@ -273,6 +273,13 @@ def test_a_phone_needs_no_scrolling_sideways_and_reads_text_of_nine_pixels(opene
         "return s.getBoundingClientRect().width / s.viewBox.baseVal.width"
     )
     assert 11.5 * scale >= 9
+    for plot in opened.find_elements(By.CSS_SELECTOR, "#eps .plot"):
+        plot.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+        inside = (
+            "const [p, t] = [arguments[0], arguments[0].querySelector('.tip')].map((e) => e.getBoundingClientRect());"
+        )
+        inside += "return t.width > 50 && p.left <= t.left && t.right <= p.right + 0.5"
+        assert opened.execute_script(inside, plot)
     for section in ("accuracy", "eps", "examples", "runs"):
         box = opened.execute_script(
             "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.left, b.right]",

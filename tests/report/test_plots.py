@@ -60,8 +60,3 @@ def test_names_have_looks_of_their_own_beyond_the_palette():
     look = styles([f"run {i}" for i in range(28)])
     assert len({(style.colour, style.dash) for style in look.values()}) == 28
     assert all(1 <= style.colour <= 7 for style in look.values())
-
-
-def test_a_mark_outside_of_the_chart_is_not_drawn():
-    assert draw([0, 1], Series("a", [0, 1]), mark=(0.5, "here")).mark == ((FRAME["left"] + FRAME["right"]) / 2, "here")
-    assert draw([0, 1], Series("a", [0, 1]), mark=(2, "there")).mark is None

@@ -68,7 +68,6 @@ class Chart:
     y_ticks: tuple[tuple[float, str], ...]
     lines: tuple[Line, ...]
     rows: tuple[tuple[str, float, tuple[str, ...]], ...]
-    mark: tuple[float, str] | None
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -91,7 +90,6 @@ def chart(
     x_format: Format = "{:g}".format,
     y_format: Format = "{:.3f}".format,
     fraction: bool = False,
-    mark: tuple[float, str] | None = None,
 ) -> Chart:
     """Lay out a chart.
 
@@ -106,7 +104,6 @@ def chart(
         x_format: makes the text of a value of x in the table.
         y_format: likewise of y.
         fraction: whether y runs from 0 to 1, whatever the values.
-        mark: a vertical line at some x, with its name.
     """
     keep = _thinned(len(x))
     x, series = [x[i] for i in keep], [_taken(s, keep) for s in series]
@@ -133,7 +130,6 @@ def chart(
         tuple((up(t), f"{t:g}") for t in y_ticks),
         tuple(_line(s, look[s.name], places, up) for s in series),
         tuple((x_format(x[i]), places[i], tuple(_text(s, i, y_format) for s in series)) for i in range(len(x))),
-        (across(mark[0]), mark[1]) if mark and left <= mark[0] <= right else None,
     )
 
 

@@ -94,9 +94,9 @@ function chart(figure) {
     });
     tip.replaceChildren(title, ...lines);
     tip.hidden = false;
-    const share = places[row] / svg.viewBox.baseVal.width, left = share < 0.5;
-    tip.style.left = left ? `calc(${100 * share}% + 12px)` : "auto";
-    tip.style.right = left ? "auto" : `calc(${100 * (1 - share)}% + 12px)`;
+    const x = places[row] / svg.viewBox.baseVal.width * plot.clientWidth, wide = tip.offsetWidth;
+    const beside = x < plot.clientWidth / 2 ? x + 12 : x - 12 - wide;
+    tip.style.left = `${Math.max(0, Math.min(beside, plot.clientWidth - wide))}px`;
     if (aloud) one("#live").textContent = [head, ...lines.map((line) => [...line.children].map((part) => part.textContent).join(" "))].join(", ");
   };
   const nearest = (event) => {

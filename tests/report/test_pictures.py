@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from noiseprop.report.pictures import heat, photo, scale, square, tiled
+from noiseprop.report.look import Sigma
+from noiseprop.report.pictures import heat, photo, saliency, scale, shrunk, square, tiled
+from noiseprop.report.sigma_maps import sigma_maps
 
 
 def opened(uri):
@@ -62,3 +64,38 @@ def test_the_scale_is_a_gradient_of_rising_brightness():
     ]
     assert stops == sorted(stops)
     assert len(stops) == 8
+
+
+def test_large_images_are_shrunk_by_means_over_their_parts():
+    image = torch.arange(128.0 * 256).view(1, 128, 256) / (128 * 256)
+    small = shrunk(image)
+    assert small.shape == (1, 32, 64)
+    assert torch.allclose(small[0, 3, 5], image[0, 12:16, 20:24].mean())
+    assert opened(photo(image)).size == opened(saliency(image[0])).size == (64, 32)
+    assert shrunk(image[:, :64, :64]).shape == (1, 64, 64)
+
+
+def test_sigma_of_a_feature_map_is_its_mean_and_its_first_channels():
+    values = torch.rand(32, 28, 28, generator=torch.Generator().manual_seed(0))
+    (found,) = sigma_maps([Sigma("conv1", values)])
+    assert (found.shape, found.shown) == ("32 × 28 × 28", "first 16 of 32 channels")
+    assert opened(found.mean).size == (28, 28)
+    assert opened(found.each).size == (4 * 28 + 3, 4 * 28 + 3)
+    assert (found.low, found.middle, found.high) == (values.min(), values.median(), values.max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [
+        ((), "1 neuron, row by row"),
+        ((10,), "10 neurons, row by row"),
+        ((64, 1, 1), "64 neurons, row by row"),
+        ((2, 3, 4, 5), "120 neurons, row by row"),
+        ((40_000,), "first 16384 of 40000 neurons, row by row"),
+        ((64, 112, 112), "first 1 of 64 channels"),
+    ],
+)
+def test_sigma_of_any_shape_has_a_small_picture(shape, shown):
+    (found,) = sigma_maps([Sigma("layer", torch.rand(shape))])
+    assert found.shown == shown
+    assert len(found.each) < 30_000

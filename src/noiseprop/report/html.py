@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from noiseprop.errors import RunError
 from noiseprop.report.accuracy import MOST_FINDINGS, NAMES, by_condition, table
 from noiseprop.report.again import commands
-from noiseprop.report.look import SEVERITY, Look, Sigma
+from noiseprop.report.look import SEVERITY, Look
 from noiseprop.report.pairs import pairs
 from noiseprop.report.panels import corruption_panels, eps_panels, sigma_panels, training_panel
-from noiseprop.report.pictures import heat, photo, scale, square, tiled
+from noiseprop.report.pictures import photo, saliency, scale
 from noiseprop.report.plots import FRAME
 from noiseprop.report.runs import Group, Run
+from noiseprop.report.sigma_maps import sigma_maps
 from noiseprop.training.continuing import flattened
 from noiseprop.training.run_folder import write_aside
 
 MARK = "<!-- made by `noiseprop report` -->"
 _LONGEST = 300  # characters shown of a text that a file tells
 _MOST_ROWS = 200  # of a run's settings
-_CHANNELS, _COLUMNS = 16, 4  # channels of a feature map that are shown, and how many side by side
-_MOST_LAYERS = 40  # layers whose sigma is shown
-
-
-@dataclass(frozen=True)
-class _Map:
-    """The picture of one layer's sigma, what it shows, and the ends and middle of its scale."""
-
-    layer: str
-    shape: str
-    mean: str | None
-    channels: str
-    shown: int
-    rows: int
-    low: float
-    middle: float
-    high: float
 
 
 def write_report(groups: Sequence[Group], looks: Mapping[Path, Look], path: Path) -> None:
@@ -97,7 +81,6 @@ def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
         script_digest=digest,
         title=_title(groups),
         groups=groups,
-        looks=looks,
         table=accuracies,
         doubts=by_condition(accuracies.doubts),
         panels={
@@ -106,14 +89,14 @@ def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
             "training": [panel for panel in [training_panel(groups)] if panel],
             "sigma": sigma_panels(groups),
         },
-        maps=[(group.label, _maps(looks[group.runs[0].path].sigmas)) for group in groups],
+        maps=[(group.label, sigma_maps(looks[group.runs[0].path].sigmas)) for group in groups],
         scale=scale(),
         examples=[(group.label, group.runs[0].seed, looks[group.runs[0].path]) for group in groups],
         pairs=pairs(groups),
         details=[_detail(group.label, run, looks[run.path]) for group in groups for run in group.runs],
         names=NAMES,
         severity=SEVERITY,
-        saliency=lambda values: heat(values, low=0.0, high=float(values.flatten().quantile(0.99)), background=True),
+        saliency=saliency,
         size=FRAME,
     )
 
@@ -129,24 +112,6 @@ def _title(groups: Sequence[Group]) -> str:
     if len(", ".join(names)) <= 60 or len(names) == 1:
         return _short(", ".join(names))
     return f"{len(names)} networks"
-
-
-def _maps(sigmas: Sequence[Sigma]) -> list[_Map]:
-    return [_map(sigma) for sigma in sigmas[:_MOST_LAYERS]]
-
-
-def _map(sigma: Sigma) -> _Map:
-    values = sigma.values.float()
-    low, high = float(values.min()), float(values.max())
-    shape = " × ".join(map(str, values.shape)) or "1"
-    ends = (low, float(values.median()), high)
-    if values.dim() == 3 and values[0].numel() > 1:
-        mean = values.mean(0)
-        whole = heat(mean, low=float(mean.min()), high=float(mean.max()))
-        shown, sheet = min(_CHANNELS, len(values)), tiled(values[:_CHANNELS], _COLUMNS)
-        return _Map(sigma.layer, shape, whole, heat(sheet, low=low, high=high), shown, len(sheet), *ends)
-    sheet = square(values.flatten())
-    return _Map(sigma.layer, shape, None, heat(sheet, low=low, high=high), values.numel(), len(sheet), *ends)
 
 
 def _detail(label: str, run: Run, look: Look) -> dict[str, Any]:

@@ -9,14 +9,16 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+MOST_SIDE = 64  # pixels; larger images are shrunk, as a page has hundreds
 _COLOURS = 64  # steps of the colour scale
 _Bytes = npt.NDArray[np.uint8]
 
 
 def photo(image: Tensor) -> str:
     """A data: URI of an image (C, H, W) in [0, 1], as colours of 3 channels, else their mean in grey."""
-    pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte()
+    pixels = (shrunk(image.detach().cpu().float()).clamp(0, 1) * 255).round().byte()
     if len(pixels) == 3:
         return _uri(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
     return _uri(Image.fromarray(pixels.float().mean(0).round().byte().numpy()))
@@ -39,6 +41,22 @@ def heat(values: Tensor, *, low: float, high: float, background: bool = False) -
     picture = Image.fromarray(indices, mode="P")
     picture.putpalette([0, 0, 0, *_palette("gray" if background else "cividis").flatten().tolist()])
     return _uri(picture, transparency=0)
+
+
+def saliency(values: Tensor) -> str:
+    """A data: URI of a saliency map (H, W), black at 0, white at its 99th percentile."""
+    small = shrunk(values)
+    return heat(small, low=0.0, high=float(small.flatten().quantile(0.99)), background=True)
+
+
+def shrunk(maps: Tensor) -> Tensor:
+    """Maps (..., H, W) as means over their parts, no side longer than `MOST_SIDE`; smaller ones as they are."""
+    height, width = maps.shape[-2:]
+    most = max(height, width)
+    if most <= MOST_SIDE:
+        return maps
+    size = (max(1, height * MOST_SIDE // most), max(1, width * MOST_SIDE // most))
+    return functional.adaptive_avg_pool2d(maps.reshape(-1, 1, height, width), size).reshape(*maps.shape[:-2], *size)
 
 
 def scale() -> str:

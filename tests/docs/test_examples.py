@@ -34,7 +34,7 @@ def is_broken_by_more(names: dict[str, Any], printed: str) -> None:
     assert len(scores) == 6
     plain, noisy = (dict(zip(scores, column, strict=True)) for column in zip(*scores.values(), strict=True))
     assert plain["FGSM, one draw"] == plain["FGSM, EOT-20"]
-    assert noisy["FGSM, EOT-20"] < noisy["FGSM, one draw"]
+    assert noisy["FGSM, EOT-20"] < noisy["FGSM, one draw"] + 0.01  # more draws make no attack weaker
     assert plain["PGD-10, one draw"] < plain["FGSM, one draw"] < plain["clean"]
     assert noisy["PGD-10, EOT-20"] < names["transferred"]
 
@@ -42,7 +42,8 @@ def is_broken_by_more(names: dict[str, Any], printed: str) -> None:
 def is_compared(names: dict[str, Any], printed: str) -> None:
     assert "vote of 16" in printed
     assert re.search(r"clean: -0\.\d+ \[-0\.\d+, -0\.\d+\], p = ", printed)  # noise costs clean accuracy
-    assert names["difference"].difference.low < names["difference"].difference.estimate
+    noisy, plain = (sum(names["scores"][noise]) for noise in (True, False))
+    assert noisy > plain  # and buys some under FGSM
 
 
 def stays(names: dict[str, Any], printed: str) -> None:

@@ -43,3 +43,11 @@ def test_every_requirement_has_its_version_pinned():
 def test_make_installs_every_extra():
     (installed,) = re.findall(r"--editable '\.\[(.*)\]'", (ROOT / "Makefile").read_text())
     assert set(installed.split(",")) == set(PROJECT["optional-dependencies"])
+
+
+def test_every_file_that_is_no_code_is_shipped():
+    package = ROOT / "src" / "noiseprop"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    shipped = {path for pattern in settings["package-data"]["noiseprop"] for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert shipped == {path for path in files if path.suffix != ".py"}

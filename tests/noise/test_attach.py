@@ -201,6 +201,13 @@ def test_normal_init_comes_from_the_key(net: Net):
     assert not torch.isclose(first.fc1.noise.sigma, other.fc1.noise.sigma).any()
 
 
+def test_normal_inits_of_two_calls_differ():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6))
+    for path in ("0", "1"):
+        add_noise(net, path, init="normal", example=torch.zeros(1, 4))
+    assert not torch.isclose(net[0].noise.sigma, net[1].noise.sigma).any()
+
+
 def test_a_second_call_joins_the_stream_of_the_first(net: Net):
     net.eval()
     add_noise(net, "fc1", init=0.5, example=X, key=7)

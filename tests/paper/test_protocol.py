@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from noiseprop.attacks.expectation import attacking
 from noiseprop.errors import InputError
 from noiseprop.noise.attach import noise_layers
 from noiseprop.noise.optim import sigmas, weights
@@ -224,3 +225,23 @@ def test_batch_lbfgs_on_random_and_silent_networks():
     with sampling(noisy, "off"):
         off = released_lbfgs(noisy, x, y, step=0.5, steps=3)
     assert torch.equal(off, released_lbfgs(silent, x, y, step=0.5, steps=3, draws=4))
+
+
+def test_batch_lbfgs_over_several_draws_climbs_their_mean_loss():
+    x, y = digits(4)
+    noisy = build("MLP+").eval()
+    reset_noise(noisy, 1)
+    x_adv = released_lbfgs(noisy, x, y, step=0.5, steps=3, draws=4)
+    reset_noise(noisy, 1)
+    z = x.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([z], lr=0.5, max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -torch.stack([cross_entropy(logits, y) for logits in noisy(z)]).mean()
+        loss.backward()
+        return loss
+
+    with attacking(noisy), sampling(noisy, draws=4):
+        optimizer.step(closure)
+    torch.testing.assert_close(x_adv, z.detach().clamp(0, 1), rtol=1e-4, atol=1e-5)

@@ -10,9 +10,11 @@ from torch.nn.functional import cross_entropy
 from noiseprop import noise_layers, sampling
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
+from noiseprop.evaluation.measure import noise_key
 from noiseprop.evaluation.settings import CONDITIONS, Settings
 from noiseprop.evaluation.suite import evaluate
 from noiseprop.noise.optim import sigmas, weights
+from noiseprop.noise.stream import noise_streams
 from noiseprop.paper.protocol import (
     DEPARTURES,
     PROTOCOLS,
@@ -225,3 +227,23 @@ def test_an_evaluation_is_completed_by_them(normalised):
             x_adv = attacks[condition.removesuffix("-transfer")](attacked, x[:12], y[:12], 1)
             right = (model(x_adv).argmax(1) == y[:12]).tolist()
             assert found[condition].correct.tolist() == right
+
+
+def test_they_meet_the_noise_that_is_said_from_a_key_of_their_own():
+    model, surrogate = made("ResNet18-MLPN", only()), build("ResNet18-surrogate", seed=2)
+    x, y = pixels(14)
+    test = Dataset("cifar10", (x * 255).round().to(torch.uint8), y, tuple("0123456789"))
+    asked = replace(SETTINGS, conditions=("clean", "lbfgs", "lbfgs-transfer"))
+    seen: list[object] = []
+
+    def attack(attacked: nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> torch.Tensor:
+        streams = noise_streams(attacked)
+        off = [stream.sampling is not None and stream.sampling.off for stream in streams]
+        seen.append((attacked, off, [stream.key[:2].tolist() for stream in streams if not any(off)]))
+        return x
+
+    first = evaluate(model, test, settings=replace(asked, conditions=("clean",)))
+    whole = with_attacks(first, model, surrogate, test, asked, {"lbfgs": attack})
+    key = noise_key(0, "lbfgs", 1, "attack")
+    assert seen == [(model, [True], []), (model, [False], [[key, 0]]), (surrogate, [], [])]
+    assert {m.condition for m in whole.measurements} == set(asked.conditions)

@@ -429,6 +429,10 @@ def test_demo_prints_its_table_and_keeps_picture_and_record(monkeypatch, capsys,
     assert str(tmp_path / "a" / "demo" / "demo.png") in said.replace("\n", "")
     assert (tmp_path / "a" / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in (tmp_path / "a" / "demo").iterdir()) == ["demo.json", "demo.png"]
+    assert main(["demo", "--json", "--out", str(tmp_path / "b")]) == 0
+    kept = json.loads((tmp_path / "b" / "demo.json").read_text())
+    assert kept.pop("sha256")
+    assert json.loads(capsys.readouterr().out) == kept
 
 
 def test_demo_does_not_write_over_a_file(capsys, tmp_path):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,8 @@ def test_a_table_is_written_printed_and_not_done_twice(few, tmp_path, capsys, mo
     assert main(command) == 0
     assert path.read_bytes() == before
     assert "table3: MLPN, ReLU, seed 0 is done, 2 of 2" in capsys.readouterr().err
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == record
     nowhere = ["--runs", str(tmp_path / "none"), "--out", str(tmp_path / "results")]  # as on another machine
     assert main([*command[:2], *QUICK, *nowhere]) == 0
     assert capsys.readouterr().out == said.out

@@ -1,4 +1,5 @@
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -100,3 +101,9 @@ def test_a_declared_size_is_not_believed(tmp_path, monkeypatch):
     np.savez(tmp_path / "big.npz", x=np.zeros((30, 32, 32), np.uint8), y=Y)
     with pytest.raises(DataError, match="expected at most 5,096"):
         load(str(tmp_path / "big.npz"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(DataError, match=r"pipe\.npz: no such folder or file"):
+        load(str(tmp_path / "pipe.npz"))

@@ -52,7 +52,10 @@ class Bench:
         if not is_noisy(chosen.model):
             raise InputError(f"{self.model} has no noise, so there is nothing to time; choose a noisy network")
         x, y = chosen.batch(self.batch_size)
-        with err.status(f"timing {self.model}, {self.seconds:.0f} s"):
+        doing = f"timing {self.model}, {self.seconds:g} s at most"
+        if not err.is_terminal:
+            err.print(doing, markup=False)
+        with err.status(doing):
             figures = step_cost(chosen.model, x, y, seconds=self.seconds)
         machine = abilities()
         if self.json:

@@ -51,9 +51,11 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if own is None:
         return _READERS[name](data_dir)
     called, path = own
-    if not path.exists():
+    if path.is_dir():
+        return class_folders(path, called)
+    if not path.is_file():  # nor a pipe, which would be waited for
         raise DataError(f"{path}: no such folder or file; name where the data lie with --data")
-    return class_folders(path, called) if path.is_dir() else npz(path, called)
+    return npz(path, called)
 
 
 def own_data(name: str) -> tuple[str, Path] | None:

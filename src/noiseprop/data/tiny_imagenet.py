@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image, JpegImagePlugin
-from rich.console import Console
-from rich.progress import track
 
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.download import Remote, cache_root, data_root, obtain
@@ -21,6 +19,7 @@ from noiseprop.data.split import SPLIT_SEED, permutation
 from noiseprop.data.tiny_imagenet_listing import SIDE, Listing, list_images
 from noiseprop.data.zip import Archive, open_archive
 from noiseprop.errors import DataError
+from noiseprop.progress import told
 
 REMOTE = Remote(  # MD5 90528d7ca1a48142e341f4ef8d21d0de
     "tiny-imagenet-200.zip",
@@ -105,8 +104,7 @@ def _decode_all(path: Path, folder: Path, key: str) -> None:
 
 
 def _decoded(archive: Archive, listing: Listing, order: list[int]) -> Iterator[np.ndarray]:
-    console = Console(stderr=True)
-    for i in track(order, "Decoding Tiny-ImageNet, once", console=console, disable=not console.is_terminal):
+    for i in told(order, "decoding Tiny-ImageNet, once"):
         member = listing.members[i]
         yield decode_jpeg(archive.read(member, MOST_JPEG), f"{archive.path}: {member}")
 

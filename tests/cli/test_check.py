@@ -61,6 +61,7 @@ def test_it_reports_the_machine_and_passes_on_the_paper_s_network(capsys):
     ]
     flags = Path("/proc/cpuinfo").read_text()
     assert f"AVX-512        {'yes' if ' avx512f' in flags else 'no'}" in said
+    assert f"AMX            {'yes' if ' amx_bf16' in flags else 'no'}" in said
     assert max(map(len, said.splitlines())) <= 120
 
 

@@ -53,6 +53,7 @@ def abilities() -> dict[str, str | int]:
         "numba": str(made["numba"]),
         "processor": str(made["processor"]),
         "AVX-512": "yes" if "avx512f" in units else "no",
+        "AMX": "yes" if "amx_bf16" in units else "no",
         "bfloat16": ", ".join(unit for unit in units if "bf16" in unit) or "no unit for it, so bf16 is slow",
         "cores": cores(),
         "threads": torch.get_num_threads(),

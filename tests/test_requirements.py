@@ -40,9 +40,10 @@ def test_every_requirement_has_its_version_pinned():
         assert {name.replace("_", "-") for name in names(requirements)} <= {name.replace("_", "-") for name in pinned}
 
 
-def test_make_installs_every_extra():
-    (installed,) = re.findall(r"--editable '\.\[(.*)\]'", (ROOT / "Makefile").read_text())
-    assert set(installed.split(",")) == set(PROJECT["optional-dependencies"])
+def test_make_installs_the_demo_s_extra_and_then_every_one():
+    demo, all_of_them = re.findall(r"--editable '\.\[(.*)\]'", (ROOT / "Makefile").read_text())
+    assert demo == "demo"
+    assert set(all_of_them.split(",")) == set(PROJECT["optional-dependencies"])
 
 
 def test_every_file_that_is_no_code_is_shipped():

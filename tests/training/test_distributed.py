@@ -214,11 +214,11 @@ def test_torchrun_evaluates_as_one_process_does(tmp_path):
     run = tmp_path / "run"
     assert main(["train", "--model", "MLPN", "--data", "mnist-5k", "--epochs", "2", "--out", str(run)]) == 0
     kept = []
-    for processes in (1, 2, 4):
+    for processes in (1, 2):
         done = torchrun("evaluate", run, processes=processes, XDG_CACHE_HOME=str(tmp_path / str(processes)))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Kept in") == 1
         kept.append((run / "evaluation.json").read_bytes())
         (run / "evaluation.json").unlink()
         assert not (run / "evaluation.partial.jsonl").exists()
-    assert kept[0] == kept[1] == kept[2]
+    assert kept[0] == kept[1]

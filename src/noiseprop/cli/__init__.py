@@ -10,7 +10,7 @@ from inspect import getdoc
 from typing import Annotated, Any, TextIO, Union
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import DisallowNone, subcommand
 
 from noiseprop.cli.bench import Bench
 from noiseprop.cli.check import Check
@@ -129,7 +129,7 @@ def _parse(arguments: list[str]) -> Any:
     """A command's dataclass; where help, the version or a completion script is asked for, SystemExit after printing."""
     name, *rest = arguments or [""]
     if name in COMMANDS:
-        return tyro.cli(COMMANDS[name], prog=f"noiseprop {name}", args=rest)
+        return tyro.cli(COMMANDS[name], prog=f"noiseprop {name}", args=rest, config=(DisallowNone,))
     if name in ("-h", "--help"):
         print(_help(), end="")
     elif name == "--version":
@@ -162,7 +162,7 @@ def _print_completion(shell: list[str]) -> None:
         Annotated[command, subcommand(name, description=_first_line(command))] for name, command in COMMANDS.items()
     )
     union: Any = Union[listed]  # noqa: UP007 - made while running
-    tyro.cli(union, prog="noiseprop", args=["--tyro-print-completion", *shell])
+    tyro.cli(union, prog="noiseprop", args=["--tyro-print-completion", *shell], config=(DisallowNone,))
 
 
 def _misuse(sentence: str) -> None:

@@ -109,7 +109,7 @@ def _file(environment: Environment, name: str) -> str:
 
 def _title(groups: Sequence[Group]) -> str:
     names = list(dict.fromkeys(group.runs[0].model for group in groups))
-    if len(", ".join(names)) <= 60 or len(names) == 1:
+    if len(", ".join(names)) <= 40 or len(names) == 1:
         return _short(", ".join(names))
     return f"{len(names)} networks"
 

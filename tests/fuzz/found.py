@@ -68,6 +68,11 @@ FOUND = [
         b"\n".join(_PARTIAL.split(b"\n")[:2]).replace(b'"clean", "found"', b'"noise", "found"'),
         "figures in a check's place were a TypeError",
     ),
+    Found(
+        "figure4",
+        readers.figure_seeds()[0].replace(b"0.75", b"1e308"),
+        "a share of 1e308 was an OverflowError in its standard deviation",
+    ),
     Found("figure4", b'{"format": "noiseprop figure 4, version 1"}', "a record without its figures was a KeyError"),
     Found(
         "curve",

@@ -1,10 +1,12 @@
 """Every reader of the package, with sound files to start from: bytes go in, and data or a NoisepropError comes out."""
 
+import atexit
 import gzip
 import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 import tempfile
@@ -81,11 +83,11 @@ class Reader:
 
 @cache
 def scratch() -> Path:
-    """A folder in memory where this is possible; it goes with the process."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", memory))
-    scratch.kept = folder
-    return Path(folder.name)
+    """A folder in memory where this is possible; it goes with the process that made it, not with forked ones."""
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    maker = os.getpid()
+    atexit.register(lambda: os.getpid() == maker and shutil.rmtree(folder, ignore_errors=True))
+    return folder
 
 
 @cache

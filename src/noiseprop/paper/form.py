@@ -10,6 +10,7 @@ from noiseprop.training.recipes import Recipe
 NUMBER = (int, float)
 _SCALAR = (str, int, float, bool, type(None))
 _LENGTHS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+_LARGEST = 1e12  # of losses and sigmas; the squares of far larger ones would overflow
 _FIGURE = re.compile("[a-z0-9_-]{1,40}/(off|one|vote)/[0-9]{1,9}/[0-5]")  # condition/state/attack draws/severity
 
 RECORD = {
@@ -129,14 +130,17 @@ def check_figure_4(record: Any) -> None:
         lengths = {len(values) for values in (record["box"], *record["inside"].values())}
         if not record["inside"] or len(lengths) > 1 or not max(lengths):
             raise ValueError("it has shares of different numbers of images, or of none")
+        if not all(0 <= share <= 1 for values in (record["box"], *record["inside"].values()) for share in values):
+            raise ValueError("it has shares below 0 or above 1")
 
 
 def _check_run(run: Any, checks: list[str]) -> None:
     name, course = f"{run['row']}, seed {run['seed']}", run["course"]
-    sigma = [
-        values for layer in course["sigma"].values() for key, values in layer.items() if key in ("mean", "min", "max")
-    ]
-    lengths = {len(values) for values in ([course[key] for key in _LENGTHS] + sigma)}
+    sigma = [layer[key] for layer in course["sigma"].values() for key in ("mean", "min", "max")]
+    courses = [course[key] for key in _LENGTHS] + sigma
+    if any(abs(value) > _LARGEST for values in (*courses, course["test_accuracy"]) for value in values):
+        raise ValueError(f"{name} has a course beyond {_LARGEST:g}, where no training goes on")
+    lengths = set(map(len, courses))
     if len(lengths) > 1 or not max(lengths) or len(course["test_accuracy"]) not in (0, *lengths):
         raise ValueError(f"{name} has courses of different lengths or of none")
     for key, figure in run["figures"].items():

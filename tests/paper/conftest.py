@@ -13,6 +13,7 @@ from torch import nn
 from noiseprop.nets import resnet
 from noiseprop.paper import variants
 
+collect_ignore = ["ray_nodes.py"]  # a script, which finds test_grid beside itself
 ROWS = 24  # of each of CIFAR-10's six files
 TINY = (30, 12)  # training images a class, validation images
 

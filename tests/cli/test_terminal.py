@@ -116,6 +116,7 @@ def test_a_reader_that_leaves_is_no_error(home, command, reader):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_with_one_line_and_the_run_can_go_on(home):
     out = ["--out", "runs/stopped"]
     running = subprocess.Popen(

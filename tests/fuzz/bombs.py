@@ -231,7 +231,7 @@ BOMBS = [
     Bomb(
         "a PNG in a class folder with 1 GB of text, packed to 1 MB",
         32,
-        lambda f: pictures(4, packed_text())(f),
+        packed_text,
         read_pictures,
     ),
     Bomb("a .npz file whose array claims 2^50 bytes", 48, own_npz, lambda f: npz(f / "own.npz", "own.npz")),

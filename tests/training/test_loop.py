@@ -383,6 +383,7 @@ def test_a_learning_rate_far_too_large_is_told(thirds):
         train(network(noisy=False), thirds, replace(RECIPE, optimizer="sgd", lr=1e30, epochs=3))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_training_soon(thirds):
     """Ctrl-C reaches the main thread, while the training runs in its own."""
     steps = []

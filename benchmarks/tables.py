@@ -107,6 +107,47 @@ def estimators() -> str:
     return rows(["activation", "estimator", "ms", "variance for sigma (× at equal cost)", "for weights (×)"], body)
 
 
+def epochs() -> str:
+    """Seconds of an epoch of MNIST."""
+    body = []
+    for name, figure in read("train-mnist")["figures"].items():
+        seconds = figure["seconds"]
+        plain = seconds.get("plain loop, fp32")
+        cells = [f"{statistics.median(seconds['noiseprop']):.2f}", f"{statistics.median(plain):.2f}" if plain else ""]
+        body.append([name, *cells])
+    return rows(["an epoch of 50,000 digits", "noiseprop, s", "plain loop, fp32, s"], body)
+
+
+def attacks() -> str:
+    """Times of other tools over ours, and the accuracy that is left."""
+    body = []
+    for name, figure in read("attacks")["figures"].items():
+        times, left = figure["times over noiseprop"], figure["robust accuracy"]
+        ours = f"{times['noiseprop']['milliseconds'] / 1e3:.2f} s; {left['noiseprop']:.3f}"
+        body.append([name, ours, *(f"{spread(times[t])}; {left[t]:.3f}" for t in ("torchattacks", "foolbox"))])
+    return rows(["PGD-10", "noiseprop", "torchattacks, ×", "foolbox, ×"], body)
+
+
+def corruptions() -> str:
+    """Microseconds an image of 32 x 32 pixels, and how many times the definition's loop takes."""
+    body = []
+    for name, figure in read("corruptions")["figures"].items():
+        times = [f"{figure[f'{whose}, us an image']:,.0f}" for whose in ("definition", "ours")]
+        body.append([name.replace("_", " "), *times, f"{figure['ratio']:.1f}"])
+    return rows(["one image of 32 × 32", "definition, µs", "noiseprop, µs", "times as fast"], body)
+
+
+def augment() -> str:
+    """What random crops and flips cost."""
+    figures = read("augment")["figures"]
+    alone = figures["crop_and_flip"]
+    return (
+        f"A ResNet18 step in bf16 takes {figures['step']['milliseconds']:.0f} ms, crops and flips of its batch "
+        f"{alone['milliseconds']:.2f} ms, {100 * alone['share of a step']:.2f} % of it. A step with them takes "
+        f"{spread(figures['step, augmented'])} times as long as one without."
+    )
+
+
 def machine() -> str:
     """Where the figures come from."""
     m = read("kernel")["machine"]
@@ -139,7 +180,10 @@ def imagenet() -> str:
 
 
 PAGES: dict[str, tuple[Callable[[], str], ...]] = {
-    "performance": (machine, step_time, step_memory, kernel, eot, growth, estimators),
+    "performance": (
+        *(machine, step_time, step_memory, epochs, kernel, eot),
+        *(attacks, corruptions, augment, growth, estimators),
+    ),
     "scale": (processes, imagenet),
 }
 

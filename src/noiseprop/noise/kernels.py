@@ -53,12 +53,13 @@ def sigma_adam(rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], *, setting
     The settings are (beta 1, beta 2, lr / (1 - beta1^N), 1 / (1 - beta2^N), eps).
     """
     dtype = rows[0][0].dtype
-    if dtype not in (torch.float32, torch.float64):
+    if not usable(rows[0][0]) or dtype not in (torch.float32, torch.float64):
         return False
     for row in rows:
         size = row[0].shape
-        if not all(usable(t) and t.dtype == dtype and t.shape == size and t.is_contiguous() for t in row):
-            return False  # torch's own operations take it, or say what does not fit
+        for t in row:
+            if not (t.is_cpu and t.dtype == dtype and t.shape == size and t.is_contiguous()):
+                return False  # torch's own operations take it, or say what does not fit
     table = [number for row in rows for number in (*(t.data_ptr() for t in row), row[0].numel())]
     pointers, numbers = (ctypes.c_int64 * len(table))(*table), (ctypes.c_double * 5)(*settings)
     arguments = (ctypes.c_int64 * 4)(0, len(rows), ctypes.addressof(pointers), ctypes.addressof(numbers))

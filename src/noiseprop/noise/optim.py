@@ -4,7 +4,7 @@
 # pyright: reportPrivateUsage=false
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from noiseprop.errors import InputError
 from noiseprop.noise import kernels
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.waiting import refuse_waiting
+
+_Row = tuple[Tensor, Tensor, Tensor, Tensor]  # sigma, gradient, h, v
 
 
 class SigmaAdam(torch.optim.Optimizer):
@@ -64,15 +66,25 @@ class SigmaAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}
+            by_step: dict[int, list[_Row]] = {}
             for sigma in group["params"]:
                 if sigma.grad is not None:
-                    by_step.setdefault(self._count(sigma), []).append(sigma)
-            for step, moved in by_step.items():
-                self._move(moved, step, group)
+                    state = self._advance(sigma)
+                    by_step.setdefault(state["step"], []).append((sigma, sigma.grad, state["h"], state["v"]))
+            for step, rows in by_step.items():
+                _move(rows, step, group)
         return loss
 
-    def _count(self, sigma: Tensor) -> int:
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients as torch does, whose own way takes a small network as long as one noise site."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for sigma in group["params"]:
+                sigma.grad = None
+
+    def _advance(self, sigma: Tensor) -> dict[str, Any]:
         state = self.state[sigma]
         if not state:
             state["step"] = 0
@@ -80,24 +92,23 @@ class SigmaAdam(torch.optim.Optimizer):
         elif state["h"].dtype != sigma.dtype or state["h"].device != sigma.device:  # the model was cast or moved since
             state["h"], state["v"] = state["h"].to(sigma), state["v"].to(sigma)
         state["step"] += 1
-        return state["step"]
+        return state
 
-    def _move(self, sigmas: list[Tensor], step: int, group: dict[str, Any]) -> None:
-        (b1, b2), lr, eps = group["betas"], group["lr"], group["eps"]
-        correction1, correction2 = 1 - b1**step, 1 - b2**step
-        gradients = [cast(Tensor, sigma.grad) for sigma in sigmas]
-        h, v = ([self.state[sigma][name] for sigma in sigmas] for name in "hv")
-        rows = list(zip(sigmas, gradients, h, v, strict=True))
-        if kernels.sigma_adam(rows, settings=(b1, b2, lr / correction1, 1 / correction2, eps)):
-            return
-        torch._foreach_lerp_(h, gradients, 1 - b1)
-        torch._foreach_mul_(v, b2)
-        torch._foreach_addcmul_(v, gradients, gradients, 1 - b2)
-        root = torch._foreach_div(v, correction2)
-        torch._foreach_add_(root, eps)
-        torch._foreach_sqrt_(root)
-        torch._foreach_addcdiv_(sigmas, h, root, -lr / correction1)
-        torch._foreach_abs_(sigmas)
+
+def _move(rows: list[_Row], step: int, group: dict[str, Any]) -> None:
+    (b1, b2), lr, eps = group["betas"], group["lr"], group["eps"]
+    correction1, correction2 = 1 - b1**step, 1 - b2**step
+    if kernels.sigma_adam(rows, settings=(b1, b2, lr / correction1, 1 / correction2, eps)):
+        return
+    sigmas, gradients, h, v = (list(column) for column in zip(*rows, strict=True))
+    torch._foreach_lerp_(h, gradients, 1 - b1)
+    torch._foreach_mul_(v, b2)
+    torch._foreach_addcmul_(v, gradients, gradients, 1 - b2)
+    root = torch._foreach_div(v, correction2)
+    torch._foreach_add_(root, eps)
+    torch._foreach_sqrt_(root)
+    torch._foreach_addcdiv_(sigmas, h, root, -lr / correction1)
+    torch._foreach_abs_(sigmas)
 
 
 def sigmas(model: nn.Module) -> list[nn.Parameter]:

@@ -52,6 +52,32 @@ def step_time() -> str:
     return rows(["step time, ×", *STEPS], [plain, *body, rounds])
 
 
+def aims() -> str:
+    """What was aimed at, what became of it, and by how much it is missed."""
+    steps = {name: read(f"step-{name}")["figures"] for name in STEPS}
+    limits = {"cnn-fp32": 1.12, "cnn-bf16": 1.30, "resnet18-fp32": 1.03, "resnet18-bf16": 1.07}
+    limits = {"mlp-fp32": steps["mlp-fp32"]["an op that does nothing"]["median"] + 0.10} | limits
+    aimed = [(f"step time, {name}, ×", limits[name], f["noiseprop"]["median"]) for name, f in steps.items()]
+    for key, what in (("bytes", "bytes saved"), ("peak", "peak memory")):
+        aimed.append((f"{what}, the worst network, ×", 1.01, max(f["noiseprop"][key] for f in steps.values())))
+    ns = {name: figure["nanoseconds"] for name, figure in read("kernel")["figures"]["float32, contiguous"].items()}
+    plain = ns["plain: x + sigma * randn_like(x)"]
+    for where, name in (
+        ("a new tensor", "fused forward"),
+        ("a tensor that is there", "fused forward, into a tensor that is there"),
+    ):
+        aimed.append((f"kernel forward, {where}, ns", 0.4, ns[name]))
+        aimed.append((f"kernel forward, {where}, over plain", 1 / 16, ns[name] / plain))
+    aimed.append(("kernel backward, ns", 0.5, ns["fused gradient of sigma"]))
+    draws = read("eot")["figures"]
+    for name, limit in (("CNN-MLPN", 1.4), ("ResNet18-MLPN", 1.15)):
+        aimed.append((f"EOT-20 over EOT-1, {name}", limit, draws[f"{name}, noiseprop"]["20"]["median"]))
+    body = [
+        [what, f"{limit:.3f}", f"{got:.3f}", f"{got - limit:.3f}" if got > limit else ""] for what, limit, got in aimed
+    ]
+    return rows(["", "at most", "measured", "over by"], body)
+
+
 def step_memory() -> str:
     """Bytes saved for backward, and the process's peak, over the noise-free network's."""
     files = {name: read(f"step-{name}")["figures"] for name in STEPS}
@@ -181,7 +207,7 @@ def imagenet() -> str:
 
 PAGES: dict[str, tuple[Callable[[], str], ...]] = {
     "performance": (
-        *(machine, step_time, step_memory, epochs, kernel, eot),
+        *(machine, aims, step_time, step_memory, epochs, kernel, eot),
         *(attacks, corruptions, augment, growth, estimators),
     ),
     "scale": (processes, imagenet),

@@ -284,3 +284,33 @@ def test_an_empty_batch_stays_empty():
     assert y.shape == (0, 4)
     y.sum().backward()
     assert torch.equal(sigma.grad, torch.zeros(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "view"),
+    [
+        ((12, 6, 5, 8), lambda x: x[::2, :, :, ::2]),
+        ((1, 6, 5, 4), lambda x: x.expand(6, -1, -1, -1)),
+        ((6, 1, 5, 4), lambda x: x.expand(-1, 6, -1, -1)),
+        ((6, 4, 5, 6), lambda x: x.transpose(1, 3)),
+        ((6, 6, 5, 4), lambda x: x.contiguous(memory_format=torch.channels_last)[:, 1:]),
+        ((721,), lambda x: x[1:].view(6, 6, 5, 4)),
+        ((6, 0, 5, 4), lambda x: x),
+    ],
+    ids=["step", "one sample", "one channel", "transposed", "a part of channels_last", "unaligned", "no neurons"],
+)
+def test_views_of_any_strides_have_the_noise_of_their_copies(dtype, shape, view):
+    """The noise belongs to places in the tensor, not in memory; nor does the gradient's layout matter."""
+    x = view(torch.rand(shape).to(dtype))
+    sigma = -torch.rand(x.shape[1], 1, 1)
+    results = []
+    for form in (x, x.contiguous().clone()):
+        level = sigma.clone().requires_grad_()
+        y = gaussian_noise(form, level, key=KEY)
+        gradient = torch.linspace(-1, 1, 120)[: x[0].numel()].view(x.shape[1:]).expand(x.shape)  # strides of 0
+        results.append((y, *torch.autograd.grad(y, level, gradient)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    expected = (x.float() + sigma * eps_of(x.float())) if x.numel() else x
+    torch.testing.assert_close(results[0][0].float(), expected.float(), rtol=2**-7, atol=1e-3)

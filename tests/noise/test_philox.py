@@ -110,12 +110,25 @@ def test_neighbouring_neurons_and_samples_are_uncorrelated(ten_million, lag):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adjacent_keys_are_uncorrelated(backend):
+    """Seeds, passes, layers and calls next to each other and two apart, by their normals and by their sizes."""
     base = [77, 5, 6, 7, 0]
-    z = [draw(backend, base, 1, 64, 2000)]
-    for place in range(4):
-        key = base.copy()
-        key[place] += 1
-        z.append(draw(backend, key, 1, 64, 2000))
-    flat = torch.stack(z).flatten(1).double()
-    correlation = torch.corrcoef(flat) - torch.eye(5)
-    assert correlation.abs().max() < 4.5 / flat.shape[1] ** 0.5
+    keys = [base] + [[n + step * (i == place) for i, n in enumerate(base)] for place in range(4) for step in (1, 2)]
+    z = torch.stack([draw(backend, key, 1, 64, 2000) for key in keys]).flatten(1).double()
+    for f in (z, z.square(), z.abs()):
+        correlation = torch.corrcoef(f) - torch.eye(len(keys))
+        assert correlation.abs().max() < 4.5 / z.shape[1] ** 0.5
+
+
+@pytest.mark.skipif(not kernels.available, reason="numba is missing")
+@pytest.mark.parametrize(
+    "key",
+    [
+        [-1, -1, 0, 0, 0],
+        [2**63 - 1, 2**32 - 1, 65535, 65535, 2**35 + 3],
+        [-(2**63), 2**40, 70000, 3, 2**40 + 5],
+        [5, 2**32 + 7, 1, 1, 7],
+    ],
+)
+def test_both_paths_wrap_around_alike(key):
+    here, there = (draw(backend, key, 3, 5, 17) for backend in ("torch", "kernel"))
+    torch.testing.assert_close(here, there, rtol=0, atol=3e-4)

@@ -226,3 +226,35 @@ kernels.add_noise(torch.zeros(2, 3), torch.ones(3), None, torch.zeros(5, dtype=t
     assert first
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env=environment)
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.nbc")} == first
+
+
+def test_kernels_are_compiled_where_nothing_can_be_written():
+    script = """
+import torch
+from numba.core import caching
+from noiseprop.noise import kernels
+caching.CompileResultCacheImpl._locator_classes = []  # as for a user without a home in a folder that is read-only
+key = torch.zeros(5, dtype=torch.int64)
+assert kernels.add_noise(torch.zeros(2, 3), torch.ones(3), None, key, 1).unique().numel() == 6
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_without_numba_the_noise_is_the_same_up_to_rounding():
+    script = """
+import sys
+sys.modules["numba"] = sys.modules["llvmlite"] = None
+import torch
+from noiseprop import gaussian_noise
+from noiseprop.noise import kernels
+assert not kernels.available
+sigma = torch.full((3,), 0.5, requires_grad=True)
+y = gaussian_noise(torch.ones(9, 3), sigma, key=torch.tensor([4]))
+y.square().sum().backward()
+print(*y.flatten().tolist(), *sigma.grad.tolist())
+"""
+    run = subprocess.run([sys.executable, "-c", script], check=True, timeout=120, capture_output=True, text=True)
+    key = torch.tensor([4, 0, 0, 0, 0])
+    y = kernels.add_noise(torch.ones(9, 3), torch.full((3,), 0.5), None, key, 1)
+    wanted = torch.cat([y.flatten(), kernels.sigma_gradient(2 * y, key, 1)])
+    torch.testing.assert_close(torch.tensor([float(v) for v in run.stdout.split()]), wanted, rtol=1e-4, atol=1e-3)

@@ -378,6 +378,21 @@ def test_nan_stops_and_keeps_the_last_good_epoch(thirds, tmp_path, good, name):
     train(Fragile(99), thirds, RECIPE, tmp_path / "whole")
 
 
+def test_nan_in_a_sigma_that_no_loss_sees_is_told(thirds, tmp_path):
+    """Noise that acts in training only, and a gradient that is NaN in the last step of the second epoch."""
+    net, steps = mlp((36, 3)), []
+    add_noise(net, ["fc1"], at_inference=False, example=thirds.train.images[:2].float())
+
+    def spoil(gradient):
+        steps.append(1)
+        return gradient * (float("nan") if len(steps) == 10 else 1.0)
+
+    net.fc1.noise.sigma.register_hook(spoil)
+    with pytest.raises(RunError, match="the sigma of fc1 became nan in epoch 2, so training stopped"):
+        train(net, thirds, RECIPE, tmp_path / "run")
+    assert load_model(net, tmp_path / "run" / "model.safetensors") == 1
+
+
 def test_a_learning_rate_far_too_large_is_told(thirds):
     with pytest.raises(RunError, match="try a smaller learning rate"):
         train(network(noisy=False), thirds, replace(RECIPE, optimizer="sgd", lr=1e30, epochs=3))

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from tests.fuzz import readers
+from tests.fuzz.damage import tarred
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ _EVALUATION, _PARTIAL, _RECORD = readers.evaluation_seeds()[0], readers.partial_
 _ARRAY = readers.npy_seeds()[0]
 
 FOUND = [
+    Found(
+        "tar",
+        tarred(readers.tar_seeds()[0], Random(0), lambda raw: raw.replace(b"./b.bin\0", b".//b.bin")),
+        "a member called `.//x` came out as `/x`, the check being of the name before",
+    ),
     Found(
         "npy",
         _ARRAY.replace(b"3), }", b"3 , {"),

@@ -39,13 +39,13 @@ def plain_files(raw: bytes, path: Path) -> Iterator[tuple[str, memoryview]]:
         size = _number(header[124:136])
         if len(header) < BLOCK or size is None or _number(header[148:156]) != _checksum(header):
             raise DataError(f"{path}: the tar header at byte {position:,} is damaged; get the official archive again")
-        name = header[:100].split(b"\0", 1)[0].decode("ascii", "backslashreplace")
+        name = header[:100].split(b"\0", 1)[0].decode("ascii", "backslashreplace").removeprefix("./") or "."
         check_member(name, path)
         start, end = position + BLOCK, position + BLOCK + size
         if end > len(raw):
             raise DataError(f"{path}: ends within {name!r}; get the official archive again")
         if header[156:157] in (b"0", b"\0"):  # a plain file
-            yield name.removeprefix("./"), view[start:end]
+            yield name, view[start:end]
         position = end + -size % BLOCK
     raise DataError(f"{path}: holds more than {MOST_MEMBERS} members; get the official archive again")
 

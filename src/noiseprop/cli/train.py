@@ -25,12 +25,12 @@ class Train:
     out: Annotated[Path, arg(metavar="DIR")]
     """The run's folder."""
     model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(required, but to resume)")] = None
-    """MLP, MLP+, MLPN (noise none, fixed, learned); CNN, CNN-MLP+, CNN-A+, CNN-MLPN, CNN-AN (MLP: on the Linear layers,
-    A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrogate; or module:function, yours."""
+    """MLP, MLP+, MLPN (noise none, fixed, learned); CNN, CNN-MLP+, CNN-A+, CNN-MLPN, CNN-AN (MLP: on Linear layers, \
+A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrogate; or module:function, yours."""
     noise: Annotated[tuple[str, ...], default("none", "WHERE ...")] = ()
-    """Noise for yours: all, linear, conv, or names."""
+    """In yours: all, linear, conv, name."""
     granularity: Annotated[Granularity | None, default("neuron", "UNIT")] = None
-    """One sigma per neuron, channel or layer."""
+    """Per neuron, channel or layer."""
     init: Annotated[float | Literal["normal"] | None, default("1.0", "SIGMA")] = None
     """Sigma's start; normal: N(0, 1)."""
     fixed_noise: Flag = False
@@ -98,17 +98,18 @@ class Train:
                 at_epoch_end=at_epoch_end,
                 **{key: value for key, value in model.items() if key not in ("name", "seed", "classes", "image")},
             )
-        self._tell(model["name"], data["name"], epochs[-1])
+        self._tell(model["name"], data["name"], settings["recipe"]["name"], epochs[-1])
 
-    def _tell(self, model: str, data: str, last: "Epoch") -> None:
-        """Print what came of it."""
+    def _tell(self, model: str, data: str, recipe: str, last: "Epoch") -> None:
+        """Print what came of it, and by which recipe where it is not Table 1's."""
         from dataclasses import asdict
 
         from noiseprop.cli.show import out, print_json
 
         if self.json:
-            return print_json({"run": str(self.out), "model": model, "data": data, **asdict(last)})
-        out.print(f"{model} on {data}, epoch {last.epoch}:", markup=False)
+            return print_json({"run": str(self.out), "model": model, "data": data, "recipe": recipe, **asdict(last)})
+        by = "" if recipe == "table1" else f" by the {recipe} recipe"
+        out.print(f"{model} on {data}{by}, epoch {last.epoch}:", markup=False)
         out.print(f"  training    loss {last.train_loss:.4f}  accuracy {last.train_accuracy:.4f}")
         out.print(f"  validation  loss {last.validation_loss:.4f}  accuracy {last.validation_accuracy:.4f}")
         for layer, sigma in last.sigma.items():

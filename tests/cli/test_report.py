@@ -2,6 +2,7 @@ import pytest
 from tests.report.made_up import make_run
 
 from noiseprop.cli import main
+from noiseprop.errors import InputError
 
 
 @pytest.fixture
@@ -31,6 +32,18 @@ def test_a_report_is_written_and_what_is_missing_is_said(run, tmp_path, capsys):
     assert (run / "curve.json").exists()
     assert main(["report", str(run), "--out", str(target), "--images", "2"]) == 0
     assert target.read_text() != text
+
+
+def test_what_all_runs_lack_is_said_once(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise InputError("no images here")
+
+    monkeypatch.setattr("noiseprop.report.look._examples", stop)
+    runs = [str(make_run(tmp_path / name, name)) for name in ("MLP", "MLPN")]
+    target = tmp_path / "r.html"
+    assert main(["report", *runs, "--out", str(target), "--images", "2"]) == 0
+    assert capsys.readouterr().out.count("Missing: no images here\n") == 1
+    assert target.read_text().count("<li>no images here</li>") == 1
 
 
 def test_a_damaged_evaluation_is_a_sentence_and_no_crash(run, tmp_path, capsys):

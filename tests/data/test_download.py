@@ -167,6 +167,8 @@ def test_no_connection_is_one_sentence(own_cache, monkeypatch):
     with pytest.raises(DataError, match=r"cannot be downloaded .*; download it by other means to DIR/file") as caught:
         fetch(Remote("file", "https://localhost:1/file", "0" * 64, 1), own_cache)
     assert "\n" not in str(caught.value)
+    assert "HTTPSConnection" not in str(caught.value)  # the reason, without the classes around it
+    assert "Connection refused" in str(caught.value)
 
 
 def test_full_disk_leaves_nothing(server, own_cache, files_limited_to):

@@ -69,9 +69,8 @@ class Report:
                 progress=progress,
             )
         write_report(groups, looks, self.out)
-        for run in runs:
-            for sentence in (*run.troubles, *looks[run.path].troubles):
-                out.print(f"Missing: {sentence}", markup=False)
+        for sentence in dict.fromkeys(s for run in runs for s in (*run.troubles, *looks[run.path].troubles)):
+            out.print(f"Missing: {sentence}", markup=False)
         out.print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is {self.out}.", markup=False)
 
 

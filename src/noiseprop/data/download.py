@@ -1,6 +1,7 @@
 """Where a data file comes from: the user's folder, or one checked download into the user's cache."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -122,4 +123,6 @@ def _check_response(response: Any, remote: Remote) -> None:
 
 def _brief(error: Exception) -> str:
     """The innermost reason of a chain of network errors, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    reason = getattr(error.args[0], "reason", None) if error.args else None  # urllib3's, within requests' own
+    said = re.sub(r"^HTTPS?Connection(Pool)?\([^)]*\): ", "", " ".join(str(reason or error).split()))
+    return said[:200] or type(error).__name__

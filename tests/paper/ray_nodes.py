@@ -1,4 +1,4 @@
-"""What test_cluster.py looks at: `python ray_nodes.py FOLDER` does a grid on a cluster that loses a node.
+"""What tests/faults/test_node.py looks at: `python ray_nodes.py FOLDER` does a grid on a cluster that loses a node.
 
 Three nodes on loopback: a head that computes nothing, and two of one CPU. One of these is killed while both train. What
 was told of the jobs, and what the cluster's processes were, is printed as JSON. Then local processes do the same.

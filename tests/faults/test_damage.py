@@ -1,0 +1,203 @@
+"""Files that are cut, have bits flipped, lose a block or are gone: nothing that is not as written is ever used."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from noiseprop.cli import main
+from noiseprop.data import load
+from noiseprop.data.mapped import read_mapped
+from noiseprop.errors import NoisepropError
+from noiseprop.evaluation import storage
+from noiseprop.evaluation.partial import Partial
+from noiseprop.paper.results import read_record
+from noiseprop.paper.runs import load_run
+from noiseprop.training.checkpoint import kept_epoch, load_model, load_state
+from noiseprop.training.loop import _optimizers
+from noiseprop.training.recipes import Recipe
+from noiseprop.training.run_folder import keep_metrics, read_config
+
+pytestmark = pytest.mark.slow
+EPOCHS = 3
+
+
+def damaged(content, flips, rng):
+    """Cut, with a block of zeros, and with one bit flipped, each at random places; all bits if `flips` are enough."""
+    size = len(content)
+    for length in (0, 1, size // 2, size - 1, *(rng.randrange(size) for _ in range(16))):
+        yield content[:length]
+    for start in (rng.randrange(size) for _ in range(20)):
+        zeros = content[:start] + bytes(len(content[start : start + 512])) + content[start + 512 :]
+        if zeros != content:
+            yield zeros
+    bits = range(8 * size) if flips >= 8 * size else rng.sample(range(8 * size), flips)
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bytes(flipped)
+
+
+def told(call, *arguments):
+    """What a call returns, or the one sentence of its error."""
+    try:
+        return call(*arguments), None
+    except NoisepropError as error:
+        sentence = str(error)
+    assert "\n" not in sentence
+    return None, sentence
+
+
+def try_reader(path, read, same, *, flips, faults, name, words):
+    """Read a file as it is, and damaged in each way and removed: what is read is as it was written, or nothing is."""
+    content, rng = path.read_bytes(), random.Random(name)
+    expected = read()
+    assert same(read(), expected)
+    counts = {"told": 0, "harmless": 0}
+    for other in (*damaged(content, flips, rng), None):
+        path.unlink()
+        if other is not None:
+            path.write_bytes(other)
+        found, sentence = told(read)
+        assert sentence is not None or same(found, expected)
+        counts["harmless" if sentence is None else "told"] += 1
+    path.write_bytes(content)
+    assert same(read(), expected)
+    assert counts["told"] > 20
+    for outcome, times in counts.items():
+        if times:
+            faults.add(name, words[outcome], times)
+
+
+def equal(a, b):
+    return a == b
+
+
+def equal_tensors(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_config(run, faults, words):
+    def read():
+        return read_config(run)
+
+    try_reader(run / "config.json", read, equal, flips=10**6, faults=faults, name="damage-config", words=words)
+
+
+def test_metrics(run, faults, words):
+    def read():
+        return keep_metrics(run, EPOCHS)
+
+    try_reader(run / "metrics.jsonl", read, equal, flips=10**6, faults=faults, name="damage-metrics", words=words)
+
+
+def test_state(run, faults, words):
+    net, _ = load_run(run)
+    optimizers = _optimizers(net, Recipe())
+
+    def read():
+        epoch = load_state(run / "state.safetensors", net, optimizers)
+        moments = {
+            f"{name} {number} {field}": torch.as_tensor(value).clone()
+            for name, optimizer in optimizers.items()
+            for number, state in optimizer.state_dict()["state"].items()
+            for field, value in state.items()
+        }
+        weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        return moments | weights | {"epoch": torch.tensor(epoch)}
+
+    path = run / "state.safetensors"
+    try_reader(path, read, equal_tensors, flips=800, faults=faults, name="damage-state", words=words)
+
+
+def test_model(run, faults, words):
+    net, _ = load_run(run)
+    path = run / "model.safetensors"
+
+    def read():
+        epoch = load_model(net, path)
+        assert kept_epoch(path) == epoch
+        return {name: tensor.clone() for name, tensor in net.state_dict().items()} | {"epoch": torch.tensor(epoch)}
+
+    try_reader(path, read, equal_tensors, flips=800, faults=faults, name="damage-model", words=words)
+
+
+def test_headers_of_weights(run, faults, words):
+    """Every bit of what stands before the tensors."""
+    net, _ = load_run(run)
+    path = run / "model.safetensors"
+    content = path.read_bytes()
+    head = 8 + int.from_bytes(content[:8], "little")
+    expected = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for bit in range(8 * head):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        epoch, sentence = told(load_model, net, path)
+        assert sentence is not None or epoch == EPOCHS
+        assert equal_tensors(dict(net.state_dict()), expected)
+        faults.add("damage-model", words["harmless" if sentence is None else "told"])
+
+
+def test_evaluation(run, faults, words):
+    def read():
+        return storage.to_json(storage.read(run / "evaluation.json"))
+
+    path = run / "evaluation.json"
+    try_reader(path, read, equal, flips=4000, faults=faults, name="damage-evaluation", words=words)
+
+
+def test_results(reproduced, tmp_path, faults, words):
+    (original,) = (reproduced / "out").glob("*.json")
+    path = Path(shutil.copy(original, tmp_path))
+
+    def read():
+        return read_record(path)
+
+    try_reader(path, read, equal, flips=4000, faults=faults, name="damage-results", words=words)
+
+
+def test_the_cache_of_decoded_images(pictures, tmp_path, monkeypatch, faults, words):
+    """It is made again, byte for byte."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = load("tiny-imagenet", pictures).images.clone()
+    index, images = sorted(path for path in tmp_path.rglob("*") if path.suffix in (".npy", ".json"))
+    before, rng = {path: path.read_bytes() for path in (index, images)}, random.Random(3)
+    for path, flips in ((index, 300), (images, 60)):
+        for other in (*damaged(before[path], flips, rng), None):
+            path.unlink()
+            if other is not None:
+                path.write_bytes(other)
+            assert read_mapped(index.parent, index.stem) is None
+        assert torch.equal(load("tiny-imagenet", pictures).images, whole)
+        assert path.read_bytes() == before[path]
+        faults.add("damage-cache", words["again"], 40 + flips)
+
+
+def test_finished_steps_of_an_evaluation(undisturbed, digits, children, tmp_path, few, faults, words):
+    """A step that was damaged is measured again."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.evaluated(EPOCHS), run, ignore=shutil.ignore_patterns("evaluation.json"))
+    command = ("evaluate", run, "--data-dir", digits)
+    assert children.run(*command, die_at=(run / ".evaluation.json.tmp", 4)).code == -9
+    path = run / "evaluation.partial.jsonl"
+    content, rng = path.read_bytes(), random.Random(4)
+    what, *lines = map(json.loads, content.splitlines())
+    found = {line["step"]: line["found"] for line in lines}
+    assert Partial(path, what)._done == found
+    for other in damaged(content, 4000, rng):
+        path.write_bytes(other)
+        done = Partial(path, what)._done
+        assert all(found.get(step) == kept for step, kept in done.items())
+        faults.add("damage-partial", words["harmless" if len(done) == len(found) else "again"])
+    for other in (content[: len(content) // 2], content.replace(b'"correct": "', b'"correct": "A', 1), None):
+        path.unlink(missing_ok=True)
+        if other is not None:
+            path.write_bytes(other)
+        assert main(list(map(str, command))) == 0
+        whole = (undisturbed.evaluated(EPOCHS) / "evaluation.json").read_bytes()
+        assert (run / "evaluation.json").read_bytes() == whole
+        faults.add("damage-partial", words["again"])

@@ -1,0 +1,86 @@
+"""SIGKILL at any moment: the run goes on to the bits of one that nothing disturbed."""
+
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+KILLS, EPOCHS = 20, 60
+
+
+def lines(path):
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_a_training_that_is_killed_20_times(children, train, undisturbed, tmp_path, same, faults, words):
+    whole = undisturbed.run(EPOCHS)
+    rng, killed, moments, number = random.Random(0), 0, [], 0
+    while killed < KILLS:
+        number += 1
+        while True:
+            folder = tmp_path / str(number)
+            metrics = folder / "metrics.jsonl"
+            child = children.start(*train(folder, EPOCHS))
+            if killed < KILLS and lines(metrics) < EPOCHS:  # within a random epoch of the next third
+                begun = min(lines(metrics), EPOCHS - 1)
+                epoch = rng.randint(begun, min(begun + EPOCHS // 3, EPOCHS - 1))
+                child.at(lambda metrics=metrics, epoch=epoch: lines(metrics) >= epoch)
+                time.sleep(rng.uniform(0, undisturbed.seconds[f"train {EPOCHS}"] / EPOCHS))
+                child.send(signal.SIGKILL)
+            ended = child.end()
+            if ended.code == 0:
+                break
+            assert ended.code == -signal.SIGKILL, ended
+            killed += 1
+            moments.append(lines(metrics))
+        assert same(folder, whole)
+    assert len(set(moments)) > KILLS // 3  # not all before the first epoch
+    faults.add("kill", words["on"], killed)
+
+
+def test_a_training_that_is_killed_before_each_touch_of_a_file(
+    children, train, undisturbed, tmp_path, same, faults, words
+):
+    """The second epoch of two: settings, the first epoch's model again, and then all that an epoch leaves."""
+    one, two = undisturbed.run(1), undisturbed.run(2)
+    number = 0
+    while True:
+        number += 1
+        folder = tmp_path / str(number)
+        shutil.copytree(one, folder)
+        ended = children.run(*train(folder, 2), die_at=(folder, number))
+        if ended.code == 0:
+            break
+        assert ended.code == -signal.SIGKILL, ended
+        assert children.run(*train(folder, 2)).code == 0
+        assert same(folder, two), number
+        shutil.rmtree(folder)
+    assert number > 30
+    faults.add("kill-write", words["on"], number - 1)
+
+
+def test_an_evaluation_that_is_killed(children, digits, undisturbed, tmp_path, same, faults, words):
+    whole, folder, rng, killed = undisturbed.evaluated(3), tmp_path / "run", random.Random(1), 0
+    shutil.copytree(undisturbed.run(3), folder, ignore=shutil.ignore_patterns("evaluation.json"))
+    partial, judged = folder / "evaluation.partial.jsonl", folder / "evaluation.json"
+    while True:
+        child = children.start("evaluate", folder, "--data-dir", digits)
+        if killed < 5:  # within one of the next few steps
+            step = lines(partial) + rng.randint(0, 6)
+            child.at(lambda step=step: lines(partial) >= step or judged.exists())
+            time.sleep(rng.uniform(0, 0.1))
+            child.send(signal.SIGKILL)
+        ended = child.end()
+        if ended.code == 0 and killed >= 5:
+            break
+        if ended.code == 0:
+            judged.unlink()
+            continue
+        assert ended.code == -signal.SIGKILL, ended
+        judged.unlink(missing_ok=True)  # killed after the last file was there
+        killed += 1
+    assert same(folder, whole, "evaluation.json")
+    faults.add("kill-evaluate", words["on"], killed)

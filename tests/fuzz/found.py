@@ -1,6 +1,7 @@
 """What was found: files that a reader once failed on. They are tested, and fuzzing starts from them."""
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -25,12 +26,13 @@ def _changed(data: bytes, change: Callable[[Any], object]) -> bytes:
     return json.dumps(value).encode()
 
 
-def _state(old: str, new: str) -> bytes:
-    """A state of an older version with a piece of its header in place of another, as long as it was."""
+def _state(old: str, new: str, steps: float = 1) -> bytes:
+    """A state of an older version with a piece of its header in place of another, and of so many steps."""
     data = readers.state_seeds()[1]
     length = int.from_bytes(data[:8], "little")
     text = data[8 : 8 + length].replace(old.encode(), new.encode())
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    tensors = data[8 + length :].replace(struct.pack("<f", 1), struct.pack("<f", steps))
+    return len(text).to_bytes(8, "little") + text + tensors
 
 
 _METRICS, _CONFIG = readers.metrics_seeds()[0], readers.config_seeds()[0]
@@ -59,6 +61,7 @@ FOUND = [
         "a missing field was a KeyError at the next step",
     ),
     Found("state", _state('sigma.0.step\\": 1', 'sigma.0.step\\": -1'), "a step of -1 was a division by zero"),
+    Found("state", _state("", "", -1e30), "a step of -1e30 was an OverflowError at the next step"),
     Found(
         "config",
         _changed(_CONFIG, lambda c: c["settings"]["recipe"].update(lr=10**400)),

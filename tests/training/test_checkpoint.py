@@ -169,6 +169,7 @@ def test_the_state_holds_model_and_moments_by_name(tmp_path):
         ({"weights.0.max": torch.zeros(10, 784)}, "weights has exp_avg, exp_avg_sq, max, step of parameter 0"),
         ({"weights.0.exp_avg": torch.zeros(())}, r"weights.0.exp_avg has shape \(\), expected \(10, 784\)"),
         ({"weights.0.step": torch.zeros(10, 784)}, r"weights.0.step has shape \(10, 784\), expected \(\)"),
+        ({"weights.0.step": torch.tensor(-1e30)}, r"weights.0.step is -1e\+30"),
         ({"weights.0.exp_avg": torch.full((10, 784), torch.nan)}, "weights.0.exp_avg holds NaN or infinity"),
         ({"model.fc1.weight": torch.full((10, 784), torch.inf)}, "model.fc1.weight holds NaN or infinity"),
     ],
@@ -182,7 +183,7 @@ def test_a_state_that_a_step_would_fail_on_is_refused(tmp_path, changes, says):
         load_state(tmp_path / "x", net, {"weights": torch.optim.Adam(net.parameters())})
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, None, "5"])
+@pytest.mark.parametrize("value", [-1, 1.5, None, "5", 2**53])
 def test_a_number_of_steps_that_is_none_is_refused(tmp_path, value):
     net = mlp((4, 2))
     tensors = {f"model.{name}": tensor for name, tensor in net.state_dict().items()}

@@ -35,6 +35,8 @@ _FIELDS: dict[type[Optimizer], set[str]] = {  # what an optimizer keeps of each 
 }
 _HEADER = "noiseprop"  # one key, so that the file's bytes do not depend on the order of a hash table
 
+_MOST_STEPS = 2**53  # which floats still count
+
 
 def save_model(model: nn.Module, path: Path, *, epoch: int) -> None:
     """Write the model's parameters and buffers aside and put them at `path`.
@@ -217,11 +219,14 @@ def _optimizer_state(
             raise RunError(f"{path} is of another network: {key} belongs to none of {len(parameters)} parameters")
         parameter = parameters[int(number)]
         like = torch.empty(()) if field == "step" else parameter.detach()
-        state.setdefault(int(number), {})[field] = _like(path, key, tensor, like)
+        value = _like(path, key, tensor, like)
+        if field == "step" and not 0 <= value.item() < _MOST_STEPS:
+            raise _foreign(path, f"{key} is {value.item():g}")
+        state.setdefault(int(number), {})[field] = value
     for key, value in header.get("scalars", {}).items():
         owner, number, field = key.split(".", 2)
         if owner == name:
-            if type(value) is not int or value < 0:
+            if type(value) is not int or not 0 <= value < _MOST_STEPS:
                 raise _foreign(path, f"{key} is {value!r}")
             state.setdefault(int(number), {})[field] = value
     _check_fields(path, name, optimizer, state)

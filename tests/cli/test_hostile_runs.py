@@ -68,7 +68,7 @@ HOSTILE = {
     "a network that is none": (edit(lambda s: s["model"].update(name="os.system")), "is no network of the paper"),
     "an option that is none": (edit(lambda s: s["model"].update(run="rm -rf /")), "does not name a network"),
     "another number of classes": (edit(lambda s: s["model"].update(classes=11)), "is of another network"),
-    "data that are none": (edit(lambda s: s["data"].update(name="../../etc/passwd")), "etc/passwd: no such"),
+    "data that are none": (edit(lambda s: s["data"].update(name="../../etc/passwd")), "etc/passwd: no"),
     "a pickle as model": (replace("model.safetensors", lambda p: p.write_bytes(b"\x80\x04\x95" * 9)), "is damaged"),
     "a pipe as model": (replace("model.safetensors", os.mkfifo), "is missing"),
     "NaN in the model": (replace("model.safetensors", not_a_number), "holds NaN or infinity"),

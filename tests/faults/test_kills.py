@@ -20,22 +20,22 @@ def test_a_training_that_is_killed_20_times(children, train, undisturbed, tmp_pa
     rng, killed, moments, number = random.Random(0), 0, [], 0
     while killed < KILLS:
         number += 1
-        while True:
-            folder = tmp_path / str(number)
-            metrics = folder / "metrics.jsonl"
+        folder = tmp_path / str(number)
+        metrics = folder / "metrics.jsonl"
+        for begun in range(0, EPOCHS, EPOCHS // 5):  # killed in each fifth, early enough not to be through it before
             child = children.start(*train(folder, EPOCHS))
-            if killed < KILLS and lines(metrics) < EPOCHS:  # within a random epoch of the next third
-                begun = min(lines(metrics), EPOCHS - 1)
-                epoch = rng.randint(begun, min(begun + EPOCHS // 3, EPOCHS - 1))
-                child.at(lambda metrics=metrics, epoch=epoch: lines(metrics) >= epoch)
-                time.sleep(rng.uniform(0, undisturbed.seconds[f"train {EPOCHS}"] / EPOCHS))
-                child.send(signal.SIGKILL)
+            epoch = rng.randint(begun, begun + EPOCHS // 20)
+            child.at(lambda metrics=metrics, epoch=epoch: lines(metrics) >= epoch)
+            time.sleep(rng.uniform(0, undisturbed.seconds[f"train {EPOCHS}"] / EPOCHS))
+            child.send(signal.SIGKILL)
             ended = child.end()
             if ended.code == 0:
                 break
             assert ended.code == -signal.SIGKILL, ended
             killed += 1
             moments.append(lines(metrics))
+        else:
+            assert children.run(*train(folder, EPOCHS)).code == 0
         assert same(folder, whole)
     assert len(set(moments)) > KILLS // 3  # not all before the first epoch
     faults.add("kill", words["on"], killed)

@@ -42,7 +42,7 @@ def page(table: Mapping[str, Any], long_run: Mapping[str, Any]) -> str:
 
 def _row(row: Mapping[str, Any]) -> str:
     outcomes = row["outcomes"]
-    told = [f"{text}" if len(outcomes) == 1 else f"{count:,} × {text}" for text, count in outcomes.items()]
+    told = [text if len(outcomes) == 1 else f"{count:,} × {text}" for text, count in outcomes.items()]
     return f"| {row['fault']} | {row['tried']:,} | {'; '.join(told)} |"
 
 

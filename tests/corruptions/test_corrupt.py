@@ -1,21 +1,15 @@
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.corruptions import reference
 
 from noiseprop.corruptions import KINDS, PARAMS, SEVERITIES, corrupt, corruption_seed, glass_blur, skip
 from noiseprop.corruptions import gaussian_noise as gaussian
 from noiseprop.corruptions import impulse_noise as impulse
 from noiseprop.data import load
 from noiseprop.errors import InputError
-
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 
 def pictures(batch, channels, height, width, seed=0):

@@ -1,9 +1,9 @@
 """What was measured stands on the pages as it was measured; what is worked out on paper is of the known network."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 
@@ -11,10 +11,7 @@ ROOT = Path(__file__).parents[2]
 def script(name: str, monkeypatch):
     """A script of benchmarks/, as a module."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"benchmarks/{name}.py")
 
 
 @pytest.mark.parametrize("name", ["performance", "scale"])

@@ -1,6 +1,5 @@
 """README.md and the quickstart say what results/ says, and the README's code does what its comments say."""
 
-import importlib.util
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.docs.pages import PAGES, blocks, run_page
+from tests.scripts import load_script
 
 from noiseprop import noise_layers
 from noiseprop.evaluation.statistics import mean_std
@@ -32,10 +32,7 @@ def claims():
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "docs" / "readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/readme.py")
 
 
 def test_the_demo_s_table_is_made_from_its_record(script, record):

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml
 from mkdocs.exceptions import PluginError
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (
@@ -28,12 +29,7 @@ ROOMS = (
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/hooks.py")
 
 
 def test_every_page_and_example_is_in_the_navigation():

@@ -1,20 +1,18 @@
 """What all faults are tried on: small data, runs that nothing disturbed, and processes to kill."""
 
 import gzip
-import json
 import os
 import shutil
-import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.faults import table
+from tests.data.conftest import idx
 from tests.faults.children import shorten
 from tests.faults.processes import Children
+from tests.faults.runs import Undisturbed
 from tests.faults.table import Table
 from tests.paper.conftest import tiny_folder
 
@@ -62,9 +60,7 @@ def digits(tmp_path_factory) -> Path:
             top, left = 14 * (label // 5), 5 * (label % 5)
             image[top : top + 12, left : left + 5] += 100
         for name, magic, items in (("images-idx3", 0x803, images), ("labels-idx1", 0x801, labels)):
-            header = struct.pack(f">{1 + items.ndim}I", magic, *items.shape)
-            packed = gzip.compress(header + items.astype(np.uint8).tobytes())
-            (folder / "mnist" / f"{part}-{name}-ubyte.gz").write_bytes(packed)
+            (folder / "mnist" / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(magic, items)))
     return folder
 
 
@@ -80,19 +76,6 @@ def pytest_sessionfinish(session, exitstatus) -> None:
         session.config.stash[TRIED].publish(ROOT / "results" / "faults.json")
 
 
-@pytest.fixture(scope="session")
-def words() -> dict[str, str]:
-    """What can come of a fault."""
-    return {
-        "on": table.ON,
-        "told": table.TOLD,
-        "told, on": table.TOLD_ON,
-        "again": table.AGAIN,
-        "harmless": table.HARMLESS,
-        "unused": table.UNUSED,
-    }
-
-
 TRAIN = ("train", "--model", "MLPN", "--data", "mnist")
 
 
@@ -106,58 +89,15 @@ def train(digits) -> Callable[..., tuple[object, ...]]:
     return arguments
 
 
-class Undisturbed:
-    """Runs and their evaluations that nothing has disturbed, to compare with."""
-
-    def __init__(self, root: Path, children: Children, train: Callable[..., tuple[object, ...]], digits: Path) -> None:
-        self._root, self._children, self._train, self._digits = root, children, train, digits
-        self.seconds: dict[str, float] = {}
-
-    def run(self, epochs: int) -> Path:
-        folder = self._root / str(epochs)
-        if not folder.exists():
-            self._timed(f"train {epochs}", *self._train(folder, epochs))
-        return folder
-
-    def evaluated(self, epochs: int) -> Path:
-        folder = self.run(epochs)
-        if not (folder / "evaluation.json").exists():
-            self._children.run("evaluate", folder, "--data-dir", self._digits)  # trains the surrogate, too
-            (folder / "evaluation.json").unlink()
-            self._timed(f"evaluate {epochs}", "evaluate", folder, "--data-dir", self._digits)
-        return folder
-
-    def _timed(self, name: str, *arguments: object) -> None:
-        start = time.monotonic()
-        ended = self._children.run(*arguments)
-        assert ended.code == 0, ended
-        self.seconds[name] = time.monotonic() - start
+@pytest.fixture(scope="session")
+def evaluate(digits) -> Callable[..., tuple[object, ...]]:
+    """The arguments that judge the run in a folder, or go on with it."""
+    return lambda folder: ("evaluate", folder, "--data-dir", digits)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(children, train, digits, tmp_path_factory) -> Undisturbed:
-    return Undisturbed(tmp_path_factory.mktemp("undisturbed"), children, train, digits)
-
-
-@pytest.fixture(scope="session")
-def same() -> Callable[..., bool]:
-    """Whether two run folders hold the same bits; nothing half-written lies in the first."""
-
-    def compared(folder: Path, other: Path, *more: str) -> bool:
-        assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
-        names = ("model.safetensors", "state.safetensors", *more)
-        metrics = [
-            [
-                json.loads(line) | {"seconds": 0.0, "sha256": ""}
-                for line in (run / "metrics.jsonl").read_text().splitlines()
-            ]
-            for run in (folder, other)
-        ]
-        return metrics[0] == metrics[1] and all(
-            (folder / name).read_bytes() == (other / name).read_bytes() for name in names
-        )
-
-    return compared
+def undisturbed(children, train, evaluate, tmp_path_factory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"), children, train, evaluate)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,10 @@ class Child:
 
     def at(self, happened: Callable[[], Any]) -> "Child":
         """Wait until something has happened."""
-        until(happened)
+        deadline = time.monotonic() + LONG_ENOUGH
+        while not happened():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
         return self
 
     def end(self) -> Ended:
@@ -76,10 +79,3 @@ class Children:
         self._server.stdin.close()
         self._server.wait(LONG_ENOUGH)
         self._server.stdout.close()
-
-
-def until(happened: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + LONG_ENOUGH
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.faults.damage import damaged, flipped
+from tests.faults.table import AGAIN, HARMLESS, TOLD
 
 from noiseprop.cli import main
 from noiseprop.data import load
@@ -25,22 +27,6 @@ pytestmark = pytest.mark.slow
 EPOCHS = 3
 
 
-def damaged(content, flips, rng):
-    """Cut, with a block of zeros, and with one bit flipped, each at random places; all bits if `flips` are enough."""
-    size = len(content)
-    for length in (0, 1, size // 2, size - 1, *(rng.randrange(size) for _ in range(16))):
-        yield content[:length]
-    for start in (rng.randrange(size) for _ in range(20)):
-        zeros = content[:start] + bytes(len(content[start : start + 512])) + content[start + 512 :]
-        if zeros != content:
-            yield zeros
-    bits = range(8 * size) if flips >= 8 * size else rng.sample(range(8 * size), flips)
-    for bit in bits:
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
-        yield bytes(flipped)
-
-
 def told(call, *arguments):
     """What a call returns, or the one sentence of its error."""
     try:
@@ -51,25 +37,25 @@ def told(call, *arguments):
     return None, sentence
 
 
-def try_reader(path, read, same, *, flips, faults, name, words):
+def try_reader(path, read, same, *, flips, faults, name):
     """Read a file as it is, and damaged in each way and removed: what is read is as it was written, or nothing is."""
     content, rng = path.read_bytes(), random.Random(name)
     expected = read()
     assert same(read(), expected)
-    counts = {"told": 0, "harmless": 0}
+    counts = {TOLD: 0, HARMLESS: 0}
     for other in (*damaged(content, flips, rng), None):
         path.unlink()
         if other is not None:
             path.write_bytes(other)
         found, sentence = told(read)
         assert sentence is not None or same(found, expected)
-        counts["harmless" if sentence is None else "told"] += 1
+        counts[HARMLESS if sentence is None else TOLD] += 1
     path.write_bytes(content)
     assert same(read(), expected)
-    assert counts["told"] > 20
+    assert counts[TOLD] > 20
     for outcome, times in counts.items():
         if times:
-            faults.add(name, words[outcome], times)
+            faults.add(name, outcome, times)
 
 
 def equal(a, b):
@@ -80,21 +66,21 @@ def equal_tensors(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_config(run, faults, words):
+def test_config(run, faults):
     def read():
         return read_config(run)
 
-    try_reader(run / "config.json", read, equal, flips=10**6, faults=faults, name="damage-config", words=words)
+    try_reader(run / "config.json", read, equal, flips=10**6, faults=faults, name="damage-config")
 
 
-def test_metrics(run, faults, words):
+def test_metrics(run, faults):
     def read():
         return keep_metrics(run, EPOCHS)
 
-    try_reader(run / "metrics.jsonl", read, equal, flips=10**6, faults=faults, name="damage-metrics", words=words)
+    try_reader(run / "metrics.jsonl", read, equal, flips=10**6, faults=faults, name="damage-metrics")
 
 
-def test_state(run, faults, words):
+def test_state(run, faults):
     net, _ = load_run(run)
     optimizers = _optimizers(net, Recipe())
 
@@ -110,10 +96,10 @@ def test_state(run, faults, words):
         return moments | weights | {"epoch": torch.tensor(epoch)}
 
     path = run / "state.safetensors"
-    try_reader(path, read, equal_tensors, flips=800, faults=faults, name="damage-state", words=words)
+    try_reader(path, read, equal_tensors, flips=800, faults=faults, name="damage-state")
 
 
-def test_model(run, faults, words):
+def test_model(run, faults):
     net, _ = load_run(run)
     path = run / "model.safetensors"
 
@@ -122,10 +108,10 @@ def test_model(run, faults, words):
         assert kept_epoch(path) == epoch
         return {name: tensor.clone() for name, tensor in net.state_dict().items()} | {"epoch": torch.tensor(epoch)}
 
-    try_reader(path, read, equal_tensors, flips=800, faults=faults, name="damage-model", words=words)
+    try_reader(path, read, equal_tensors, flips=800, faults=faults, name="damage-model")
 
 
-def test_headers_of_weights(run, faults, words):
+def test_headers_of_weights(run, faults):
     """Every bit of what stands before the tensors."""
     net, _ = load_run(run)
     path = run / "model.safetensors"
@@ -133,34 +119,32 @@ def test_headers_of_weights(run, faults, words):
     head = 8 + int.from_bytes(content[:8], "little")
     expected = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for bit in range(8 * head):
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
+        path.write_bytes(flipped(content, bit // 8, 1 << bit % 8))
         epoch, sentence = told(load_model, net, path)
         assert sentence is not None or epoch == EPOCHS
         assert equal_tensors(dict(net.state_dict()), expected)
-        faults.add("damage-model", words["harmless" if sentence is None else "told"])
+        faults.add("damage-model", HARMLESS if sentence is None else TOLD)
 
 
-def test_evaluation(run, faults, words):
+def test_evaluation(run, faults):
     def read():
         return storage.to_json(storage.read(run / "evaluation.json"))
 
     path = run / "evaluation.json"
-    try_reader(path, read, equal, flips=4000, faults=faults, name="damage-evaluation", words=words)
+    try_reader(path, read, equal, flips=4000, faults=faults, name="damage-evaluation")
 
 
-def test_results(reproduced, tmp_path, faults, words):
+def test_results(reproduced, tmp_path, faults):
     (original,) = (reproduced / "out").glob("*.json")
     path = Path(shutil.copy(original, tmp_path))
 
     def read():
         return read_record(path)
 
-    try_reader(path, read, equal, flips=4000, faults=faults, name="damage-results", words=words)
+    try_reader(path, read, equal, flips=4000, faults=faults, name="damage-results")
 
 
-def test_the_cache_of_decoded_images(pictures, tmp_path, monkeypatch, faults, words):
+def test_the_cache_of_decoded_images(pictures, tmp_path, monkeypatch, faults):
     """It is made again, byte for byte."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     whole = load("tiny-imagenet", pictures).images.clone()
@@ -174,15 +158,12 @@ def test_the_cache_of_decoded_images(pictures, tmp_path, monkeypatch, faults, wo
             assert read_mapped(index.parent, index.stem) is None
         assert torch.equal(load("tiny-imagenet", pictures).images, whole)
         assert path.read_bytes() == before[path]
-        faults.add("damage-cache", words["again"], 40 + flips)
+        faults.add("damage-cache", AGAIN, 40 + flips)
 
 
-def test_finished_steps_of_an_evaluation(undisturbed, digits, children, tmp_path, few, faults, words):
+def test_finished_steps_of_an_evaluation(undisturbed, evaluate, tmp_path, few, faults):
     """A step that was damaged is measured again."""
-    run = tmp_path / "run"
-    shutil.copytree(undisturbed.evaluated(EPOCHS), run, ignore=shutil.ignore_patterns("evaluation.json"))
-    command = ("evaluate", run, "--data-dir", digits)
-    assert children.run(*command, die_at=(run / ".evaluation.json.tmp", 4)).code == -9
+    run = undisturbed.measured(EPOCHS, tmp_path / "run")
     path = run / "evaluation.partial.jsonl"
     content, rng = path.read_bytes(), random.Random(4)
     what, *lines = map(json.loads, content.splitlines())
@@ -192,12 +173,12 @@ def test_finished_steps_of_an_evaluation(undisturbed, digits, children, tmp_path
         path.write_bytes(other)
         done = Partial(path, what)._done
         assert all(found.get(step) == kept for step, kept in done.items())
-        faults.add("damage-partial", words["harmless" if len(done) == len(found) else "again"])
+        faults.add("damage-partial", HARMLESS if len(done) == len(found) else AGAIN)
     for other in (content[: len(content) // 2], content.replace(b'"correct": "', b'"correct": "A', 1), None):
         path.unlink(missing_ok=True)
         if other is not None:
             path.write_bytes(other)
-        assert main(list(map(str, command))) == 0
+        assert main(list(map(str, evaluate(run)))) == 0
         whole = (undisturbed.evaluated(EPOCHS) / "evaluation.json").read_bytes()
         assert (run / "evaluation.json").read_bytes() == whole
-        faults.add("damage-partial", words["again"])
+        faults.add("damage-partial", AGAIN)

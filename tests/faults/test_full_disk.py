@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.faults.runs import same
+from tests.faults.table import TOLD_ON
 
 pytestmark = pytest.mark.slow
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -81,7 +83,7 @@ def unwritten(sentence: str) -> str:
 
 
 @mounted
-def test_a_training_on_a_small_disk(disk, children, train, undisturbed, same, faults, words):
+def test_a_training_on_a_small_disk(disk, children, train, undisturbed, faults):
     """So many free pages that each of the files of the first two epochs is the one that does not fit."""
     whole = undisturbed.run(2)
     config, metrics, state, model = (
@@ -100,10 +102,10 @@ def test_a_training_on_a_small_disk(disk, children, train, undisturbed, same, fa
         disk.leave(10_000)
         assert children.run(*train(folder, 2)).code == 0
         assert same(folder, whole)
-        faults.add(KINDS[name], words["told, on"])
+        faults.add(KINDS[name], TOLD_ON)
 
 
-def test_a_training_with_a_quota(children, train, undisturbed, tmp_path, same, faults, words):
+def test_a_training_with_a_quota(children, train, undisturbed, tmp_path, faults):
     one, two = undisturbed.run(1), undisturbed.run(2)
     size = {path.name: path.stat().st_size for path in two.iterdir()}
     for begun, limit, name in (
@@ -120,55 +122,38 @@ def test_a_training_with_a_quota(children, train, undisturbed, tmp_path, same, f
         assert children.run(*train(folder, 2)).code == 0
         assert same(folder, two)
         shutil.rmtree(folder)
-        faults.add(KINDS[name], words["told, on"])
-
-
-def copy_unjudged(run: Path, folder: Path) -> Path:
-    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluation.json"))
-    return folder
-
-
-def judged_but_not_written(run: Path, folder: Path, children, evaluate) -> Path:
-    """A run that was killed when all was measured: the fourth time that evaluation.json's temporary file is touched."""
-    copy_unjudged(run, folder)
-    assert children.run(*evaluate(folder), die_at=(folder / ".evaluation.json.tmp", 4)).code == -9
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluate(digits):
-    return lambda folder: ("evaluate", folder, "--data-dir", digits)
+        faults.add(KINDS[name], TOLD_ON)
 
 
 @mounted
-def test_an_evaluation_on_a_small_disk(disk, children, evaluate, undisturbed, same, faults, words):
+def test_an_evaluation_on_a_small_disk(disk, children, evaluate, undisturbed, faults):
     whole = undisturbed.evaluated(3)
     for free, name in ((0, "evaluation.partial.jsonl"), (1, "evaluation.partial.jsonl"), (0, "evaluation.json")):
         folder = disk.empty() / "run"
         if name == "evaluation.json":
-            judged_but_not_written(whole, folder, children, evaluate)
+            undisturbed.measured(3, folder)
         else:
-            copy_unjudged(whole, folder)
+            undisturbed.unjudged(3, folder)
         disk.leave(free)
         assert unwritten(children.run(*evaluate(folder)).told()) == name
         disk.leave(10_000)
         assert children.run(*evaluate(folder)).code == 0
         assert same(folder, whole, "evaluation.json")
-        faults.add(KINDS[name], words["told, on"])
+        faults.add(KINDS[name], TOLD_ON)
 
 
-def test_an_evaluation_with_a_quota(children, evaluate, undisturbed, tmp_path, same, faults, words):
+def test_an_evaluation_with_a_quota(children, evaluate, undisturbed, tmp_path, faults):
     whole = undisturbed.evaluated(3)
-    for begin, name in ((copy_unjudged, "evaluation.partial.jsonl"), (judged_but_not_written, "evaluation.json")):
-        folder = tmp_path / name
-        begin(whole, folder, *((children, evaluate) if begin is judged_but_not_written else ()))
+    begun = {"evaluation.partial.jsonl": undisturbed.unjudged, "evaluation.json": undisturbed.measured}
+    for name, begin in begun.items():
+        folder = begin(3, tmp_path / name)
         assert unwritten(children.run(*evaluate(folder), limit=100).told()) == name
         assert children.run(*evaluate(folder)).code == 0
         assert same(folder, whole, "evaluation.json")
-        faults.add(KINDS[name], words["told, on"])
+        faults.add(KINDS[name], TOLD_ON)
 
 
-def test_an_inspection_with_a_quota(children, digits, undisturbed, tmp_path, same, faults, words):
+def test_an_inspection_with_a_quota(children, digits, undisturbed, tmp_path, faults):
     command = ("inspect", tmp_path / "run", "--batches", 3, "--data-dir", digits)
     shutil.copytree(undisturbed.run(3), tmp_path / "run")
     assert children.run(*command).code == 0
@@ -177,11 +162,11 @@ def test_an_inspection_with_a_quota(children, digits, undisturbed, tmp_path, sam
     for limit, name in ((100, "noise.png"), (len(before[larger]) - 1, larger)):
         assert unwritten(children.run(*command, limit=limit).told()) == name
         assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
-        faults.add("full-inspect", words["told, on"])
+        faults.add("full-inspect", TOLD_ON)
     assert same(tmp_path / "run", undisturbed.run(3))
 
 
-def test_a_results_file_with_a_quota(children, reproduce, reproduced, tmp_path, faults, words):
+def test_a_results_file_with_a_quota(children, reproduce, reproduced, tmp_path, faults):
     (path,) = (reproduced / "out").glob("*.json")
     command = reproduce(reproduced / "runs", tmp_path)
     for limit in (100, path.stat().st_size - 1):
@@ -190,20 +175,20 @@ def test_a_results_file_with_a_quota(children, reproduce, reproduced, tmp_path, 
         assert children.run(*command).code == 0
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
         (tmp_path / path.name).unlink()
-        faults.add("full-results", words["told, on"])
+        faults.add("full-results", TOLD_ON)
 
 
-def test_a_worker_with_a_quota(children, reproduce, reproduced, tmp_path, same, faults, words):
+def test_a_worker_with_a_quota(children, reproduce, reproduced, tmp_path, faults):
     folder = Path("runs", "paper-mnist-fast-30", "mlpn-relu-seed0")
     command = reproduce(tmp_path / "runs", tmp_path / "out")
     limit = (reproduced / folder / "state.safetensors").stat().st_size - 1
     assert unwritten(children.run(*command, limit=limit).told()) == "state.safetensors"
     assert children.run(*command).code == 0
     assert same(tmp_path / folder, reproduced / folder, "evaluation.json")
-    faults.add("full-worker", words["told, on"])
+    faults.add("full-worker", TOLD_ON)
 
 
-def test_the_cache_of_decoded_images_with_a_quota(children, pictures, tmp_path, faults, words):
+def test_the_cache_of_decoded_images_with_a_quota(children, pictures, tmp_path, faults):
     whole = children.run("tiny-imagenet", pictures, do="load", cache=tmp_path / "whole")
     assert whole.code == 0, whole
     files = sorted(path for path in (tmp_path / "whole").rglob("*") if path.suffix in (".npy", ".json"))
@@ -216,15 +201,15 @@ def test_the_cache_of_decoded_images_with_a_quota(children, pictures, tmp_path, 
         assert children.run("tiny-imagenet", pictures, **load) == whole
         for path in files:
             assert (tmp_path / str(number) / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
-        faults.add("full-cache", words["told, on"])
+        faults.add("full-cache", TOLD_ON)
 
 
-def test_what_is_printed_does_not_fit(children, train, evaluate, undisturbed, tmp_path, same, faults, words):
+def test_what_is_printed_does_not_fit(children, train, evaluate, undisturbed, tmp_path, faults):
     whole, folder = undisturbed.evaluated(3), tmp_path / "run"
     for command, names in ((train(folder, 3), ()), (evaluate(folder), ())):
         said = children.run(*command, stdout="/dev/full").told()
         assert "No space left on device" in said
         assert same(folder, whole, *names)
-        faults.add("full-stdout", words["told, on"])
+        faults.add("full-stdout", TOLD_ON)
     assert children.run(*evaluate(folder)).code == 0
     assert same(folder, whole, "evaluation.json")

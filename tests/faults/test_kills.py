@@ -6,16 +6,14 @@ import signal
 import time
 
 import pytest
+from tests.faults.runs import lines, same
+from tests.faults.table import ON
 
 pytestmark = pytest.mark.slow
 KILLS, EPOCHS = 20, 60
 
 
-def lines(path):
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def test_a_training_that_is_killed_20_times(children, train, undisturbed, tmp_path, same, faults, words):
+def test_a_training_that_is_killed_20_times(children, train, undisturbed, tmp_path, faults):
     whole = undisturbed.run(EPOCHS)
     rng, killed, moments, number = random.Random(0), 0, [], 0
     while killed < KILLS:
@@ -26,7 +24,7 @@ def test_a_training_that_is_killed_20_times(children, train, undisturbed, tmp_pa
             child = children.start(*train(folder, EPOCHS))
             epoch = rng.randint(begun, begun + EPOCHS // 20)
             child.at(lambda metrics=metrics, epoch=epoch: lines(metrics) >= epoch)
-            time.sleep(rng.uniform(0, undisturbed.seconds[f"train {EPOCHS}"] / EPOCHS))
+            time.sleep(rng.uniform(0, undisturbed.seconds[EPOCHS] / EPOCHS))
             child.send(signal.SIGKILL)
             ended = child.end()
             if ended.code == 0:
@@ -38,12 +36,10 @@ def test_a_training_that_is_killed_20_times(children, train, undisturbed, tmp_pa
             assert children.run(*train(folder, EPOCHS)).code == 0
         assert same(folder, whole)
     assert len(set(moments)) > KILLS // 3  # not all before the first epoch
-    faults.add("kill", words["on"], killed)
+    faults.add("kill", ON, killed)
 
 
-def test_a_training_that_is_killed_before_each_touch_of_a_file(
-    children, train, undisturbed, tmp_path, same, faults, words
-):
+def test_a_training_that_is_killed_before_each_touch_of_a_file(children, train, undisturbed, tmp_path, faults):
     """The second epoch of two: settings, the first epoch's model again, and then all that an epoch leaves."""
     one, two = undisturbed.run(1), undisturbed.run(2)
     number = 0
@@ -59,15 +55,14 @@ def test_a_training_that_is_killed_before_each_touch_of_a_file(
         assert same(folder, two), number
         shutil.rmtree(folder)
     assert number > 30
-    faults.add("kill-write", words["on"], number - 1)
+    faults.add("kill-write", ON, number - 1)
 
 
-def test_an_evaluation_that_is_killed(children, digits, undisturbed, tmp_path, same, faults, words):
-    whole, folder, rng, killed = undisturbed.evaluated(3), tmp_path / "run", random.Random(1), 0
-    shutil.copytree(undisturbed.run(3), folder, ignore=shutil.ignore_patterns("evaluation.json"))
+def test_an_evaluation_that_is_killed(children, evaluate, undisturbed, tmp_path, faults):
+    folder, rng, killed = undisturbed.unjudged(3, tmp_path / "run"), random.Random(1), 0
     partial, judged = folder / "evaluation.partial.jsonl", folder / "evaluation.json"
     while True:
-        child = children.start("evaluate", folder, "--data-dir", digits)
+        child = children.start(*evaluate(folder))
         if killed < 5:  # within one of the next few steps
             step = lines(partial) + rng.randint(0, 6)
             child.at(lambda step=step: lines(partial) >= step or judged.exists())
@@ -82,5 +77,5 @@ def test_an_evaluation_that_is_killed(children, digits, undisturbed, tmp_path, s
         assert ended.code == -signal.SIGKILL, ended
         judged.unlink(missing_ok=True)  # killed after the last file was there
         killed += 1
-    assert same(folder, whole, "evaluation.json")
-    faults.add("kill-evaluate", words["on"], killed)
+    assert same(folder, undisturbed.evaluated(3), "evaluation.json")
+    faults.add("kill-evaluate", ON, killed)

@@ -4,6 +4,8 @@ import math
 import random
 
 import pytest
+from tests.faults.runs import same
+from tests.faults.table import TOLD_ON
 
 from noiseprop.cli import main
 from noiseprop.data import batches
@@ -29,7 +31,7 @@ def poisoned(number):
     return generate
 
 
-def test_nan(children, train, undisturbed, tmp_path, few, same, monkeypatch, capsys, faults, words):
+def test_nan(children, train, undisturbed, tmp_path, few, monkeypatch, capsys, faults):
     numbers = [0, STEPS, EPOCHS * STEPS - 1, *random.Random(2).sample(range(EPOCHS * STEPS), 2)]
     for place, number in enumerate(numbers):
         folder, epoch = tmp_path / str(place), number // STEPS + 1
@@ -49,4 +51,4 @@ def test_nan(children, train, undisturbed, tmp_path, few, same, monkeypatch, cap
             ).read_bytes()
         assert children.run(*train(folder, EPOCHS)).code == 0
         assert same(folder, undisturbed.run(EPOCHS))
-        faults.add("nan", words["told, on"])
+        faults.add("nan", TOLD_ON)

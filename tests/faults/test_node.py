@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.faults.table import ON
 
 from noiseprop.paper.grid import DONE
 from noiseprop.paper.reproduction import EVALUATION
@@ -17,7 +18,7 @@ PAPER = Path(__file__).parents[1] / "paper"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
-def test_a_grid_survives_the_loss_of_a_node(tmp_path, faults, words):
+def test_a_grid_survives_the_loss_of_a_node(tmp_path, faults):
     """And ends with the same bits as on this machine alone; the lost job has gone on, not begun again."""
     command = [sys.executable, PAPER / "ray_nodes.py", tmp_path]
     # Ray replaces 127.0.0.1 by the machine's other address, unless it thinks that there are firewalls to ask
@@ -45,4 +46,4 @@ def test_a_grid_survives_the_loss_of_a_node(tmp_path, faults, words):
     assert len(here) == 2 + 3  # the surrogate has no evaluation
     for path in here:
         assert (tmp_path / "cluster" / path.relative_to(tmp_path / "here")).read_bytes() == path.read_bytes()
-    faults.add("node", words["on"])
+    faults.add("node", ON)

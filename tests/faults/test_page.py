@@ -1,11 +1,11 @@
 """docs/faults.md says what the results say, and these say what the project promises."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from tests.faults.table import FAULTS
+from tests.scripts import load_script
 
 from noiseprop.training.seal import unsealed
 
@@ -14,10 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("faults_page", ROOT / "docs" / "faults.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/faults.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,42 +1,38 @@
 """SIGTERM and Ctrl-C: a clean stop with its own exit code, after which the same bits come out."""
 
 import json
-import shutil
 import signal
 
 import pytest
+from tests.faults.runs import lines, same
+from tests.faults.table import ON
 
 pytestmark = pytest.mark.slow
 SIGNALS = {"SIGTERM": (signal.SIGTERM, 143), "Ctrl-C": (signal.SIGINT, 130)}
 EPOCHS = 40
 
 
-def at_least(lines, path):
-    return lambda: path.exists() and path.read_text().count("\n") >= lines
-
-
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_training(name, children, train, undisturbed, tmp_path, same, faults, words):
+def test_a_training(name, children, train, undisturbed, tmp_path, faults):
     number, code = SIGNALS[name]
     whole, folder = undisturbed.run(EPOCHS), tmp_path / "run"
-    child = children.start(*train(folder, EPOCHS)).at(at_least(3, folder / "metrics.jsonl"))
+    child = children.start(*train(folder, EPOCHS)).at(lambda: lines(folder / "metrics.jsonl") >= 3)
     child.send(number)
     said = child.end().told(code)
     assert said == "noiseprop: stopped; what is finished is kept, go on with --resume\n"
     assert (folder / "state.safetensors").exists()
-    assert 3 <= (folder / "metrics.jsonl").read_text().count("\n") < EPOCHS
+    assert 3 <= lines(folder / "metrics.jsonl") < EPOCHS
     assert children.run(*train(folder, EPOCHS)).code == 0
     assert same(folder, whole)
-    faults.add(f"{name}-train", f"exit code {code}, {words['on']}")
+    faults.add(f"{name}-train", f"exit code {code}, {ON}")
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_an_evaluation(name, children, digits, undisturbed, tmp_path, same, faults, words):
+def test_an_evaluation(name, children, evaluate, undisturbed, tmp_path, faults):
     number, code = SIGNALS[name]
-    whole, folder = undisturbed.evaluated(3), tmp_path / "run"
-    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("evaluation.json"))
-    partial, command = folder / "evaluation.partial.jsonl", ("evaluate", folder, "--data-dir", digits)
-    child = children.start(*command).at(at_least(2, partial))
+    folder = undisturbed.unjudged(3, tmp_path / "run")
+    partial, command = folder / "evaluation.partial.jsonl", evaluate(folder)
+    child = children.start(*command).at(lambda: lines(partial) >= 2)
     child.send(number)
     assert child.end().told(code) == "noiseprop: stopped; what is finished is kept, the same command goes on\n"
     kept = partial.read_text()
@@ -44,18 +40,18 @@ def test_an_evaluation(name, children, digits, undisturbed, tmp_path, same, faul
     child = children.start(*command).at(lambda: not partial.exists() or len(partial.read_text()) > len(kept))
     assert not partial.exists() or partial.read_text().startswith(kept)  # what was finished is not done again
     assert child.end().code == 0
-    assert same(folder, whole, "evaluation.json")
-    faults.add(f"{name}-evaluate", f"exit code {code}, {words['on']}")
+    assert same(folder, undisturbed.evaluated(3), "evaluation.json")
+    faults.add(f"{name}-evaluate", f"exit code {code}, {ON}")
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_reproduction(name, children, reproduce, reproduced, tmp_path, same, faults, words):
+def test_a_reproduction(name, children, reproduce, reproduced, tmp_path, faults):
     number, code = SIGNALS[name]
     child = children.start(*reproduce(tmp_path / "runs", tmp_path / "out"))
     folder = tmp_path / "runs" / "paper-mnist-fast-30" / "mlpn-relu-seed0"
-    child.at(at_least(3, folder / "metrics.jsonl")).send(number)
+    child.at(lambda: lines(folder / "metrics.jsonl") >= 3).send(number)
     assert child.end().told(code) == "noiseprop: stopped; what is finished is kept, the same command goes on\n"
-    assert (folder / "metrics.jsonl").read_text().count("\n") < 30
+    assert lines(folder / "metrics.jsonl") < 30
     assert children.run(*reproduce(tmp_path / "runs", tmp_path / "out")).code == 0
     assert same(folder, reproduced / "runs" / "paper-mnist-fast-30" / folder.name, "evaluation.json")
     figures = [
@@ -63,4 +59,4 @@ def test_a_reproduction(name, children, reproduce, reproduced, tmp_path, same, f
         for root in (tmp_path, reproduced)
     ]
     assert figures[0] == figures[1]
-    faults.add(f"{name}-reproduce", f"exit code {code}, {words['on']}")
+    faults.add(f"{name}-reproduce", f"exit code {code}, {ON}")

@@ -26,13 +26,12 @@ def _changed(data: bytes, change: Callable[[Any], object]) -> bytes:
     return json.dumps(value).encode()
 
 
-def _state(old: str, new: str, steps: float = 1) -> bytes:
-    """A state of an older version with a piece of its header in place of another, and of so many steps."""
+def _state(old: bytes, new: bytes) -> bytes:
+    """A state of an older version with some bytes of its header or its tensors in place of others."""
     data = readers.state_seeds()[1]
     length = int.from_bytes(data[:8], "little")
-    text = data[8 : 8 + length].replace(old.encode(), new.encode())
-    tensors = data[8 + length :].replace(struct.pack("<f", 1), struct.pack("<f", steps))
-    return len(text).to_bytes(8, "little") + text + tensors
+    header, tensors = (part.replace(old, new) for part in (data[8 : 8 + length], data[8 + length :]))
+    return len(header).to_bytes(8, "little") + header + tensors
 
 
 _METRICS, _CONFIG = readers.metrics_seeds()[0], readers.config_seeds()[0]
@@ -57,11 +56,15 @@ FOUND = [
     ),
     Found(
         "state",
-        _state("weights.0.exp_avg_sq", "weights.0.exp_avg_sx"),
+        _state(b"weights.0.exp_avg_sq", b"weights.0.exp_avg_sx"),
         "a missing field was a KeyError at the next step",
     ),
-    Found("state", _state('sigma.0.step\\": 1', 'sigma.0.step\\": -1'), "a step of -1 was a division by zero"),
-    Found("state", _state("", "", -1e30), "a step of -1e30 was an OverflowError at the next step"),
+    Found("state", _state(b'sigma.0.step\\": 1', b'sigma.0.step\\": -1'), "a step of -1 was a division by zero"),
+    Found(
+        "state",
+        _state(struct.pack("<f", 1), struct.pack("<f", -1e30)),
+        "a step of -1e30 was an OverflowError at the next step",
+    ),
     Found(
         "config",
         _changed(_CONFIG, lambda c: c["settings"]["recipe"].update(lr=10**400)),

@@ -1,13 +1,13 @@
 """docs/security.md says what results/fuzz.json and the tests say."""
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from tests.fuzz.found import FOUND
 from tests.fuzz.readers import READERS
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -16,10 +16,7 @@ RECORD = json.loads((ROOT / "results" / "fuzz.json").read_text())
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("security", ROOT / "docs" / "security.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/security.py")
 
 
 def test_the_tables_are_made_from_the_record_and_the_tests(script):

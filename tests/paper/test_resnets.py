@@ -48,7 +48,8 @@ def few():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("cifar10", "tiny-imagenet"):
             patch.setitem(evaluation_settings.SETTINGS, name, replace(known_settings(name), **FEW))
-        patch.setattr(protocol_module, "FEWER", {"eot_images": 8, "vote_images": 10, "trust_images": 4})
+        fewer = {"eot_images": 8, "vote_images": 10, "trust_images": 4}
+        patch.setattr(protocol_module, "FEWER", {"table5": fewer, "table6": fewer})
         yield
     torch.set_num_threads(before)
 
@@ -229,15 +230,23 @@ def test_finished_steps_are_not_measured_again(table5, tmp_path, monkeypatch):
     assert (this.folder / EVALUATION).read_bytes() == (job.folder / EVALUATION).read_bytes()
 
 
-def test_only_noise_everywhere_sees_fewer_images():
+def test_only_noise_everywhere_sees_fewer_images_and_only_by_the_fast_recipe():
     paper = protocol("paper", table="table5")
     for row in TABLES["table5"]:
-        settings = attack_settings(paper, "cifar10", "table5", row)
+        settings = attack_settings(paper, "cifar10", "table5", row, "fast")
         assert (settings.eot_images == 8) == (row.name in ("ResNet18-A+", "ResNet18-AN"))
         assert settings.attack_images == 16
+        assert attack_settings(paper, "cifar10", "table5", row) == known_settings("cifar10")
     cnn = attack_settings(paper, "mnist", "table4", Row("CNN-AN"))
     assert (cnn.eot_images > 10_000, cnn.vote_images) == (True, 2000)
     assert attack_settings(paper, "mnist", "table4", Row("CNN-MLPN")).vote_images > 10_000
+
+
+def test_the_fast_recipes_votes_are_of_fewer_draws(monkeypatch):
+    paper, row = protocol("paper", table="table6"), Row("ResNet34-MLPN")
+    monkeypatch.setitem(evaluation_settings.SETTINGS, "tiny-imagenet", evaluation_settings.Settings())
+    assert attack_settings(paper, "tiny-imagenet", "table6", row, "fast").vote_draws == protocol_module.FAST_VOTES == 8
+    assert attack_settings(paper, "tiny-imagenet", "table6", row).vote_draws == 32
 
 
 def record_of(table5: Plan) -> dict[str, Any]:

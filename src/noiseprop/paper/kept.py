@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from noiseprop.errors import RunError
 from noiseprop.paper.plan import Plan
-from noiseprop.paper.protocol import FEWER, RESNETS, TABLES
+from noiseprop.paper.protocol import FEWER, TABLES
 from noiseprop.paper.reproduction import Job, Run, recipe_of
 from noiseprop.paper.results import Record, accuracy, damaged, head, image_error, make_record, read_record, write_record
 from noiseprop.training.continuing import flattened
@@ -50,7 +50,7 @@ def _kept(path: Path, plan: Plan) -> Record | None:
     record = read_record(path)
     asked: dict[str, Any] = flattened(json.loads(json.dumps(head(plan))))
     there = _UNTOLD | flattened(record)
-    skipped = _ELSEWHERE | ({f"settings.{name}" for name in FEWER} if plan.table in RESNETS else set())  # by row
+    skipped = _ELSEWHERE | {f"settings.{name}" for name in FEWER.get(plan.table, ())}  # by row
     if "data.digest" in there:
         skipped |= {"source"}  # it names files, which may differ where the images do not
     different = [key for key in asked if key in there and key not in skipped and there[key] != asked[key]]

@@ -40,7 +40,7 @@ class Plan:
             self.data_dir,
             self.epochs,
             self.precision,
-            attack_settings(self.protocol, self.data, self.table, row),
+            attack_settings(self.protocol, self.data, self.table, row, self.recipe),
             self.root,
             self.recipe,
             self.test_images,

@@ -133,8 +133,15 @@ TABLES = {
 FIGURE_3 = tuple(row for row in TABLES["table3"] if row.activation == "relu")
 
 
-FEWER = {"eot_images": 250, "vote_images": 250, "trust_images": 64}
-"""Images on which ResNets with noise everywhere are attacked with many draws, judged by vote, and checked."""
+FEWER = {
+    "table5": {"eot_images": 250, "vote_images": 250, "trust_images": 64},
+    "table6": {"eot_images": 125, "vote_images": 125, "trust_images": 32},
+}
+"""Images on which ResNets of the `fast` recipe with noise everywhere are attacked with many draws, judged by vote, and
+checked: as many as CPUs get through."""
+
+FAST_VOTES = 8
+"""Draws of a vote of ResNets of the `fast` recipe."""
 
 CNN_VOTES = 2000
 """Images on which CNNs with noise everywhere are judged by vote, 32 whole passes each."""
@@ -163,17 +170,27 @@ def stops(protocol: Protocol, test_accuracy: float) -> bool:
     return "early-stopping" in protocol and test_accuracy > _STOP_ABOVE
 
 
-def attack_settings(protocol: Protocol, dataset: str, table: str = "table3", row: Row | None = None) -> Settings:
+def attack_settings(
+    protocol: Protocol,
+    dataset: str,
+    table: str = "table3",
+    row: Row | None = None,
+    name: RecipeName = "table1",
+) -> Settings:
     """Table 2's settings; under "single-draw" white-box attacks average over one draw alone.
 
-    K draws of a ResNet with noise everywhere cost K whole passes. For these rows attacks of 20 draws are made on fewer
-    images, and votes and checks, too; what is scored by one draw keeps to all of them.
+    K draws of a network with noise everywhere cost K whole passes. Votes of such CNNs are therefore taken on fewer
+    images. ResNets of the `fast` recipe, which is for CPUs, vote by fewer draws, and those of them with noise
+    everywhere are voted on, checked and attacked with 20 draws on fewer images; what is scored by one draw keeps to all
+    of them.
     """
     settings = known_settings(dataset)
+    everywhere = row is not None and row.everywhere
     if table == "table4":
         settings = replace(settings, batch_size=256)  # feature maps of 2,000 images would leave the cache
-        if row is not None and row.everywhere:
+        if everywhere:
             settings = replace(settings, vote_images=CNN_VOTES)
-    if table in RESNETS and row is not None and row.everywhere:
-        settings = replace(settings, **FEWER)
+    if table in RESNETS and name == "fast":
+        fewer = FEWER[table] if everywhere else {}
+        settings = replace(settings, vote_draws=min(FAST_VOTES, settings.vote_draws), **fewer)
     return replace(settings, attack_draws=(1,)) if "single-draw" in protocol else settings

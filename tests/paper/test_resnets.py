@@ -365,6 +365,7 @@ def test_the_command_writes_after_each_run_and_prints_how(table5, image_dir, tmp
         (["table6", "--test-images", "0"], "--test-images is 0; give 1 or more"),
         (["table6", "--switch", "normalised-attacks"], "is no departure of the released code; choose of gradient-sign"),
         (["table5", "--data-dir", "/nowhere"], "/nowhere"),
+        (["table5", "--device", "gpu"], "'gpu' is no device that torch can use here; it has cpu"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, says, tmp_path, capsys, monkeypatch):
@@ -379,6 +380,30 @@ def test_bad_input_is_one_sentence(arguments, says, tmp_path, capsys, monkeypatc
 def test_a_network_that_is_not_trained_is_told(table5):
     with pytest.raises(RunError, match=r"ResNet18-A\+, seed 0 is not trained yet; redo its table first"):
         trained(table5.job(TABLES["table5"][2], 0))
+
+
+def test_a_network_that_was_trained_otherwise_is_not_taken_for_the_one_asked_for(table5, monkeypatch):
+    job = table5.job(TABLES["table5"][4], 0)
+    assert not trained(job).training
+    with pytest.raises(RunError, match=r"other settings: recipe\.precision = 'fp32' there and 'bf16' now"):
+        trained(replace(job, precision="bf16"))
+    one = replace(table5, epochs=1).job(TABLES["table5"][4], 0)
+    one.folder.parent.mkdir()
+    one.folder.symlink_to(job.folder)  # a folder's name is no proof
+    with pytest.raises(RunError, match="was made for 2 epochs, 1 are asked for"):
+        trained(one)
+    other = replace(parts := reproduction.parts_of(job), train=parts.train[1:])
+    monkeypatch.setattr(reproduction, "parts_of", lambda job: other)
+    with pytest.raises(RunError, match="was trained on other data: the images or labels of this cifar10 are not"):
+        trained(job)
+
+
+def test_a_network_is_built_where_it_is_to_compute(table5, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reproduction, "device", lambda name: asked.append(name) or torch.device("meta"))
+    model = reproduction._built(replace(table5, device="cuda:1").job(TABLES["table5"][4], 0))
+    assert asked == ["cuda:1"]
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.slow

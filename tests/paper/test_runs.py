@@ -7,6 +7,7 @@ import torch
 
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError, RunError
+from noiseprop.paper import runs
 from noiseprop.paper.runs import load_run, train_run
 from noiseprop.training import TABLE_1
 from noiseprop.training.objectives import named_objective
@@ -154,3 +155,10 @@ def test_resnet18_with_noise_everywhere_trains_and_resumes(tmp_path, precision):
     assert [replace(epoch, seconds=0.0) for epoch in epochs] == [replace(epoch, seconds=0.0) for epoch in again]
     assert same(whole, parts)
     assert len(epochs[0].sigma) == 11
+
+
+def test_a_run_is_trained_where_it_is_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "train", lambda model, *_, **__: seen.extend(model.parameters()) or [])
+    train_run("MLPN", made_up("mnist", (1, 28, 28), 14), TABLE_1["mnist"], None, device="meta")
+    assert {parameter.device.type for parameter in seen} == {"meta"}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from noiseprop.data import Dataset, digest, split
-from noiseprop.errors import InputError
+from noiseprop.errors import InputError, RunError
 from noiseprop.paper import surrogates
 from noiseprop.paper.runs import load_run
 from noiseprop.paper.surrogates import surrogate
@@ -65,6 +65,12 @@ def test_another_configuration_is_another_surrogate(digits, trainings, tmp_path)
     surrogate(digits, recipe=RECIPE, seed=1, cache=tmp_path)
     surrogate(digits[:70], recipe=RECIPE, cache=tmp_path)
     assert len(set(trainings)) == 4
+
+
+def test_other_images_of_the_same_number_do_not_find_it(digits, tmp_path):
+    surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    with pytest.raises(RunError, match="was trained on other data"):
+        surrogate(replace(digits, images=digits.images.flip(3)), recipe=RECIPE, cache=tmp_path)
 
 
 def test_a_training_that_was_cut_short_is_gone_on_with(digits, trainings, tmp_path):

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from noiseprop.cli.options import DataDir, Json, OwnData, Run, Trusted, default
+from noiseprop.cli.options import DataDir, Device, Json, OwnData, Run, Trusted, default
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from noiseprop.evaluation.settings import Settings
@@ -35,6 +36,8 @@ class Evaluate:
     """Where data of your own are now."""
     data_dir: DataDir = None
     """Folder of the official files."""
+    device: Device = "cpu"
+    """cpu, cuda, cuda:1 or the like."""
     json: Json = False
     """Print the figures as JSON."""
 
@@ -65,7 +68,9 @@ class Evaluate:
         from noiseprop.evaluation.summary import figures, summary
         from noiseprop.paper.runs import load_parts, load_run, same_data
         from noiseprop.training import TABLE_1
+        from noiseprop.training.machine import device
 
+        where = device(self.device)
         model, settings = load_run(self.run_dir, self.model)
         surrogate = load_run(self.surrogate, self.model) if self.surrogate else None
         data = settings["data"]
@@ -84,14 +89,14 @@ class Evaluate:
         target = self.run_dir / "evaluation.json"
         if writes:
             _refuse_to_lose(target, chosen, about)
-        net = surrogate[0] if surrogate else _surrogate_of(data["name"], self.data_dir) if digits else None
+        net = surrogate[0] if surrogate else _surrogate_of(data["name"], self.data_dir, where) if digits else None
         partial = self.run_dir / "evaluation.partial.jsonl"
         with progress_bar(f"judging {self.run_dir}") as progress:
             evaluation = evaluate(
-                model,
+                model.to(where),
                 test,
                 settings=chosen,
-                surrogate=net,
+                surrogate=None if net is None else net.to(where),
                 about=about,
                 kept=partial,
                 progress=progress,
@@ -111,7 +116,7 @@ class Evaluate:
             out.print(f"Kept in {target}.", markup=False)
 
 
-def _surrogate_of(data: str, data_dir: Path | None) -> "nn.Module":
+def _surrogate_of(data: str, data_dir: Path | None, device: "torch.device") -> "nn.Module":
     """The network for attacks by transfer on digits: trained at the first call, in a minute, and then kept."""
     from noiseprop.cli.show import progress_bar
     from noiseprop.data import load
@@ -120,7 +125,7 @@ def _surrogate_of(data: str, data_dir: Path | None) -> "nn.Module":
 
     # one process trains it, and the others wait and read it, so that it is the same whatever their number
     with alone(), progress_bar("training the surrogate, once") as progress:
-        return surrogate(load(data, data_dir), progress=progress)
+        return surrogate(load(data, data_dir), progress=progress, device=device)
 
 
 def _about(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from noiseprop.cli.options import DataDir, Json, default
+from noiseprop.cli.options import DataDir, Device, Json, default
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -30,7 +30,7 @@ class Reproduce:
     what: Annotated[
         Positional[Literal["table3", "table4", "table5", "table6", "figure3", "figure4"]], arg(metavar="WHAT")
     ]
-    """table3 (MLPs), table4 (CNNs), table5, table6 (ResNets), figure3, or figure4, which needs Table 6's runs."""
+    """table3 (MLPs), table4 (CNNs), table5, table6 (ResNets), figure3, or figure4, of Table 6's runs with seed 0."""
     seeds: Annotated[int, arg(metavar="INT")] = 5
     """Networks of each kind, with seeds 0, 1, ..."""
     models: Annotated[tuple[str, ...], default("all", "NAME ...")] = ()
@@ -53,6 +53,8 @@ class Reproduce:
     """fp32, or bf16: quick with AMX."""
     judge: Annotated[Literal["fp32", "bf16"], arg(metavar="NAME")] = "fp32"
     """Precision of the judging."""
+    device: Device = "cpu"
+    """cpu, cuda, cuda:1 or the like."""
     data: Annotated[Literal["mnist", "mnist-5k"], arg(metavar="NAME")] = "mnist"
     """mnist or mnist-5k, for Tables 3 and 4."""
     data_dir: DataDir = None
@@ -129,6 +131,7 @@ class Reproduce:
         from noiseprop.errors import InputError
         from noiseprop.paper.plan import Plan
         from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, RESNETS, TABLES, protocol, recipe
+        from noiseprop.training.machine import device
 
         table = {"figure3": "table3", "figure4": "table6"}.get(self.what, self.what)
         chosen = protocol(self.protocol, self.switch, table)
@@ -143,11 +146,12 @@ class Reproduce:
         if unknown := [name for name in self.models if name not in rows]:
             raise InputError(f"{unknown[0]!r} is no row of {self.what}; choose of {'; '.join(rows)}")
         data = RESNETS.get(table, self.data)
+        device(self.device)
         load(data, self.data_dir)
         epochs = recipe(PROTOCOLS["paper"], data, epochs=self.epochs, name=self.recipe).epochs
         images = 1000 if table in RESNETS and self.test_images is None else self.test_images
-        settings = (data, self.data_dir, epochs, self.precision, self.recipe, images, self.runs, self.judge)
-        plan = Plan(table, chosen, *settings)
+        settings = (data, self.data_dir, epochs, self.precision, self.recipe, images, self.runs)
+        plan = Plan(table, chosen, *settings, judged_in=self.judge, device=self.device)
         seeds = 1 if self.what == "figure4" else self.seeds
         return plan, plan.jobs([rows[name] for name in self.models or rows], seeds)
 

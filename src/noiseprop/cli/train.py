@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from noiseprop.cli.options import DataDir, Flag, Granularity, Json, default
+from noiseprop.cli.options import DataDir, Device, Flag, Granularity, Json, default
 
 if TYPE_CHECKING:
     from noiseprop.training import Epoch
@@ -47,6 +47,8 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
     """relu or sigmoid, in the MLP."""
     precision: Annotated[Literal["fp32", "bf16"] | None, default("fp32", "NAME")] = None
     """fp32, or bf16: quick with AMX."""
+    device: Device = "cpu"
+    """cpu, cuda, cuda:1 or the like."""
     objective: Annotated[Literal["floor", "power", "entropy", "square-root"] | None, default("none", "NAME")] = None
     """Keeps noise alive by a least sigma (floor), sum of sigma^2 (power), bonus (entropy, square-root)."""
     objective_number: Annotated[float | None, default("its own", "FLOAT")] = None
@@ -74,10 +76,12 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
         from noiseprop.data import load
         from noiseprop.paper.runs import train_run
         from noiseprop.training import Recipe
+        from noiseprop.training.machine import device
         from noiseprop.training.objectives import named_objective
         from noiseprop.training.run_folder import refuse_taken
         from noiseprop.training.tensorboard import tensorboard
 
+        where = device(self.device)
         # Wrong names, a folder in use and other settings than the run's are told before data are read.
         there = refuse_taken(self.out, resume=self.resume)
         settings = self._settings_of_the_run() if there else self._settings_of_a_new_run()
@@ -96,6 +100,7 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
                 resume=self.resume,
                 progress=progress,
                 at_epoch_end=at_epoch_end,
+                device=where,
                 **{key: value for key, value in model.items() if key not in ("name", "seed", "classes", "image")},
             )
         self._tell(model["name"], data["name"], settings["recipe"]["name"], epochs[-1])

@@ -23,6 +23,7 @@ class Plan:
     test_images: int | None
     root: Path
     judged_in: Precision = "fp32"
+    device: str = "cpu"
 
     @property
     def suffix(self) -> str:
@@ -45,6 +46,7 @@ class Plan:
             self.recipe,
             self.test_images,
             self.judged_in,
+            self.device,
         )
 
     def jobs(self, rows: Iterable[Row], seeds: int) -> list[Job]:

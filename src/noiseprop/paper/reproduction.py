@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from noiseprop.data import Dataset, Split, load, split
+from noiseprop.data import Dataset, Split, digest, load, split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.half import Bfloat16
 from noiseprop.evaluation.measure import judging, noise_key
@@ -25,7 +25,9 @@ from noiseprop.paper.surrogates import surrogate
 from noiseprop.reading import read_json
 from noiseprop.training import Epoch, Precision, Recipe, loss_and_accuracy, read_metrics, train
 from noiseprop.training.checkpoint import MODEL, load_model
-from noiseprop.training.run_folder import again, held, write_json
+from noiseprop.training.continuing import continued
+from noiseprop.training.machine import device
+from noiseprop.training.run_folder import again, held, read_config, write_json
 from noiseprop.training.seal import unsealed
 
 EVALUATION = "evaluation.json"
@@ -52,6 +54,7 @@ class Job:
     recipe: RecipeName = "table1"
     test_images: int | None = None  # to judge it on, the first ones; all where None
     judged_in: Precision = "fp32"
+    device: str = "cpu"
 
     @property
     def folder(self) -> Path:
@@ -133,13 +136,15 @@ def trained(job: Job) -> nn.Module:
     """The network of a job whose training is finished.
 
     Raises:
-        RunError: it is not, or the folder is damaged.
+        RunError: it is not, or was trained otherwise or on other images, or the folder is damaged.
     """
     chosen = recipe_of(job)
     if len(read_metrics(job.folder)) < chosen.epochs:
         raise RunError(f"{job.folder}: {job.name} is not trained yet; redo its table first, with the same options")
-    classes = len(_dataset(job.data, job.data_dir).classes)
-    model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=chosen.weight_decay, classes=classes)
+    there = read_config(job.folder)["settings"]
+    data = {**there.get("data", {}), "digest": digest(parts_of(job))}
+    continued(job.folder, there, {**there, "recipe": asdict(chosen), "data": data})
+    model = _built(job)
     load_model(model, job.folder / MODEL)
     return model.eval()
 
@@ -151,15 +156,20 @@ def recipe_of(job: Job) -> Recipe:
 
 def _train(job: Job, tell: Tell) -> tuple[nn.Module, int]:
     """The trained network and how many epochs it took."""
-    parts, chosen = parts_of(job), recipe_of(job)
-    classes = len(parts.train.classes)
-    model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=chosen.weight_decay, classes=classes)
-    built = options(job.row, job.protocol, seed=job.seed, classes=classes)
+    parts, chosen, model = parts_of(job), recipe_of(job), _built(job)
+    built = options(job.row, job.protocol, seed=job.seed, classes=len(parts.train.classes))
     settings = {"model": built, "departures": sorted(job.protocol.departures)}
     watch = _Watch(job, model, parts.test, tell)
     with suppress(_StopEarly):
         train(model, parts, chosen, job.folder, seed=job.seed, settings=settings, resume=True, progress=watch)
     return model, load_model(model, job.folder / MODEL)
+
+
+def _built(job: Job) -> nn.Module:
+    """A job's network as it begins, where it is to compute."""
+    classes, decay = len(_dataset(job.data, job.data_dir).classes), recipe_of(job).weight_decay
+    model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=decay, classes=classes)
+    return model.to(device(job.device))
 
 
 class _Watch:
@@ -246,6 +256,7 @@ def _surrogate(job: Job, tell: Tell) -> nn.Module:
         dataset,
         recipe=chosen,
         cache=job.root / "surrogates",
+        device=device(job.device),
         progress=lambda done, total, loss: tell(done, total, f"training the surrogate, loss {loss:.4f}"),
     )
 

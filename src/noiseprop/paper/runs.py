@@ -6,6 +6,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from noiseprop.data import Dataset, Split, digest, load, split
@@ -47,6 +48,7 @@ def train_run(
     resume: bool = False,
     progress: Progress | None = None,
     at_epoch_end: EpochEnd | None = None,
+    device: torch.device | str = "cpu",
     **options: Any,
 ) -> tuple[nn.Module, list[Epoch]]:
     """Build a network and train it on a data set's training part.
@@ -61,6 +63,7 @@ def train_run(
         resume: continue the run in `run_dir`, or start it there.
         progress: as for `train`.
         at_epoch_end: as for `train`.
+        device: where to train.
         options: more keyword arguments of `build`, or of `own_network`.
 
     Returns:
@@ -78,7 +81,7 @@ def train_run(
         raise InputError(
             f"{name} takes images of shape {takes}, those of {dataset.name} have {has}; choose another one"
         )
-    model = _make({"name": name, **chosen})
+    model = _make({"name": name, **chosen}).to(device)
     epochs = train(
         model,
         split(dataset),

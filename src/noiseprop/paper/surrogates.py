@@ -4,18 +4,21 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import FileLock
 from torch import nn
 
-from noiseprop.data import Dataset
+from noiseprop.data import Dataset, digest, split
 from noiseprop.data.download import cache_root
 from noiseprop.data.split import SPLIT_SEED
 from noiseprop.errors import InputError, RunError
 from noiseprop.paper.runs import train_run
 from noiseprop.paper.variants import SURROGATES, build
-from noiseprop.training import TABLE_1, Recipe, load_model
+from noiseprop.training import TABLE_1, Recipe, load_model, read_config
 from noiseprop.training.checkpoint import MODEL
+from noiseprop.training.continuing import flattened
 from noiseprop.training.loop import Progress
 
 
@@ -25,6 +28,7 @@ def surrogate(
     recipe: Recipe | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> nn.Module:
     """The network on which a data set's transfer attacks are crafted, trained at the first call and read afterwards.
@@ -40,6 +44,7 @@ def surrogate(
         recipe: how to train; Table 1's where None.
         seed: of the weights and of the order of the images.
         cache: folder of the surrogates; noiseprop's folder in the user's cache where None.
+        device: where to train, and where the network is in the end.
         progress: as for `train`, if there is anything to train.
 
     Returns:
@@ -47,7 +52,7 @@ def surrogate(
 
     Raises:
         InputError: the paper has no surrogate for the data set.
-        RunError: the folder cannot be written, or what it holds is damaged.
+        RunError: the folder cannot be written, or what it holds is damaged or learned from other images.
 
     Source: section 4 of Xiao, Zhang and Peng (2021).
     """
@@ -60,16 +65,18 @@ def surrogate(
     folder = root / f"{dataset.name}-{name}-{_digest(dataset, name, recipe, seed)}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        net = build(name, seed=seed, classes=len(dataset.classes))
-        if not _is_trained(net, folder, recipe.epochs):
-            net, _ = train_run(name, dataset, recipe, folder, seed=seed, resume=True, progress=progress)
+        net = build(name, seed=seed, classes=len(dataset.classes)).to(device)
+        if not _is_trained(net, folder, dataset, recipe.epochs):
+            how: dict[str, Any] = {"seed": seed, "resume": True, "progress": progress, "device": device}
+            net, _ = train_run(name, dataset, recipe, folder, **how)
     return net.eval()
 
 
-def _is_trained(net: nn.Module, folder: Path, epochs: int) -> bool:
-    """Fill a network from its folder, unless it is missing there, damaged or not trained to the end."""
+def _is_trained(net: nn.Module, folder: Path, dataset: Dataset, epochs: int) -> bool:
+    """Fill a network from its folder, unless it is missing there, damaged, not trained to the end, or of other data."""
     try:
-        return load_model(net, folder / MODEL) >= epochs
+        learned_from = flattened(read_config(folder)["settings"]).get("data.digest")
+        return load_model(net, folder / MODEL) >= epochs and learned_from == digest(split(dataset))
     except RunError:
         return False  # the checkpoint may have it still
 

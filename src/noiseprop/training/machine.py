@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from noiseprop.errors import NoisepropWarning
+from noiseprop.errors import InputError, NoisepropWarning
 from noiseprop.noise.kernels import usable
 from noiseprop.noise.threads import openmp
 from noiseprop.training.distributed import world
@@ -91,6 +91,24 @@ def threads_to_go_on_with(run_dir: Path, made: object) -> int:
         sentence = f"{run_dir} goes on, but not with the bits it would have had: it began with {', '.join(changes)}"
         warnings.warn(sentence, NoisepropWarning, stacklevel=4)
     return threads
+
+
+def device(name: str) -> torch.device:
+    """A device by torch's name: `cpu`, or `cuda`, `cuda:1` and the like where there is one.
+
+    Raises:
+        InputError: torch knows no such device, or cannot use it here.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    known = {"cpu": 1} | ({} if found is None else {found.type: torch.accelerator.device_count()})
+    try:
+        asked = torch.device(name)
+    except RuntimeError:
+        asked = None
+    if asked is None or (asked.index or 0) >= known.get(asked.type, 0):
+        has = ", ".join(kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in known.items())
+        raise InputError(f"{name!r} is no device that torch can use here; it has {has}")
+    return asked
 
 
 def cores() -> int:

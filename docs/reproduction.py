@@ -8,7 +8,7 @@ from typing import Any
 from noiseprop.paper import page_resnets
 from noiseprop.paper.figure4 import read_figure_4
 from noiseprop.paper.figures import draw_figure_3
-from noiseprop.paper.page import page
+from noiseprop.paper.page import INTRODUCTION, page
 from noiseprop.paper.reasons import BENCHMARKS
 from noiseprop.paper.results import Record, read_record
 from noiseprop.training.run_folder import write_aside
@@ -34,10 +34,10 @@ def saliency() -> dict[str, Mapping[str, Any]]:
 
 
 def document() -> str:
-    """The whole page: MNIST's part, then the ResNets', each where there are results."""
-    mnist = records()
-    parts = [page(mnist, steps()) if mnist else "", page_resnets.page(resnets(), saliency())]
-    return "\n".join(part for part in parts if part)
+    """The whole page: MNIST's part, then the ResNets', each where there are results; empty where there are none."""
+    mnist, others = records(), page_resnets.page(resnets(), saliency(), steps())
+    parts = [page(mnist, steps()) if mnist else INTRODUCTION, others]
+    return "\n".join(part for part in parts if part) if mnist or others else ""
 
 
 def steps() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import norm
 
 from noiseprop.cli import main
 from noiseprop.errors import RunError
 from noiseprop.evaluation import settings as evaluation_settings
-from noiseprop.evaluation.settings import CORRUPTIONS, known_settings
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, known_settings
+from noiseprop.evaluation.statistics import wilson
 from noiseprop.evaluation.storage import read
 from noiseprop.paper import protocol as protocol_module
 from noiseprop.paper import reproduction
-from noiseprop.paper.claims_resnets import claims, comparisons, verdict
+from noiseprop.paper.claims_resnets import claims, comparisons
 from noiseprop.paper.grid import DONE
 from noiseprop.paper.how import how
 from noiseprop.paper.page_resnets import page
@@ -270,19 +273,47 @@ def test_the_record_tells_recipe_and_data(table5):
 def test_the_page_reads_one_seed_over_images(table5):
     record = record_of(table5)
     text = page([record], {})
-    assert text.startswith("# The paper's ResNets, redone")
+    assert text.startswith("## The ResNets in short")
     assert "## Table 5: ResNet18 on CIFAR-10, protocol `paper`, fast recipe, 2 epochs" in text
     assert how(record) in text
     assert "Not run here: ResNet18-MLP+, ResNet18-A+, ResNet18-MLPN." in text
     assert "### Fixed noise lowers accuracy on clean images?\n\nThe rows that would tell are not run here." in text
     assert "### Learned noise everywhere is best in all cases?" in text
     value = accuracy(runs_of(record, "ResNet18-AN")[0], "clean")
-    assert f"| ResNet18-AN | {value:.3f}" in text
+    assert f"| ResNet18-AN † | {value:.3f}" in text
     assert "(0.905)" in text
     assert "ResNet18-AN: 5 layers before the head" not in text  # the small network has four blocks
     assert "ResNet18-AN: 4 layers before the head" in text
     assert "on 6 images of ResNet18; 4 images of ResNet18-AN." in text
     assert page([], {}) == ""
+    off, on = (runs_of(record, "ResNet18-AN")[0]["figures"][f"pgd/{state}/0"] for state in ("off/0", "one/2"))
+    cells = [f"{right / n:.3f}\u00a0±\u00a0{(high - low) / 2:.3f} (n = {n})" for right, n, low, high in (off, on)]
+    assert (off[1], on[1]) == (16, 8)
+    assert f"| ResNet18-AN | {' | '.join(cells)} | {on[0] / 8 - off[0] / 16:+.3f}" in text
+
+
+def test_the_page_tells_course_cost_percentages_and_marks(table5):
+    record = copy.deepcopy(record_of(table5))
+    plain, noisy = record["runs"]
+    for run, right in ((plain, 400), (noisy, 500)):
+        state = "one/2" if run["noisy"] else "off/0"
+        for attack in ATTACKS:
+            run["figures"][f"{attack}/{state}/0"] = [right, 1000, right / 1000 - 0.03, right / 1000 + 0.03]
+    for run, row in ((plain, "ResNet18"), (noisy, "ResNet18-AN")):
+        for finding in run["findings"]:
+            finding["outcome"] = "failed" if row == "ResNet18-AN" and finding["name"] == "convergence" else "passed"
+    step = {"figures": {"noiseprop": {"median": 1.06, "quartile_1": 1.0, "quartile_3": 1.1, "rounds": 9}}}
+    text = page([record], {}, {"step-resnet18-bf16": step})
+    assert "| ResNet18-AN † |" in text
+    assert "| ResNet18 † |" not in text
+    assert "| FGSM | +67.9% | +25.0% |" in text
+    assert "| mean, white box | +53.0% | +25.0% |" in text  # the paper's own average
+    assert "takes 1.06 times as long as one without" in text
+    accuracies = " | ".join(f"{value:.3f}" for value in noisy["course"]["validation_accuracy"])
+    assert "| validation accuracy after epoch | 1 | 2 |\n| --- | ---: | ---: |\n| ResNet18 | " in text
+    assert f"| ResNet18-AN | {accuracies} |" in text
+    assert "The paper's own table has 6 of these 8 differences not as claimed." not in text
+    assert "of 3, 3 as claimed; chance is the choice of images" in text
 
 
 def test_verdicts_follow_the_numbers(table5):
@@ -294,8 +325,6 @@ def test_verdicts_follow_the_numbers(table5):
     def clean(row: str, right: int) -> None:
         (run,) = runs_of(record, row)
         state = "one" if run["noisy"] else "off"
-        from noiseprop.evaluation.statistics import wilson
-
         interval = wilson(right, 1000)
         run["figures"][f"clean/{state}/0/0"] = [right, 1000, interval.low, interval.high]
 
@@ -303,19 +332,22 @@ def test_verdicts_follow_the_numbers(table5):
     clean("ResNet18-MLPN", 900)
     clean("ResNet18-AN", 700)
     found = comparisons(record, claim)
-    assert [(c.first, round(c.gain, 3), verdict(c)) for c in found] == [
+    assert [(c.first, round(c.gain, 3), c.verdict) for c in found] == [
         ("ResNet18-MLPN", 0.1, 1),
         ("ResNet18-AN", -0.1, -1),
     ]
     text = page([record], {})
-    assert "Mixed: 1 of 2 differences are in that direction, 1 of them by more than the choice of images" in text
+    assert "**Mixed** (of 2, 1 as claimed and 1 the other way; chance is the choice of images)." in text
     clean("ResNet18-AN", 805)
-    assert [verdict(c) for c in comparisons(record, claim)] == [1, 0]
+    assert [c.verdict for c in comparisons(record, claim)] == [1, 0]
+    low, high = (wilson(right, 1000) for right in (800, 805))
+    error = math.hypot(low.high - low.low, high.high - high.low) / 2
+    assert comparisons(record, claim)[1].p_value == pytest.approx(2 * norm.sf(0.005 / error * 1.959964), rel=1e-4)
     clean("ResNet18-MLPN", 795)
-    assert "### Learned noise raises accuracy on clean images?\n\nNot shown: 1 of 2" in page([record], {})
+    assert "### Learned noise raises accuracy on clean images?\n\n**Not shown** (of 2, none" in page([record], {})
     clean("ResNet18-AN", 950)
     clean("ResNet18-MLPN", 900)
-    assert "### Learned noise raises accuracy on clean images?\n\nYes: 2 of 2" in page([record], {})
+    assert "### Learned noise raises accuracy on clean images?\n\n**Yes** (of 2, 2 as claimed;" in page([record], {})
 
 
 def test_claims_name_rows_of_the_table():

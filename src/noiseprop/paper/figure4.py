@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from noiseprop.data import Dataset, batches, load, split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.measure import chunks_of, device_of, judging, noise_key, score
-from noiseprop.evaluation.statistics import mean_std
+from noiseprop.evaluation.statistics import Interval, mean_std
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.form import check_figure_4
 from noiseprop.paper.reproduction import Job, recipe_of, trained
@@ -162,18 +162,24 @@ def shares_table(record: Mapping[str, Any]) -> list[list[str]]:
     rows = [["", "saliency inside the box", f"more than {first}"]]
     rows.append(["the box's share of the image", str(mean_std(record["box"])), ""])
     for name, values in shares.items():
-        more = "" if name == first else _interval(np.subtract(values, shares[first]))
-        rows.append([name, str(mean_std(values)), more])
+        found = difference(record, name, first)
+        more = "one image" if found is None else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        rows.append([name, str(mean_std(values)), "" if name == first else more])
     return rows
 
 
-def _interval(differences: Any) -> str:
-    n = len(differences)
-    if n < 2:
-        return "one image"
+def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | None:
+    """By how much more of one network's saliency lies in the box than of another's, on the same images.
+
+    Returns:
+        The mean difference and its 95 % interval (Student's t); None where there is one image, or none has a box.
+    """
+    if len(record.get("box", ())) < 2:
+        return None
+    differences = np.subtract(record["inside"][name], record["inside"][other])
+    mean, n = float(np.mean(differences)), len(differences)
     half = float(student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / n**0.5)
-    mean = float(np.mean(differences))
-    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+    return Interval(mean, mean - half, mean + half, 0.95)
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -21,8 +21,8 @@ def how(record: Record) -> str:
         f"{test:,} of {images['test']:,} test images, {attacked:,} of them attacked, in {record['judged_in']}.",
     ]
     if few := _many_draws(record):
-        sentences.append(few)
-    return " ".join(sentences)
+        sentences += [few, f"A vote is of {settings['vote_draws']} draws."]
+    return " ".join([*sentences, votes(record)]).rstrip()
 
 
 def _many_draws(record: Record) -> str:

@@ -21,7 +21,7 @@ from noiseprop.paper.protocol import DEPARTURES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
 from noiseprop.paper.reasons import markdown_list, rows_of, what_it_costs, what_noise_does, where_sigma_went
 from noiseprop.paper.results import Record, cell, runs_of, spread
-from noiseprop.paper.tables import Rows, findings_table, main_tables, markdown, states_tables
+from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, states_tables
 
 _HEADINGS = COLUMNS | {
     EPOCHS_TO_LOSS: f"epochs to validation loss {VALIDATION_LOSS:g}",
@@ -29,29 +29,32 @@ _HEADINGS = COLUMNS | {
 }
 _TITLES = {"table3": "Table 3: MLPs on MNIST", "table4": "Table 4: CNNs on MNIST"}
 
-_INTRODUCTION = """# The paper's MNIST results, redone
+INTRODUCTION = """# The paper's results, redone
 
-Xiao, Zhang and Peng (2021) print one run of each network. Here are the same tables with several, judged as
-a random network must be, and what becomes of each claim of their section 4.2. `python docs/reproduction.py` makes this
-page from `results/table3-*.json` and `results/table4-*.json`, which `noiseprop reproduce` writes; no result or verdict
-is typed by hand.
+Xiao, Zhang and Peng (2021) print one run of each network. Here are the same tables, on MNIST with several runs, judged
+as a random network must be, and what becomes of each claim of their section 4. `python docs/reproduction.py` makes this
+page from the files `table*.json` and `figure4-*.json` of `results/`, which `noiseprop reproduce table3` (to `table6`,
+`figure4`) writes; no result or verdict is typed by hand.
 
 How to read it:
 
 - A figure is an accuracy: mean ± standard deviation over training seeds, and the paper's number in brackets. With a
   single seed ± is half of Wilson's 95 % interval, that is, what the choice of images leaves open; how far seeds scatter
   is then not known.
-- Clean and corrupted images are the whole test split, corruptions averaged over five severities. Attacks are those of
-  the paper's Table 2, made on the first images of the split, which is in random order.
+- Clean and corrupted images are the whole test split, or as many as the part says, corruptions averaged over five
+  severities. Attacks are those of the paper's Table 2, made on the first images of the split, which is in random order.
 - A network that is random at inference is scored by one draw of its noise, which the attack has not seen. White-box
   attacks on it average each gradient over many draws (EOT).
 - Claims are tested over seeds: Welch's t-test, two-sided, with Holm's correction within each claim; differences come
   with their 95 % intervals, and "significant" means p < 0.05. All networks see the same test images, so the tests speak
   of other trainings, not of other images.
+- With one seed no claim can be tested so. What is said of the ResNets then tests it over images, and speaks of these
+  trained networks alone, not of what another training would give.
 - † marks networks of which a check found something doubtful; what, is said below the claims.
 """
+"""The page's title, and how to read it."""
 
-_PROTOCOLS = """## The two protocols
+_PROTOCOLS = """## The two protocols on MNIST
 
 `paper` follows the text; where it is silent, sigma starts at 1, there is no mean mu, and noise acts at inference too.
 Both protocols use one random 5:1:1 split of the 70,000 digits, the paper's: 50,000 to train, 10,000 to validate, 10,000
@@ -77,13 +80,13 @@ def page(records: Sequence[Record], steps: Mapping[str, Any] | None = None) -> s
         steps: content of the benchmarks in `reasons.BENCHMARKS` that are at hand.
     """
     ordered = sorted(records, key=lambda r: (r["table"], r["protocol"] != "paper", r["protocol"]))
-    parts = [_INTRODUCTION, _overview(ordered), _protocols()]
+    parts = [INTRODUCTION, _overview(ordered), _protocols()]
     return "\n".join([*parts, *(_part(record, steps or {}) for record in ordered)]).rstrip() + "\n"
 
 
 def _overview(records: Sequence[Record]) -> str:
     """For each claim its verdict under each protocol."""
-    lines = ["## In short", ""]
+    lines = ["## MNIST in short", ""]
     lines.append("In brackets: of how many differences a claim consists, how many are significant, and which way.")
     for table in sorted({record["table"] for record in records}):
         lines += ["", markdown(verdicts([record for record in records if record["table"] == table]))]
@@ -145,9 +148,8 @@ def _protocols() -> str:
 
 def _part(record: Record, steps: Mapping[str, Any]) -> str:
     lines = [f"## {_TITLES[record['table']]}, protocol `{record['protocol']}`", "", _how(record), ""]
-    doubtful = _doubtful(record)
-    for table in main_tables(record):
-        lines += [markdown([[name + (" †" if name in doubtful else ""), *cells] for name, *cells in table]), ""]
+    for table in marked_tables(record):
+        lines += [markdown(table), ""]
     if "fixed-sigmoid" in record["departures"] and record["table"] == "table3":
         lines += [
             "Here `MLPN, Sigmoid` is `MLP+, Sigmoid`, run for run (`fixed-sigmoid`).",
@@ -225,10 +227,6 @@ def _percentages(record: Record) -> list[str]:
         f"By how much the accuracy of {first} is above that of {second}, relative to the latter, as the paper has it."
     )
     return ["### The paper's percentages", "", says, "", markdown(rows), ""]
-
-
-def _doubtful(record: Record) -> set[str]:
-    return {run["row"] for run in record["runs"] if any(f["outcome"] == "failed" for f in run["findings"])}
 
 
 def _doubts(record: Record) -> list[str]:

@@ -3,69 +3,84 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noiseprop.evaluation.statistics import mean_std
 from noiseprop.paper.claims import Claim, Comparison
-from noiseprop.paper.claims_resnets import DENIED, claims, comparisons, verdict
-from noiseprop.paper.figure4 import says, shares_table
+from noiseprop.paper.claims_resnets import DENIED, claims, comparisons, over_images
+from noiseprop.paper.figure4 import difference, says, shares_table
 from noiseprop.paper.how import how
 from noiseprop.paper.protocol import TABLES, departures
 from noiseprop.paper.published import COLUMNS
 from noiseprop.paper.reasons import rows_of
-from noiseprop.paper.results import Record, runs_of, spread
-from noiseprop.paper.tables import Rows, findings_table, main_tables, markdown, states_tables
+from noiseprop.paper.reasons_resnets import cost, course, live, percentages, where_sigma_went
+from noiseprop.paper.results import Record, runs_of
+from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, states_tables
 
+_CELLS = "Difference in accuracy ± half its 95 % interval; p; the paper's difference in brackets."
 _TITLES = {"table5": "Table 5: ResNet18 on CIFAR-10", "table6": "Table 6: ResNet34 on Tiny-ImageNet"}
 
-_INTRODUCTION = """# The paper's ResNets, redone
+_INTRODUCTION = """## The ResNets in short
 
-Made from the files `results/table5-*.json`, `results/table6-*.json` and `results/figure4-*.json`, which `noiseprop
-reproduce` writes. Each part says with which recipe, on which data and on how many images it was made; where these are
-not the paper's, the figures neither confirm nor refute the paper's numbers, only the claims can be set side by side.
-With one training seed differences come with 95 % intervals over images, which say how two trained networks differ, not
-how trainings scatter; with more, intervals and p are Welch's over seeds, p after Holm's correction within the claim.
+Each part says with which recipe, on which data and on how many images it was made; where these are not the paper's, the
+figures neither confirm nor refute the paper's numbers, and only the claims can be set side by side. "As claimed" and
+"the other way" count the differences with p < 0.05 after Holm's correction within the claim: over seeds by Welch's
+t-test or, where a network has one seed, over images. The latter says how two trained networks differ, not how trainings
+scatter.
 """
 
 
-def page(records: Sequence[Record], figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """All parts, Table 5 before Table 6.
+def page(
+    records: Sequence[Record],
+    figures: Mapping[str, Mapping[str, Any]],
+    steps: Mapping[str, Any] | None = None,
+) -> str:
+    """The part of the page that is about ResNets, Table 5 before Table 6.
 
     Args:
         records: of Tables 5 and 6; none give an empty page.
         figures: records of Figure 4 by the names of their files without suffix.
+        steps: content of the benchmarks in `reasons.BENCHMARKS` that are at hand.
     """
     if not (records or figures):
         return ""
     ordered = sorted(records, key=lambda r: (r["table"], r["protocol"] != "paper", r["protocol"], _recipe(r)))
-    parts = [_INTRODUCTION, _overview(ordered), *(_part(record) for record in ordered)]
+    parts = [_INTRODUCTION, _overview(ordered), *(_part(record, steps or {}) for record in ordered)]
     parts += [_figure(name, record) for name, record in sorted(figures.items())]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _overview(records: Sequence[Record]) -> str:
-    """For each claim its answer in each part."""
-    lines = ["## In short", ""]
+    """For each claim its verdict in each part."""
+    lines: list[str] = []
     for table in sorted({record["table"] for record in records}):
         there = [record for record in records if record["table"] == table]
-        rows = [[_TITLES[table], *(f"{record['protocol']}, {_recipe(record)}" for record in there)]]
+        rows = [[_TITLES[table], *(f"`{record['protocol']}`, {_recipe(record)}, {_seeds(record)}" for record in there)]]
         for claim in claims(table):
             said = " (the paper: no)" if claim.sentence in DENIED else ""
             rows.append([f"{claim.sentence}{said}", *(_brief(comparisons(record, claim)) for record in there)])
         lines += [markdown(rows), ""]
-    return "\n".join(lines) if records else ""
+    return "\n".join(lines)
+
+
+def _seeds(record: Record) -> str:
+    counts = sorted({len(runs_of(record, row)) for row in rows_of(record)})
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{many} seed{'' if counts == [1] else 's'}"
 
 
 def _brief(found: Sequence[Comparison]) -> str:
-    if not found:
-        return "not run"
-    signs = [verdict(c) for c in found]
-    against = f", {signs.count(-1)} the other way" if -1 in signs else ""
-    return f"{_word(signs).lower()} ({signs.count(1)} of {len(found)}{against})"
+    return f"**{_word(found)}** ({_counts(found)})" if found else "not run"
 
 
-def _word(signs: Sequence[int]) -> str:
+def _word(found: Sequence[Comparison]) -> str:
+    signs = {c.verdict for c in found}
     if 1 in signs:
-        return "Yes" if set(signs) == {1} else "Mixed" if -1 in signs else "In part"
-    return "The reverse" if set(signs) == {-1} else "No" if -1 in signs else "Not shown"
+        return "yes" if signs == {1} else "mixed" if -1 in signs else "in part"
+    return "the reverse" if signs == {-1} else "no" if -1 in signs else "not shown"
+
+
+def _counts(found: Sequence[Comparison]) -> str:
+    counts = [(sum(c.verdict == sign for c in found), way) for sign, way in ((1, "as claimed"), (-1, "the other way"))]
+    told = " and ".join(f"{count} {way}" for count, way in counts if count)
+    return f"of {len(found)}, {told or 'none beyond chance'}"
 
 
 def _recipe(record: Record) -> str:
@@ -74,26 +89,24 @@ def _recipe(record: Record) -> str:
     return f"{named}, {epochs} epoch{'s' * (epochs > 1)}"
 
 
-def _part(record: Record) -> str:
-    rows, seeds = rows_of(record), sorted({len(runs_of(record, row)) for row in rows_of(record)})
+def _part(record: Record, steps: Mapping[str, Any]) -> str:
+    rows = rows_of(record)
     missing = [row.name for row in TABLES[record["table"]] if row.name not in rows]
-    many = (
-        f"{seeds[0]} training seed{'s' if seeds != [1] else ''}"
-        if len(seeds) == 1
-        else f"{seeds[0]} to {seeds[-1]} seeds"
-    )
     lines = [
         f"## {_TITLES[record['table']]}, protocol `{record['protocol']}`, {_recipe(record)}",
         "",
-        f"{how(record)} Each row: {many}. The paper's numbers stand in brackets.",
+        f"{how(record)} Each row: {_seeds(record)}. The paper's numbers stand in brackets.",
         "",
         *([f"Not run here: {', '.join(missing)}.", ""] if missing else []),
-        *_tables(main_tables(record)),
+        *_tables(marked_tables(record)),
         *_departures(record),
         *[_claim(record, claim) for claim in claims(record["table"])],
-        _cost(record),
-        _sigma(record),
-        _live(record),
+        *percentages(record),
+        *course(record),
+        *cost(record, steps),
+        *where_sigma_went(record),
+        *live(record),
+        *_tables(states_tables(record)),
         "### What makes the figures doubtful",
         "",
         "In how many runs each check of `trust` failed, on " + _trusted(record),
@@ -121,76 +134,29 @@ def _claim(record: Record, claim: Claim) -> str:
     heading = f"### {claim.sentence}?"
     if not found:
         return f"{heading}\n\nThe rows that would tell are not run here.\n"
+    denied = " The paper says that it does not." if claim.sentence in DENIED else ""
     rows = [["", *(COLUMNS[what] for what in claim.what)]]
     for first, second in claim.pairs:
         cells = [_cell(c) for c in found if (c.first, c.second) == (first, second)]
         if cells:
             rows.append([f"{first} against {second}", *cells])
-    return "\n".join([heading, "", _answer(claim, found), "", markdown(rows), ""])
+    return "\n".join([heading, "", _answer(record, found) + denied, "", _CELLS, "", markdown(rows), ""])
 
 
-def _answer(claim: Claim, found: Sequence[Comparison]) -> str:
-    n, signs = len(found), [verdict(c) for c in found]
-    holds, against = signs.count(1), signs.count(-1)
-    claimed = sum(c.gain > 0 for c in found)
-    chance = "the choice of images" if any(c.p_value is None for c in found) else "the spread over seeds"
-    paper = " The paper says that it does not." if claim.sentence in DENIED else ""
-    return (
-        f"{_word(signs)}: {claimed} of {n} differences are in that direction, {holds} of them by more than {chance} "
-        f"explains; {against} are by as much the other way.{paper}"
-    )
+def _answer(record: Record, found: Sequence[Comparison]) -> str:
+    chance = "the choice of images" if over_images(record) else "the spread over seeds"
+    says = f"**{_word(found).capitalize()}** ({_counts(found)}; chance is {chance})."
+    printed = [c.printed for c in found if c.printed is not None]
+    contrary = sum(gain <= 0 for gain in printed)
+    if contrary:
+        says += f" The paper's own table has {contrary} of these {len(printed)} differences not as claimed."
+    return says
 
 
 def _cell(c: Comparison) -> str:
     error = "" if c.error is None else f" ± {c.error:.3f}"
     p = "" if c.p_value is None else "; p < 0.001" if c.p_value < 0.001 else f"; p = {c.p_value:.3f}"
     return f"{c.gain:+.3f}{error}{p}" + ("" if c.printed is None else f" ({c.printed:+.3f})")
-
-
-def _cost(record: Record) -> str:
-    rows, plain = rows_of(record), TABLES[record["table"]][0].name
-    seconds = {row: mean_std([run["seconds_per_epoch"] for run in runs_of(record, row)]).mean for row in rows}
-    table = [["", "seconds an epoch", f"× {plain}"]]
-    for row, value in seconds.items():
-        table.append([row, f"{value:.1f}", f"{value / seconds[plain]:.2f}" if plain in seconds else "–"])
-    note = "Medians over epochs, validation included, as the runs happened to share the machine."
-    return "\n".join(["### Nearly no extra cost?", "", note, "", markdown(table), ""])
-
-
-def _sigma(record: Record) -> str:
-    """Where learned sigma went: the head's layers one by one, the others together."""
-    table = [["mean of sigma's size", "after the first epoch", "after the last"]]
-    for row in rows_of(record):
-        courses = [run["course"]["sigma"] for run in runs_of(record, row)]
-        if not any(len(set(layer["mean"])) > 1 for course in courses for layer in course.values()):
-            continue
-        head = [layer for layer in courses[0] if layer.startswith("head.")]
-        for layer in head:
-            ends = [mean_std([course[layer]["mean"][i] for course in courses]) for i in (0, -1)]
-            table.append([f"{row}: {layer}", *(f"{end.mean:.3f}" for end in ends)])
-        others = [layer for layer in courses[0] if layer not in head]
-        if others:
-            ends = [[mean_std([c[layer]["mean"][i] for c in courses]).mean for layer in others] for i in (0, -1)]
-            cells = [f"{sum(end) / len(end):.3f} (layers from {min(end):.3f} to {max(end):.3f})" for end in ends]
-            table.append([f"{row}: {len(others)} layers before the head", *cells])
-    return "\n".join(["### Why: where sigma went", "", markdown(table), ""]) if len(table) > 1 else ""
-
-
-def _live(record: Record) -> str:
-    """What noise at inference adds by itself."""
-    noisy = [row for row in rows_of(record) if runs_of(record, row)[0]["noisy"]]
-    if not noisy:
-        return ""
-    plain = TABLES[record["table"]][0].name
-    sentences = [f"Under PGD {plain} keeps {spread(record, plain, 'pgd')}."] if plain in rows_of(record) else []
-    for row in noisy:
-        off, on = spread(record, row, "pgd", state="off", draws=0), spread(record, row, "pgd")
-        word = "adds" if on.mean >= off.mean else "takes"
-        sentences.append(
-            f"{row}: {off} with its noise off, {on} with it; noise at inference {word} {abs(on.mean - off.mean):.3f}."
-        )
-    title = "### Why: trained with noise, or random at inference?"
-    return "\n".join([title, "", " ".join(sentences), "", *_tables(states_tables(record))])
 
 
 def _trusted(record: Record) -> str:
@@ -221,10 +187,23 @@ def _figure(name: str, record: Mapping[str, Any]) -> str:
     ]
     if "inside" in record:
         lines += [
-            "The paper says that optimised noise makes the network look more at the object. Mean ± standard deviation "
-            "over images; the last column is the mean difference on the same images with its 95 % interval.",
+            f"The paper says that optimised noise makes the network look more at the object. {_looks(record)} Mean ± "
+            "standard deviation over images; the last column is the mean difference on the same images with its 95 % "
+            "interval.",
             "",
             markdown(shares_table(record)),
             "",
         ]
     return "\n".join(lines)
+
+
+def _looks(record: Mapping[str, Any]) -> str:
+    """What becomes of that claim: for each network with learned noise, whether its interval excludes 0."""
+    plain, *others = record["networks"]
+    told: list[str] = []
+    for name in others:
+        found = difference(record, name, plain)
+        if name.endswith("N") and found is not None:
+            word = "more" if found.low > 0 else "less" if found.high < 0 else "no more and no less, within the error,"
+            told.append(f"{name} looks at it {word} than {plain}")
+    return f"Here {' and '.join(told)}." if told else ""

@@ -8,7 +8,7 @@ from noiseprop.paper.published import PUBLISHED
 from noiseprop.paper.results import Record, cell, runs_of, spread
 from noiseprop.paper.tables import Rows, markdown
 
-BENCHMARKS = {"table3": "step-mlp-fp32", "table4": "step-cnn-fp32"}
+BENCHMARKS = {"table3": "step-mlp-fp32", "table4": "step-cnn-fp32", "table5": "step-resnet18-bf16"}
 """For each table the file of results/benchmarks/ that times a training step of its networks."""
 
 _MOST, _STEADY = 0.2, 0.05  # of sigma is left: nearly nothing below the one, a change worth telling above the other

@@ -38,6 +38,14 @@ def main_tables(record: Record) -> list[Rows]:
     return tables
 
 
+def marked_tables(record: Record) -> list[Rows]:
+    """The same with † at networks of which a check of `trust` found something doubtful."""
+    doubtful = {run["row"] for run in record["runs"] if any(f["outcome"] == "failed" for f in run["findings"])}
+    return [
+        [[name + (" †" if name in doubtful else ""), *cells] for name, *cells in table] for table in main_tables(record)
+    ]
+
+
 def states_tables(record: Record) -> list[Rows]:
     """Random networks in each of their states: under white-box attacks of each number of draws, and on other images."""
     others = ("clean", *CORRUPTIONS, *TRANSFERS)

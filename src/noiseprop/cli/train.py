@@ -9,6 +9,7 @@ from tyro.conf import arg
 from noiseprop.cli.options import DataDir, Device, Flag, Granularity, Json, default
 
 if TYPE_CHECKING:
+    from noiseprop.data import Dataset
     from noiseprop.training import Epoch
 
 
@@ -103,18 +104,21 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
                 device=where,
                 **{key: value for key, value in model.items() if key not in ("name", "seed", "classes", "image")},
             )
-        self._tell(model["name"], data["name"], settings["recipe"]["name"], epochs[-1])
+        self._tell(model["name"], dataset, settings["recipe"]["name"], epochs[-1])
 
-    def _tell(self, model: str, data: str, recipe: str, last: "Epoch") -> None:
-        """Print what came of it, and by which recipe where it is not Table 1's."""
+    def _tell(self, model: str, dataset: "Dataset", recipe: str, last: "Epoch") -> None:
+        """Print what it learned from, what came of it, and by which recipe where it is not Table 1's."""
         from dataclasses import asdict
 
         from noiseprop.cli.show import out, print_json
 
         if self.json:
-            return print_json({"run": str(self.out), "model": model, "data": data, "recipe": recipe, **asdict(last)})
+            return print_json(
+                {"run": str(self.out), "model": model, "data": dataset.name, "recipe": recipe, **asdict(last)}
+            )
         by = "" if recipe == "table1" else f" by the {recipe} recipe"
-        out.print(f"{model} on {data}{by}, epoch {last.epoch}:", markup=False)
+        out.print(f"{dataset.source}.", markup=False)
+        out.print(f"{model} on {dataset.name}{by}, epoch {last.epoch}:", markup=False)
         out.print(f"  training    loss {last.train_loss:.4f}  accuracy {last.train_accuracy:.4f}")
         out.print(f"  validation  loss {last.validation_loss:.4f}  accuracy {last.validation_accuracy:.4f}")
         for layer, sigma in last.sigma.items():

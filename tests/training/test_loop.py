@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from noiseprop import SigmaAdam, add_noise, sampling, sigmas, weights
-from noiseprop.data import batches, load, split
+from noiseprop.data import batches, crop_and_flip, load, split
 from noiseprop.errors import InputError, RunError
 from noiseprop.nets import cnn, mlp
 from noiseprop.training import Recipe, load_model, loss_and_accuracy, train
@@ -38,20 +38,23 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_algorithm_1_written_out(thirds):
+@pytest.mark.parametrize("augment", [False, True])
+def test_algorithm_1_written_out(thirds, augment):
     """The plain loop that a reader of the paper would write, with unfused Adam, gives the same network."""
     net = network()
-    history = train(net, thirds, replace(RECIPE, epochs=2), seed=4)
+    history = train(net, thirds, replace(RECIPE, epochs=2, augment=augment), seed=4)
 
     model = network()
     adam = torch.optim.Adam(weights(model), lr=1e-2, weight_decay=1e-4, foreach=False)
     sigma_adam = SigmaAdam(sigmas(model), lr=1e-2)
     for epoch in (1, 2):
         order = int(np.random.SeedSequence((4, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        rows = torch.randperm(150, generator=torch.Generator().manual_seed(order))
+        generator = torch.Generator().manual_seed(order)
+        rows = torch.randperm(150, generator=generator)
         losses, hits = [], 0
         for chosen in rows.split(32):
             x, y = thirds.train.images[chosen].float() / 255, thirds.train.labels[chosen]
+            x = crop_and_flip(x, padding=4, generator=generator) if augment else x
             logits = model(x)
             loss = nn.functional.cross_entropy(logits, y)
             adam.zero_grad()

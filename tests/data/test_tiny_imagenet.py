@@ -16,6 +16,7 @@ from noiseprop.data import SPLIT_SEED, load, split, tiny_imagenet
 from noiseprop.data.split import permutation
 from noiseprop.data.tiny_imagenet import decode_jpeg
 from noiseprop.errors import DataError
+from noiseprop.nets.resnet import TINY_IMAGENET_PIXELS
 
 TOP = "tiny-imagenet-200"
 WNIDS = ["n03", "n01", "n02"]  # not in alphabetic order, as in the official archive
@@ -357,6 +358,10 @@ def test_real_archive(real_data):
     assert int((dataset.boxes[:, 0] >= 0).sum()) == boxed
     parts = split(dataset)
     assert len(parts.test) == len(parts.validation) == len(dataset) // 12
+    std, mean = torch.std_mean(parts.train.images[::10].float() / 255, (0, 2, 3))
+    for found, expected in zip((mean, std), TINY_IMAGENET_PIXELS, strict=True):
+        # of 2,500 images, whose means differ by 0.15: three standard errors
+        assert found.tolist() == pytest.approx(expected, abs=0.01)
     with zipfile.ZipFile(real_data / "tiny-imagenet-200.zip") as archive:
         first = decoded(archive.read("tiny-imagenet-200/train/n01443537/images/n01443537_0.JPEG"))
     position = int(np.flatnonzero(permutation(len(dataset), SPLIT_SEED) == 0)[0])

@@ -63,6 +63,61 @@ def test_resnet34_runs_at_32_16_8_4_pixels_too():
     assert [tuple(seen[f"head.fc{i}"].shape[1:]) for i in (1, 2, 3, 4)] == [(1024,), (512,), (256,), (200,)]
 
 
+def by_formula(weights: dict[str, torch.Tensor], x: torch.Tensor, *, stem: int, blocks: str, pool: int) -> torch.Tensor:
+    """The logits of a ResNet at inference, as He et al. (2016) draw its basic blocks; `stem` is a stride."""
+
+    def conv(x: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:
+        kernel = weights[f"{name}.weight"]
+        return functional.conv2d(x, kernel, stride=stride, padding=kernel.shape[2] // 2)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        parts = (weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return functional.batch_norm(x, *parts, eps=1e-5)
+
+    x = norm(conv((x - weights["mean"]) / weights["std"], "conv1", stem), "bn1").relu()
+    if stem == 2:
+        x = functional.max_pool2d(x, 3, stride=1, padding=1)
+    for block in blocks.split():
+        stride = 2 if block in ("2.0", "3.0", "4.0") else 1
+        inner = norm(conv(x, f"layer{block}.conv1", stride), f"layer{block}.bn1").relu()
+        residual = norm(conv(inner, f"layer{block}.conv2"), f"layer{block}.bn2")
+        if stride == 2:
+            x = norm(conv(x, f"layer{block}.shortcut.0", stride), f"layer{block}.shortcut.1")
+        x = (residual + x).relu()
+    x = functional.avg_pool2d(x, pool).flatten(1)
+    last = sum(name.startswith("head.") for name in weights) // 2
+    for number in range(1, last + 1):
+        x = functional.linear(x, weights[f"head.fc{number}.weight"], weights[f"head.fc{number}.bias"])
+        x = x.relu() if number < last else x
+    return x
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "shape"),
+    [
+        (resnet18, 32, {"stem": 1, "blocks": "1.0 1.1 2.0 2.1 3.0 3.1 4.0 4.1", "pool": 4}),
+        (
+            resnet34,
+            64,
+            {"stem": 2, "blocks": "1.0 1.1 1.2 2.0 2.1 2.2 2.3 3.0 3.1 3.2 3.3 3.4 3.5 4.0 4.1 4.2", "pool": 2},
+        ),
+    ],
+    ids=["18", "34"],
+)
+def test_logits_are_those_of_the_formula(network, side, shape):
+    torch.manual_seed(0)
+    net = network().double().eval()
+    for name, tensor in net.state_dict().items():
+        if tensor.ndim == 1:  # what BatchNorm starts with would leave a map as it is
+            low = -0.5 if name.endswith(("mean", "bias")) else 0.5
+            tensor.uniform_(low, low + 1)
+    x = torch.rand(2, 3, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        logits, expected = net(x), by_formula(net.state_dict(), x, **shape)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("network", "blocks", "linears"), [(resnet18, 8, 3), (resnet34, 16, 4)], ids=["18", "34"])
 def test_sites_are_the_last_convolutions_or_the_sums(network, blocks, linears):
     net = network()

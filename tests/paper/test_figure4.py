@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import ttest_rel
+from torch import nn
 
 from noiseprop.cli import main
-from noiseprop.data import load, split
+from noiseprop.data import Dataset, load, split
 from noiseprop.errors import RunError
 from noiseprop.paper import figure4, reproduction
 from noiseprop.paper.figure4 import draw_figure_4, figure_4, inside, look, read_figure_4, says, shares_table, summary
@@ -66,25 +68,86 @@ def test_inside_counts_the_pixels_of_the_box():
     assert inside(torch.zeros(1, 4, 4), boxes[:1]).tolist() == [0.0]
 
 
-def test_images_are_those_that_all_networks_get_right(plan):
-    jobs = plan.jobs(TABLES["table6"], 1)
+def test_a_network_without_noise_is_right_where_its_largest_logit_is_the_label_s(plan):
+    job, test = plan.jobs(TABLES["table6"], 1)[0], split(load("tiny-imagenet", plan.data_dir)).test
+    model = trained(job).eval()
+    with torch.no_grad():
+        said = model(test.images.float() / 255).argmax(1)
+    assert job.row.name == "ResNet34"
+    for labels in (said, said.where(torch.arange(8) % 3 == 0, (said + 1) % 3)):
+        assert torch.equal(figure4._correct(model, replace(test, labels=labels), 0), said == labels)
+
+
+RIGHT = ("01234567", "0134567", "1234567", "013467", "134567")  # of eight images, by network: all are on 1, 3, 4, 6, 7
+
+
+@pytest.fixture
+def judged(plan, monkeypatch):
+    """Looks, with boxes on some of the test images, through networks that are right on known ones.
+
+    What comes back is the look and, for each network, which images its maps are of.
+    """
+
+    def look_at(right: Sequence[str], boxed: str | None) -> tuple[figure4.Look, list[list[int]]]:
+        whole = split(load("tiny-imagenet", plan.data_dir))
+        boxes = None
+        if boxed is not None:
+            has_box = torch.tensor([str(i) in boxed for i in range(8)])
+            boxes = whole.test.boxes.where(has_box.unsqueeze(1), -1)
+        number = {image.numpy().tobytes(): i for i, image in enumerate(whole.test.images)}
+        known, mapped = iter(right), []
+
+        def numbers(images: Dataset) -> list[int]:
+            return [number[image.numpy().tobytes()] for image in images.images]
+
+        def correct(model: nn.Module, images: Dataset, seed: int) -> torch.Tensor:
+            said = next(known)
+            return torch.tensor([str(i) in said for i in numbers(images)], dtype=torch.bool)
+
+        def maps(model: nn.Module, images: Dataset, seed: int) -> torch.Tensor:
+            mapped.append(numbers(images))
+            return torch.stack([torch.full((64, 64), float(i)) for i in numbers(images)])
+
+        monkeypatch.setattr(figure4, "split", lambda dataset: replace(whole, test=replace(whole.test, boxes=boxes)))
+        monkeypatch.setattr(figure4, "_correct", correct)
+        monkeypatch.setattr(figure4, "_maps", maps)
+        return look(plan.jobs(TABLES["table6"], 1)), mapped
+
+    return look_at
+
+
+@pytest.mark.parametrize(
+    ("boxed", "most", "chosen"),
+    [
+        ("01234567", 250, [1, 3, 4, 6, 7]),
+        ("124567", 250, [1, 4, 6, 7]),
+        ("124567", 3, [1, 4, 6]),
+        ("025", 250, [1, 3, 4, 6, 7]),  # of those that are right none has a box
+        (None, 250, [1, 3, 4, 6, 7]),
+        (None, 3, [1, 3, 4]),
+    ],
+)
+def test_images_are_the_first_that_all_networks_get_right_those_with_a_box_where_any_has(
+    judged, plan, monkeypatch, boxed, most, chosen
+):
+    monkeypatch.setattr(figure4, "BOXED", most)
+    monkeypatch.setattr(figure4, "PANEL", 2)
     test = split(load("tiny-imagenet", plan.data_dir)).test
-    x = test.images.float() / 255
-    masks = []
-    for job in jobs:
-        model = trained(job)
-        plain = figure4._correct(model, test, 0)
-        if job.row.name == "ResNet34":
-            with torch.no_grad():
-                assert torch.equal(plain, model(x).argmax(1) == test.labels)
-        masks.append(plain)
-    right = int(torch.stack(masks).all(0).sum())
-    if right:
-        found = look(jobs)
-        assert found.record["right_by_all"] <= min(int(mask.sum()) for mask in masks)
-    else:
-        with pytest.raises(RunError, match="is right by all networks; train them for longer"):
-            look(jobs)
+    found, mapped = judged(RIGHT, boxed)
+    assert mapped == [chosen] * 5
+    assert found.record["right_by_all"] == 5
+    assert torch.equal(found.images, test.images[chosen[:2]].float() / 255)
+    assert [maps[:, 0, 0].tolist() for maps in found.maps.values()] == [chosen[:2]] * 5
+    with_box = boxed is not None and set(boxed).issuperset(map(str, chosen))
+    assert ("inside" in found.record) == with_box
+    if with_box:
+        assert torch.equal(found.boxes, test.boxes[chosen])
+        assert len(found.record["box"]) == len(chosen)
+
+
+def test_an_image_that_one_network_gets_wrong_is_not_looked_at(judged):
+    with pytest.raises(RunError, match="none of 8 test images is right by all networks; train them for longer"):
+        judged(("01234567", "0246", "01234567", "1357", "01234567"), "01234567")
 
 
 def test_the_record_says_what_was_done(seen, plan):

@@ -23,7 +23,7 @@ from noiseprop.evaluation.statistics import wilson
 from noiseprop.evaluation.storage import read
 from noiseprop.paper import protocol as protocol_module
 from noiseprop.paper import reproduction
-from noiseprop.paper.claims_resnets import claims, comparisons
+from noiseprop.paper.claims_resnets import claims, comparisons, guessing
 from noiseprop.paper.grid import DONE
 from noiseprop.paper.how import how
 from noiseprop.paper.page_resnets import page
@@ -277,7 +277,7 @@ def test_the_page_reads_one_seed_over_images(table5):
     assert "## Table 5: ResNet18 on CIFAR-10, protocol `paper`, fast recipe, 2 epochs" in text
     assert how(record) in text
     assert "Not run here: ResNet18-MLP+, ResNet18-A+, ResNet18-MLPN." in text
-    assert "### Fixed noise lowers accuracy on clean images?\n\nThe rows that would tell are not run here." in text
+    assert "### Fixed noise lowers accuracy on clean images?\n\nThe rows that would tell are not run here, or" in text
     assert "### Learned noise everywhere is best in all cases?" in text
     value = accuracy(runs_of(record, "ResNet18-AN")[0], "clean")
     assert f"| ResNet18-AN † | {value:.3f}" in text
@@ -297,6 +297,7 @@ def test_the_page_tells_course_cost_percentages_and_marks(table5):
     plain, noisy = record["runs"]
     for run, right in ((plain, 400), (noisy, 500)):
         state = "one/2" if run["noisy"] else "off/0"
+        run["figures"][f"clean/{state[:4].rstrip('/')}/0/0"] = [900, 1000, 0.88, 0.92]
         for attack in ATTACKS:
             run["figures"][f"{attack}/{state}/0"] = [right, 1000, right / 1000 - 0.03, right / 1000 + 0.03]
     for run, row in ((plain, "ResNet18"), (noisy, "ResNet18-AN")):
@@ -314,6 +315,23 @@ def test_the_page_tells_course_cost_percentages_and_marks(table5):
     assert f"| ResNet18-AN | {accuracies} |" in text
     assert "The paper's own table has 6 of these 8 differences not as claimed." not in text
     assert "of 3, 3 as claimed; chance is the choice of images" in text
+
+
+def test_what_has_not_learned_is_no_defence(table5):
+    record = copy.deepcopy(record_of(table5))
+    plain, noisy = record["runs"]
+    plain["figures"] |= {"clean/off/0/0": [800, 1000, 0.774, 0.823], "pgd/off/0/0": [0, 1000, 0.0, 0.004]}
+    noisy["figures"] |= {"clean/one/0/0": [110, 1000, 0.09, 0.132], "pgd/one/2/0": [100, 1000, 0.083, 0.12]}
+    assert guessing(record) == ["ResNet18-AN"]
+    clean, white = (comparisons(record, claims("table5")[number]) for number in (0, 1))
+    assert [(c.what, c.verdict) for c in clean] == [("clean", -1)]
+    assert white == []
+    text = page([record], {})
+    assert "On clean images ResNet18-AN (0.110 ± 0.021) did no better than guessing: this training taught it" in text
+    assert "| Learned noise raises accuracy under white-box attacks | not run or not learned |" in text
+    noisy["figures"]["clean/one/0/0"] = [121, 1000, 0.102, 0.143]
+    assert guessing(record) == []
+    assert len(comparisons(record, claims("table5")[1])) == 3
 
 
 def test_verdicts_follow_the_numbers(table5):

@@ -8,7 +8,8 @@ from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import holm
 from noiseprop.paper.claims import Claim, Comparison, compare
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.results import Record
+from noiseprop.paper.results import Record, accuracy, image_error
+from noiseprop.paper.variants import architecture
 
 _BASES = {"table5": "ResNet18", "table6": "ResNet34"}
 
@@ -48,8 +49,22 @@ def over_images(record: Record) -> bool:
     return any(rows.count(row) == 1 for row in rows)
 
 
+def guessing(record: Record) -> list[str]:
+    """The rows that have not learned: guessing one class of all is within the error of their clean accuracy.
+
+    What such a network keeps under attack is that of guessing, which no attack can lower, and looks like a defence.
+    """
+    chance = 1 / architecture(_BASES[record["table"]]).classes
+    ends: dict[str, list[float]] = {}
+    for run in record["runs"]:
+        ends.setdefault(run["row"], []).append(accuracy(run, "clean") - image_error(run, "clean"))
+    return [row for row, lows in ends.items() if min(lows) <= chance]
+
+
 def comparisons(record: Record, claim: Claim) -> list[Comparison]:
     """All comparisons of a claim whose rows the record has, with p after Holm's correction within the claim.
+
+    Rows that have not learned (`guessing`) are compared on clean images alone.
 
     p is of Welch's test over seeds or, where a row has one seed, of the choice of images: two-sided, by the normal
     approximation, as if the two networks had been judged on different images. They are judged on the same ones, on
@@ -57,7 +72,10 @@ def comparisons(record: Record, claim: Claim) -> list[Comparison]:
     """
     there = {run["row"] for run in record["runs"]}
     pairs = tuple(pair for pair in claim.pairs if there.issuperset(pair))
-    found = compare(record, replace(claim, pairs=pairs))
+    idle = set(guessing(record))
+    found = [
+        c for c in compare(record, replace(claim, pairs=pairs)) if c.what == "clean" or not {c.first, c.second} & idle
+    ]
     if not over_images(record):
         return found
     p_values = [_of_images(c) if c.p_value is None else c.p_value for c in found]

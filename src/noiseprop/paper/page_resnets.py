@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noiseprop.paper.claims import Claim, Comparison
-from noiseprop.paper.claims_resnets import DENIED, claims, comparisons, over_images
+from noiseprop.paper.claims_resnets import DENIED, claims, comparisons, guessing, over_images
 from noiseprop.paper.figure4 import difference, says, shares_table
 from noiseprop.paper.how import how
 from noiseprop.paper.protocol import TABLES, departures
 from noiseprop.paper.published import COLUMNS
 from noiseprop.paper.reasons import rows_of
 from noiseprop.paper.reasons_resnets import cost, course, live, percentages, where_sigma_went
-from noiseprop.paper.results import Record, runs_of
+from noiseprop.paper.results import Record, cell, runs_of
 from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, states_tables
 
 _CELLS = "Difference in accuracy ± half its 95 % interval; p; the paper's difference in brackets."
@@ -67,7 +67,7 @@ def _seeds(record: Record) -> str:
 
 
 def _brief(found: Sequence[Comparison]) -> str:
-    return f"**{_word(found)}** ({_counts(found)})" if found else "not run"
+    return f"**{_word(found)}** ({_counts(found)})" if found else "not run or not learned"
 
 
 def _word(found: Sequence[Comparison]) -> str:
@@ -99,6 +99,7 @@ def _part(record: Record, steps: Mapping[str, Any]) -> str:
         "",
         *([f"Not run here: {', '.join(missing)}.", ""] if missing else []),
         *_tables(marked_tables(record)),
+        *_idle(record),
         *_departures(record),
         *[_claim(record, claim) for claim in claims(record["table"])],
         *percentages(record),
@@ -122,6 +123,17 @@ def _tables(tables: Sequence[Rows]) -> list[str]:
     return [line for rows in tables for line in (markdown(rows), "")]
 
 
+def _idle(record: Record) -> list[str]:
+    """Which networks have not learned, and what that means."""
+    told = [f"{row} ({cell(record, row, 'clean')})" for row in guessing(record)]
+    if not told:
+        return []
+    says = f"On clean images {' and '.join(told)} did no better than guessing: this training taught "
+    says += f"{'it' if len(told) == 1 else 'them'} nothing. No attack makes guessing worse, so what is left under "
+    says += "attack is no robustness, and the comparisons below leave it out but for clean images."
+    return [says, ""]
+
+
 def _departures(record: Record) -> list[str]:
     if not record["departures"]:
         return []
@@ -133,13 +145,13 @@ def _claim(record: Record, claim: Claim) -> str:
     found = comparisons(record, claim)
     heading = f"### {claim.sentence}?"
     if not found:
-        return f"{heading}\n\nThe rows that would tell are not run here.\n"
+        return f"{heading}\n\nThe rows that would tell are not run here, or have not learned.\n"
     denied = " The paper says that it does not." if claim.sentence in DENIED else ""
     rows = [["", *(COLUMNS[what] for what in claim.what)]]
     for first, second in claim.pairs:
-        cells = [_cell(c) for c in found if (c.first, c.second) == (first, second)]
+        cells = {c.what: _cell(c) for c in found if (c.first, c.second) == (first, second)}
         if cells:
-            rows.append([f"{first} against {second}", *cells])
+            rows.append([f"{first} against {second}", *(cells.get(what, "–") for what in claim.what)])
     return "\n".join([heading, "", _answer(record, found) + denied, "", _CELLS, "", markdown(rows), ""])
 
 

@@ -39,6 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*draws cannot share what comes before the noise"),
 ]
 
+LONG_ENOUGH = 300.0  # seconds for anything
 FEW: dict[str, Any] = {"attack_images": 16, "attack_draws": (1, 2), "vote_draws": 3, "trust_images": 6}
 FEW |= {"lbfgs_steps": 2, "pgd_steps": 2, "batch_size": 32}
 
@@ -173,48 +174,63 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(moment, table5, tmp_path
         assert (this.folder / name).read_bytes() == (job.folder / name).read_bytes(), name
 
 
-_KILLED = """
+_TRAINED = """
 import sys, time
 from pathlib import Path
 import pytest, torch
-sys.path.insert(0, {here!r})
+here, data, precision, root, *mark = sys.argv[1:]
+sys.path.insert(0, here)
 from conftest import shrink
 shrink(pytest.MonkeyPatch())
-torch.set_num_threads(1)
+torch.set_num_threads(2)
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import TABLES, protocol
 from noiseprop.paper.reproduction import _train
 
 def tell(done, total, what):
-    if done > total // 2:  # of the second epoch, whose weights have moved
-        Path({mark!r}).touch()
+    if mark and done > total // 2:  # of the second epoch, whose weights have moved
+        Path(mark[0]).touch()
         time.sleep(600)
 
 chosen = protocol("paper", table="table5")
-plan = Plan("table5", chosen, "cifar10", Path({data!r}), 2, "fp32", "fast", 20, Path({root!r}))
+plan = Plan("table5", chosen, "cifar10", Path(data), 2, precision, "fast", 20, Path(root))
 _train(plan.job(TABLES["table5"][4], 0), tell)
 """
 
 
-def test_a_killed_process_resumes_to_the_same_bits(table5, image_dir, tmp_path):
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
+def test_a_killed_process_resumes_to_the_same_bits_in_another(precision, image_dir, tmp_path):
     """Augmented, by the one-cycle recipe, with learned noise in the convolutions: killed within its second epoch."""
-    mark, here = tmp_path / "mark", str(Path(__file__).parent)
-    script = _KILLED.format(here=here, mark=str(mark), data=str(image_dir), root=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    roots, mark = (tmp_path / "undisturbed", tmp_path / "killed"), tmp_path / "mark"
+    undisturbed, this = (
+        replace(plan(root, image_dir), precision=precision).job(TABLES["table5"][4], 0) for root in roots
+    )
+    command = [sys.executable, "-c", _TRAINED, Path(__file__).parent, image_dir, precision, this.root]
+    process = subprocess.Popen([*command, mark], stderr=subprocess.PIPE)
+    reproduction._train(undisturbed, quiet)
+    deadline = time.monotonic() + LONG_ENOUGH
     while not mark.exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
-    process.communicate(timeout=60)
-    undisturbed = table5.job(TABLES["table5"][4], 0)
-    this = replace(undisturbed, root=tmp_path)
+    process.communicate(timeout=LONG_ENOUGH)
     assert len((this.folder / "metrics.jsonl").read_text().splitlines()) == 1
     assert (this.folder / MODEL).read_bytes() != (undisturbed.folder / MODEL).read_bytes()
-    reproduction._train(this, quiet)
+    subprocess.run(command, check=True, timeout=LONG_ENOUGH)
     for name in (MODEL, STATE):  # weights, sigma, both optimizers' states and the noise's key
         assert (this.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes(), name
+    config = json.loads((this.folder / "config.json").read_text())
+    assert (config["settings"]["recipe"]["precision"], config["made_with"]["threads"]) == (precision, 2)
 
 
 def test_finished_steps_are_not_measured_again(table5, tmp_path, monkeypatch):

@@ -115,11 +115,14 @@ def test_files_with_the_official_checksums_are_called_official(folder, rows, mon
 
 
 def test_the_known_copy_is_called_what_it_is(folder, rows, monkeypatch):
-    digest = hashlib.sha256(rows["test_batch.bin"].tobytes()).hexdigest()
-    monkeypatch.setattr(cifar10, "JPEG_COPY", digest)
-    assert load("cifar10", folder.parent).source.endswith(
-        ", a copy decoded from JPEG, which are not the official files"
-    )
+    digests = {name: hashlib.sha256(content.tobytes()).hexdigest() for name, content in rows.items()}
+    monkeypatch.setattr(cifar10, "JPEG_COPY", digests)
+    ending = ", a copy decoded from JPEG, which are not the official files"
+    assert load("cifar10", folder.parent).source.endswith(ending)
+    for name, content in rows.items():
+        (folder / name).write_bytes(content[::-1].tobytes())
+        assert not load("cifar10", folder.parent).source.endswith(ending), name
+        (folder / name).write_bytes(content.tobytes())
 
 
 def test_folder_without_data_is_refused(tmp_path):

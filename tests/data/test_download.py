@@ -1,6 +1,7 @@
 """Downloads against a server on loopback: https with a certificate of its own, as in production."""
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import shutil
@@ -9,9 +10,12 @@ import subprocess
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tests.data.test_cifar10 import official_members, tar_of
+from tests.data.test_tiny_imagenet import small_archive, write_zip
 
-from noiseprop.data import load, mnist
+from noiseprop.data import cifar10, load, mnist, tiny_imagenet
 from noiseprop.data.download import Remote, fetch
 from noiseprop.errors import DataError
 
@@ -89,6 +93,42 @@ def test_mnist_is_downloaded_once(server, own_cache, mnist_packed, monkeypatch, 
     assert sorted(path.name for path in leftovers(own_cache)) == sorted(mnist_packed)
     assert load("mnist").labels.tolist() == first.labels.tolist()
     assert len(server.asked) == 4
+
+
+def packed(name: str, tmp_path: Path) -> bytes:
+    """A small archive in the form of the official one."""
+    if name == "tiny-imagenet":
+        return write_zip(tmp_path / "made", small_archive()).read_bytes()
+    rows = {file: np.zeros((2, cifar10.ROW), np.uint8) for file in cifar10.FILES}
+    return gzip.compress(tar_of(*official_members(rows)))
+
+
+ARCHIVES = pytest.mark.parametrize(
+    ("name", "module", "images"), [("cifar10", cifar10, 12), ("tiny-imagenet", tiny_imagenet, 17)]
+)
+
+
+@ARCHIVES
+def test_an_archive_is_downloaded_once(server, own_cache, tmp_path, monkeypatch, name, module, images):
+    remote = offer(server, module.REMOTE.path, packed(name, tmp_path))
+    monkeypatch.setattr(module, "REMOTE", remote)
+    for _ in range(2):
+        dataset = load(name)
+        assert len(dataset) == images
+        assert f" from {own_cache / remote.path}, " in dataset.source
+    assert server.asked == [f"/mirror/{remote.path}"]
+
+
+@ARCHIVES
+def test_an_archive_that_is_not_the_official_one_is_refused(
+    server, own_cache, tmp_path, monkeypatch, name, module, images
+):
+    offered = offer(server, module.REMOTE.path, packed(name, tmp_path))
+    monkeypatch.setattr(module, "REMOTE", dataclasses.replace(offered, sha256=module.REMOTE.sha256))
+    with pytest.raises(DataError, match="has not the checksum of the official file; download it by other means"):
+        load(name)
+    assert server.asked == [f"/mirror/{module.REMOTE.path}"]
+    assert leftovers(own_cache) == []
 
 
 def test_file_damaged_in_the_cache_is_downloaded_again(server, own_cache):
@@ -189,6 +229,30 @@ def test_cache_that_cannot_be_made_is_one_sentence(server, own_cache):
 
 
 def test_official_files_are_on_https_with_their_checksums():
-    for remote in mnist.REMOTES:
+    for remote in (*mnist.REMOTES, cifar10.REMOTE, tiny_imagenet.REMOTE):
         assert remote.url.startswith("https://")
+        assert remote.url.endswith(f"/{Path(remote.path).name}")
         assert len(bytes.fromhex(remote.sha256)) == 32
+
+
+@pytest.mark.parametrize(
+    ("remote", "url", "size", "sha256"),
+    [
+        (
+            cifar10.REMOTE,  # MD5 c32a1d4ab5d03f1284b67883e8d87530
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            170_052_171,
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
+        (
+            tiny_imagenet.REMOTE,  # MD5 90528d7ca1a48142e341f4ef8d21d0de
+            "https://cs231n.stanford.edu/tiny-imagenet-200.zip",
+            248_100_043,
+            "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+        ),
+    ],
+    ids=["cifar10", "tiny-imagenet"],
+)
+def test_archives_are_those_whose_md5_is_published(remote, url, size, sha256):
+    """Sizes and SHA-256 as others have found them of archives with that MD5."""
+    assert remote == Remote(url.rsplit("/", 1)[1], url, sha256, size)

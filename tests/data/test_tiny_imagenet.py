@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,18 @@ def test_wrong_archive_is_one_sentence(tmp_path, members, own_cache, sentence):
         members[f"{TOP}/val/images/val_2.JPEG"] = bytes(65_537)
         write_zip(tmp_path / "data", members)
     refuse(path.parent, own_cache, sentence)
+
+
+@pytest.mark.parametrize("damage", [OSError, SyntaxError, EOFError, OverflowError, struct.error, zlib.error])
+def test_whatever_pillow_raises_is_one_sentence(monkeypatch, damage):
+    content = jpeg()
+
+    def convert(image, mode):
+        raise damage("what it says")
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(DataError, match=r"x is no sound JPEG image \(what it says\); get the official archive again"):
+        decode_jpeg(content, "x")
 
 
 def test_png_in_place_of_a_jpeg_is_refused():

@@ -26,7 +26,7 @@ MOST_IMAGES = 5_000_000
 MOST_CLASSES = 100_000
 _GREY = ("1", "L")
 _COLOUR = ("LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_DAMAGE = (  # what Pillow raises when it meets a damaged file
+DAMAGE = (  # what Pillow raises when it meets a damaged file
     *(OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, AttributeError, EOFError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
@@ -142,7 +142,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
     try:
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             size, mode = image.size, image.mode
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: no sound {', '.join(FORMATS)} image ({error}); save it again") from error
     if not 0 < min(size) <= max(size) <= MOST_SIDE:
         raise DataError(f"{path}: is {_times(size)} pixels, expected at most {MOST_SIDE} a side; make it smaller")
@@ -157,7 +157,7 @@ def _decoded(paths: list[Path], mode: str, folder: Path) -> Iterator[np.ndarray]
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 pixels = np.asarray(image.convert(mode))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DataError(f"{path}: no sound image ({error}); save it again") from error
         yield pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, JpegImagePlugin
+from PIL import JpegImagePlugin
 
+from noiseprop.data.class_folders import DAMAGE
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.download import Remote, cache_root, data_root, obtain
 from noiseprop.data.mapped import read_mapped, write_mapped
@@ -130,7 +131,7 @@ def decode_jpeg(data: bytes, where: str) -> np.ndarray:
                 width, height = image.size
                 raise DataError(f"{where} is {width}x{height} pixels, expected {SIDE}x{SIDE}; get the official archive")
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise DataError(f"{where} is no sound JPEG image ({error}); get the official archive again") from error
 
 

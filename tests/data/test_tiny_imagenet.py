@@ -1,3 +1,4 @@
+import fcntl
 import io
 import re
 import struct
@@ -345,6 +346,21 @@ def test_decoding_stopped_midway_leaves_nothing(data_dir, own_cache, monkeypatch
     assert entries(own_cache) == []
     monkeypatch.setattr(tiny_imagenet, "decode_jpeg", decode_jpeg)
     assert len(load("tiny-imagenet", data_dir)) == 17
+
+
+def test_what_a_killed_process_left_goes_with_the_next_load_and_what_one_at_work_writes_stays(data_dir, own_cache):
+    folder = own_cache / "tiny-imagenet"
+    folder.mkdir(parents=True)
+    left, written = [folder / f"killed.{suffix}.part" for suffix in ("npy", "json")], folder / "at-work.npy.part"
+    for number in range(2):  # the second load finds its images in the cache
+        for part in (*left, written):
+            part.write_bytes(b"half")
+        with (folder / "at-work.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            load("tiny-imagenet", data_dir)
+        assert [part.exists() for part in (*left, written)] == [False, False, True], number
+    load("tiny-imagenet", data_dir)
+    assert entries(own_cache) == ["json", "npy"]
 
 
 @pytest.mark.slow

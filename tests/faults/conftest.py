@@ -12,7 +12,7 @@ import torch
 from tests.data.conftest import idx
 from tests.faults.children import shorten
 from tests.faults.processes import Children
-from tests.faults.runs import Undisturbed
+from tests.faults.runs import Undisturbed, cached
 from tests.faults.table import Table
 from tests.paper.conftest import tiny_folder
 
@@ -124,6 +124,17 @@ def reproduced(children, reproduce, tmp_path_factory) -> Path:
 def pictures(tmp_path_factory) -> Path:
     """A small archive in the form of Tiny-ImageNet's."""
     return tiny_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def decoded(children, pictures, tmp_path_factory) -> dict[str, bytes]:
+    """The cache of `pictures`, decoded undisturbed: the entry's index and its images."""
+    cache = tmp_path_factory.mktemp("decoded")
+    ended = children.run("tiny-imagenet", pictures, do="load", cache=cache)
+    assert ended.code == 0, ended
+    found = dict(sorted(cached(cache).items()))
+    assert [Path(name).suffix for name in found] == [".json", ".npy"]
+    return found
 
 
 @pytest.fixture

@@ -63,6 +63,12 @@ def same(folder: Path, other: Path, *more: str) -> bool:
     )
 
 
+def cached(cache: Path) -> dict[str, bytes]:
+    """What lies in a user's cache, but for locks."""
+    files = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(cache)): path.read_bytes() for path in files}
+
+
 def lines(path: Path) -> int:
     """How many are finished in a file; 0 where there is none."""
     return path.read_text().count("\n") if path.exists() else 0

@@ -10,6 +10,7 @@ FAULTS = {
     "kill": "SIGKILL at a random moment of a training",
     "kill-write": "SIGKILL before each touch of a file while an epoch is added to a run folder",
     "kill-evaluate": "SIGKILL at a random moment of an evaluation",
+    "kill-cache": "SIGKILL before each touch of a file while the cache of decoded images is made",
     **{
         f"{name}-{command}": f"{name} during `noiseprop {command}`"
         for name in ("SIGTERM", "Ctrl-C")

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.faults.runs import same
+from tests.faults.runs import cached, same
 from tests.faults.table import TOLD_ON
 
 pytestmark = pytest.mark.slow
@@ -188,19 +188,35 @@ def test_a_worker_with_a_quota(children, reproduce, reproduced, tmp_path, faults
     faults.add("full-worker", TOLD_ON)
 
 
-def test_the_cache_of_decoded_images_with_a_quota(children, pictures, tmp_path, faults):
-    whole = children.run("tiny-imagenet", pictures, do="load", cache=tmp_path / "whole")
-    assert whole.code == 0, whole
-    files = sorted(path for path in (tmp_path / "whole").rglob("*") if path.suffix in (".npy", ".json"))
-    assert len(files) == 2
-    for number, limit in enumerate((100, files[1].stat().st_size - 1)):
-        load = {"do": "load", "cache": tmp_path / str(number)}
-        said = children.run("tiny-imagenet", pictures, limit=limit, **load).told()
-        assert re.search(r"the cache of decoded images cannot be written \(File too large\); free \d+ MB or let", said)
-        assert not [path for path in (tmp_path / str(number)).rglob("*") if path.suffix not in ("", ".lock")]
-        assert children.run("tiny-imagenet", pictures, **load) == whole
-        for path in files:
-            assert (tmp_path / str(number) / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+def decoding_does_not_fit(ended, cache: Path, why: str) -> None:
+    said = rf"the cache of decoded images cannot be written \({why}\); free \d+ MB or let XDG_CACHE_HOME"
+    assert re.search(said, ended.told())
+    assert cached(cache) == {}
+
+
+@mounted
+def test_the_cache_of_decoded_images_on_a_small_disk(disk, children, pictures, decoded, faults):
+    """No room for any image, the last one, the index."""
+    images = math.ceil(len([*decoded.values()][1]) / PAGE)
+    for free in (0, images - 1, images):
+        cache = disk.empty()
+        load = {"do": "load", "cache": cache}
+        disk.leave(free)
+        decoding_does_not_fit(children.run("tiny-imagenet", pictures, **load), cache, "No space left on device")
+        disk.leave(10_000)
+        assert children.run("tiny-imagenet", pictures, **load).code == 0
+        assert cached(cache) == decoded
+        faults.add("full-cache", TOLD_ON)
+
+
+def test_the_cache_of_decoded_images_with_a_quota(children, pictures, decoded, tmp_path, faults):
+    images = len([*decoded.values()][1])
+    for limit in (100, images - 1):
+        cache = tmp_path / str(limit)
+        load = {"do": "load", "cache": cache}
+        decoding_does_not_fit(children.run("tiny-imagenet", pictures, limit=limit, **load), cache, "File too large")
+        assert children.run("tiny-imagenet", pictures, **load).code == 0
+        assert cached(cache) == decoded
         faults.add("full-cache", TOLD_ON)
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from tests.faults.runs import lines, same
+from tests.faults.runs import cached, lines, same
 from tests.faults.table import ON
 
 pytestmark = pytest.mark.slow
@@ -79,3 +79,21 @@ def test_an_evaluation_that_is_killed(children, evaluate, undisturbed, tmp_path,
         killed += 1
     assert same(folder, undisturbed.evaluated(3), "evaluation.json")
     faults.add("kill-evaluate", ON, killed)
+
+
+def test_a_decoding_that_is_killed_before_each_touch_of_a_file(children, pictures, decoded, tmp_path, faults):
+    """The next process makes the cache, of the same bits, and takes away what the killed one left of its own."""
+    number, parts = 0, 0
+    while True:
+        number += 1
+        load = {"do": "load", "cache": tmp_path / str(number)}
+        ended = children.run("tiny-imagenet", pictures, die_at=(load["cache"], number), **load)
+        if ended.code == 0:
+            break
+        assert ended.code == -signal.SIGKILL, ended
+        parts += any(name.endswith(".part") for name in cached(load["cache"]))
+        assert children.run("tiny-imagenet", pictures, **load).code == 0
+        assert cached(load["cache"]) == decoded, number
+    assert number > 9
+    assert parts > 3
+    faults.add("kill-cache", ON, number - 1)

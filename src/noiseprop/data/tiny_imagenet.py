@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def tiny_imagenet(data_dir: Path | None = None) -> Dataset:
     digest = _sha256(path)
     folder = cache_root() / "tiny-imagenet"
     key = f"{digest}-{SPLIT_SEED}-{VERSION}"
+    _sweep(folder)
     cached = read_mapped(folder, key)
     if cached is None:
         with _lock(folder, key):
@@ -151,6 +152,14 @@ def _lock(folder: Path, key: str) -> Generator[None]:
         yield
     finally:
         lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have half-written; those at work hold the lock of what they write."""
+    for part in folder.glob("*.part"):
+        lock = FileLock(folder / f"{part.name.partition('.')[0]}.lock", timeout=0)
+        with suppress(OSError, NotImplementedError), lock:  # an OSError also where the lock is held
+            part.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from noiseprop.evaluation.settings import CONDITIONS
+from noiseprop.evaluation.settings import ATTACKS, CONDITIONS
 from noiseprop.evaluation.statistics import wilson
+from noiseprop.evaluation.trust import CHECKS
 from noiseprop.paper.how import votes
 from noiseprop.paper.protocol import PROTOCOLS, TABLES, Row, attack_settings
 from noiseprop.paper.results import accuracy, read_record
@@ -57,20 +58,37 @@ def test_figure_3_stands_beside_the_results(record):
             assert (ROOT / "results" / f"figure3-{record['protocol']}.{suffix}").exists()
 
 
+LEAST = {
+    "table5": (5, 1000, 250, "a copy decoded from JPEG"),
+    "table6": (1, 250, 64, "with 100 of 500 training images"),
+}
+"""Of each table: epochs, test images, images attacked over many draws, and what its source says of the data."""
+
+
+def test_both_tables_of_resnets_are_there():
+    assert {record["table"] for record in RESNETS} == LEAST.keys()
+
+
 @pytest.mark.parametrize("record", RESNETS, ids=[f"{r['table']}-{r['protocol']}" for r in RESNETS])
-def test_a_record_of_resnets_says_how_it_was_made(record):
-    names = {row.name for row in TABLES[record["table"]]}
-    assert {run["row"] for run in record["runs"]} <= names
+def test_a_record_of_resnets_is_complete_and_says_how_it_was_made(record):
+    epochs, images, many, source = LEAST[record["table"]]
+    rows = {row.name for row in TABLES[record["table"]]}
+    assert {run["row"] for run in record["runs"]} == rows
     assert record["recipe"]["name"] in ("table1", "fast")
     assert record["recipe"]["augment"] is True
-    assert record["source"]
-    assert record["data"]["test_images"] >= 1000
-    assert record["settings"]["attack_images"] >= 1000
+    assert source in record["source"]
+    assert source in SCRIPT["document"]()
+    assert record["data"]["test_images"] >= images
+    most = max(record["settings"]["attack_draws"])
+    assert most == 20
     for run in record["runs"]:
+        assert len(run["course"]["validation_loss"]) == record["epochs"] >= epochs
+        assert len(run["findings"]) == len(CHECKS)
         assert all(0 <= accuracy(run, condition) <= 1 for condition in CONDITIONS)
-        most = max(record["settings"]["attack_draws"])
+        counts = {key: figure[1] for key, figure in run["figures"].items()}
+        assert {counts[f"{attack}/off/0/0"] for attack in ATTACKS} == {record["data"]["test_images"]}
         if run["noisy"]:
-            assert run["figures"][f"pgd/one/{most}/0"][1] >= 250
+            assert min(counts[f"{attack}/one/{most}/0"] for attack in ATTACKS) >= many
         for right, n, low, high in run["figures"].values():
             interval = wilson(right, n)
             assert (low, high) == pytest.approx((interval.low, interval.high), abs=1e-5)
@@ -78,6 +96,9 @@ def test_a_record_of_resnets_says_how_it_was_made(record):
 
 @pytest.mark.parametrize("name", SALIENCY)
 def test_figure_4_stands_beside_its_record(name):
+    record = SALIENCY[name]
+    assert record["networks"] == [row.name for row in TABLES["table6"]]
+    assert {len(shares) for shares in record["inside"].values()} == {len(record["box"])}
     assert {path.suffix for path in (ROOT / "results").glob(f"{name}.*")} == {".json", ".svg", ".png"}
 
 

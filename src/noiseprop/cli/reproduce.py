@@ -30,7 +30,7 @@ class Reproduce:
     what: Annotated[
         Positional[Literal["table3", "table4", "table5", "table6", "figure3", "figure4"]], arg(metavar="WHAT")
     ]
-    """table3 (MLPs), table4 (CNNs), table5, table6 (ResNets), figure3, or figure4, of Table 6's runs with seed 0."""
+    """table3 (MLPs), table4 (CNNs), table5, table6 (ResNets), figure3, or figure4, of Table 6's first runs."""
     seeds: Annotated[int, arg(metavar="INT")] = 5
     """Networks of each kind, with seeds 0, 1, ..."""
     models: Annotated[tuple[str, ...], default("all", "NAME ...")] = ()

@@ -117,7 +117,7 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
                 {"run": str(self.out), "model": model, "data": dataset.name, "recipe": recipe, **asdict(last)}
             )
         by = "" if recipe == "table1" else f" by the {recipe} recipe"
-        out.print(f"{dataset.source}.", markup=False)
+        out.print(f"{dataset.source}.", markup=False, soft_wrap=False)
         out.print(f"{model} on {dataset.name}{by}, epoch {last.epoch}:", markup=False)
         out.print(f"  training    loss {last.train_loss:.4f}  accuracy {last.train_accuracy:.4f}")
         out.print(f"  validation  loss {last.validation_loss:.4f}  accuracy {last.validation_accuracy:.4f}")

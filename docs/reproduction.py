@@ -35,9 +35,8 @@ def saliency() -> dict[str, Mapping[str, Any]]:
 
 def document() -> str:
     """The whole page: MNIST's part, then the ResNets', each where there are results; empty where there are none."""
-    mnist, others = records(), page_resnets.page(resnets(), saliency(), steps())
-    parts = [page(mnist, steps()) if mnist else INTRODUCTION, others]
-    return "\n".join(part for part in parts if part) if mnist or others else ""
+    parts = [page(records(), steps()), page_resnets.page(resnets(), saliency(), steps())]
+    return "\n".join([INTRODUCTION, *filter(None, parts)]) if any(parts) else ""
 
 
 def steps() -> dict[str, Any]:

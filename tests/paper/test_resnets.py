@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import norm
+from tests.faults.processes import LONG_ENOUGH
 
 from noiseprop.cli import main
 from noiseprop.errors import RunError
@@ -39,7 +40,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*draws cannot share what comes before the noise"),
 ]
 
-LONG_ENOUGH = 300.0  # seconds for anything
 FEW: dict[str, Any] = {"attack_images": 16, "attack_draws": (1, 2), "vote_draws": 3, "trust_images": 6}
 FEW |= {"lbfgs_steps": 2, "pgd_steps": 2, "batch_size": 32}
 
@@ -313,7 +313,7 @@ def test_the_page_tells_course_cost_percentages_and_marks(table5):
     plain, noisy = record["runs"]
     for run, right in ((plain, 400), (noisy, 500)):
         state = "one/2" if run["noisy"] else "off/0"
-        run["figures"][f"clean/{state[:4].rstrip('/')}/0/0"] = [900, 1000, 0.88, 0.92]
+        run["figures"][f"clean/{state.split('/')[0]}/0/0"] = [900, 1000, 0.88, 0.92]
         for attack in ATTACKS:
             run["figures"][f"{attack}/{state}/0"] = [right, 1000, right / 1000 - 0.03, right / 1000 + 0.03]
     for run, row in ((plain, "ResNet18"), (noisy, "ResNet18-AN")):

@@ -143,6 +143,23 @@ def _compare(record: Record, first: str, second: str, what: str) -> Comparison:
     return Comparison(first, second, what, ours, gain, error, printed, test.p_value if test else None)
 
 
+def outcome(found: Sequence[Comparison]) -> str:
+    """What becomes of a claim, in a word: holds, in part, mixed, not shown, no or the reverse."""
+    n = len(found)
+    holds, against = (sum(c.verdict == sign for c in found) for sign in (1, -1))
+    if holds:
+        return "holds" if holds == n else "mixed" if against else "in part"
+    if against:
+        return "the reverse" if against == n else "no"
+    return "not shown"
+
+
+def counted(found: Sequence[Comparison], none: str) -> str:
+    """How many differences are significant and which way; `none` where none is."""
+    ways = [(sum(c.verdict == sign for c in found), way) for sign, way in ((1, "as claimed"), (-1, "the other way"))]
+    return " and ".join(f"{count} {way}" for count, way in ways if count) or none
+
+
 def relative_gain(record: Record, first: str, second: str, what: str) -> Interval | None:
     """By what share the first row's accuracy is above the second's, over seeds; None for one seed or an accuracy of 0.
 

@@ -162,10 +162,13 @@ def shares_table(record: Mapping[str, Any]) -> list[list[str]]:
     rows = [["", "saliency inside the box", f"more than {first}"]]
     rows.append(["the box's share of the image", str(mean_std(record["box"])), ""])
     for name, values in shares.items():
-        found = difference(record, name, first)
-        more = "one image" if found is None else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        rows.append([name, str(mean_std(values)), "" if name == first else more])
+        more = "" if name == first else _told(difference(record, name, first))
+        rows.append([name, str(mean_std(values)), more])
     return rows
+
+
+def _told(found: Interval | None) -> str:
+    return "one image" if found is None else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | None:
@@ -179,7 +182,7 @@ def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | N
     differences = np.subtract(record["inside"][name], record["inside"][other])
     mean, n = float(np.mean(differences)), len(differences)
     half = float(student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / n**0.5)
-    return Interval(mean, mean - half, mean + half, 0.95)
+    return Interval(mean, mean - half, mean + half)
 
 
 def summary(record: Mapping[str, Any]) -> str:

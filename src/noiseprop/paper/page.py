@@ -14,6 +14,8 @@ from noiseprop.paper.claims import (
     Claim,
     Comparison,
     compare,
+    counted,
+    outcome,
     relative_gain,
 )
 from noiseprop.paper.how import votes
@@ -26,6 +28,14 @@ from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables
 _HEADINGS = COLUMNS | {
     EPOCHS_TO_LOSS: f"epochs to validation loss {VALIDATION_LOSS:g}",
     EPOCHS_TO_ACCURACY: f"epochs to validation accuracy {VALIDATION_ACCURACY:g}",
+}
+_CLAUSES = {
+    "holds": "It holds",
+    "in part": "It holds in part",
+    "mixed": "It holds in part and fails in part",
+    "not shown": "It is not shown",
+    "no": "It does not hold",
+    "the reverse": "The reverse holds",
 }
 _TITLES = {"table3": "Table 3: MLPs on MNIST", "table4": "Table 4: CNNs on MNIST"}
 
@@ -73,14 +83,16 @@ _CHECKS = {
 
 
 def page(records: Sequence[Record], steps: Mapping[str, Any] | None = None) -> str:
-    """The whole document: a part for each record, Table 3 before Table 4, the protocol `paper` first.
+    """The part of the page that is about MNIST, Table 3 before Table 4, the protocol `paper` first.
 
     Args:
-        records: of Tables 3 and 4.
+        records: of Tables 3 and 4; none give an empty page.
         steps: content of the benchmarks in `reasons.BENCHMARKS` that are at hand.
     """
+    if not records:
+        return ""
     ordered = sorted(records, key=lambda r: (r["table"], r["protocol"] != "paper", r["protocol"]))
-    parts = [INTRODUCTION, _overview(ordered), _protocols()]
+    parts = [_overview(ordered), _protocols()]
     return "\n".join([*parts, *(_part(record, steps or {}) for record in ordered)]).rstrip() + "\n"
 
 
@@ -105,26 +117,11 @@ def _seeds(record: Record) -> str:
     return f"{n} seed{'s' if n > 1 else ''}"
 
 
-def _verdict(comparisons: Sequence[Comparison]) -> tuple[str, str]:
-    """What becomes of a claim: in a word, and in a clause."""
-    n = len(comparisons)
-    holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
-    if holds == n:
-        return "holds", "It holds"
-    if holds:
-        return ("mixed", "It holds in part and fails in part") if against else ("in part", "It holds in part")
-    if against == n:
-        return "the reverse", "The reverse holds"
-    return ("no", "It does not hold") if against else ("not shown", "It is not shown")
-
-
 def _brief(comparisons: Sequence[Comparison]) -> str:
     n = len(comparisons)
     if any(c.p_value is None for c in comparisons):
         return f"untested ({sum(c.gain > 0 for c in comparisons)} of {n} as claimed)"
-    holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
-    counts = [f"{count} {way}" for count, way in ((holds, "as claimed"), (against, "the other way")) if count]
-    return f"**{_verdict(comparisons)[0]}** (of {n}, {' and '.join(counts) or 'none significant'})"
+    return f"**{outcome(comparisons)}** (of {n}, {counted(comparisons, 'none significant')})"
 
 
 def _told(comparisons: Sequence[Comparison]) -> str:
@@ -135,8 +132,8 @@ def _told(comparisons: Sequence[Comparison]) -> str:
         return f"With one seed it cannot be tested. Differences that have the claimed sign: {claimed} of {n}."
     holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
     return (
-        f"**{_verdict(comparisons)[1]}.** Differences: {n}. Significant as claimed: {holds}; significant the other "
-        f"way: {against}; not significant: {n - holds - against}."
+        f"**{_CLAUSES[outcome(comparisons)]}.** Differences: {n}. Significant as claimed: {holds}; significant the "
+        f"other way: {against}; not significant: {n - holds - against}."
     )
 
 

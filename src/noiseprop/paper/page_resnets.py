@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noiseprop.paper.claims import Claim, Comparison
+from noiseprop.paper.claims import Claim, Comparison, counted, outcome
 from noiseprop.paper.claims_resnets import DENIED, claims, comparisons, guessing, over_images
 from noiseprop.paper.figure4 import difference, says, shares_table
 from noiseprop.paper.how import how
@@ -71,16 +71,12 @@ def _brief(found: Sequence[Comparison]) -> str:
 
 
 def _word(found: Sequence[Comparison]) -> str:
-    signs = {c.verdict for c in found}
-    if 1 in signs:
-        return "yes" if signs == {1} else "mixed" if -1 in signs else "in part"
-    return "the reverse" if signs == {-1} else "no" if -1 in signs else "not shown"
+    word = outcome(found)
+    return "yes" if word == "holds" else word
 
 
 def _counts(found: Sequence[Comparison]) -> str:
-    counts = [(sum(c.verdict == sign for c in found), way) for sign, way in ((1, "as claimed"), (-1, "the other way"))]
-    told = " and ".join(f"{count} {way}" for count, way in counts if count)
-    return f"of {len(found)}, {told or 'none beyond chance'}"
+    return f"of {len(found)}, {counted(found, 'none beyond chance')}"
 
 
 def _recipe(record: Record) -> str:

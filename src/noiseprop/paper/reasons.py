@@ -1,6 +1,7 @@
 """Why a table came out as it did: where sigma went, what noise does in training and at inference, what it costs."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from noiseprop.evaluation.statistics import mean_std
@@ -47,8 +48,7 @@ def where_sigma_went(record: Record) -> list[str]:
         first = end = 0.0
         for layer in courses[0]:
             sizes = [course[layer]["mean"] for course in courses]
-            at = [[size[epoch - 1] for size in sizes if epoch <= len(size)] for epoch in shown]
-            table.append([f"{row}: {layer}", *(f"{sum(v) / len(v):.3f}" if v else "–" for v in at)])
+            table.append([f"{row}: {layer}", *after(sizes, shown)])
             began, ended = (mean_std([size[i] for size in sizes]).mean for i in (0, -1))
             ends.append(f"{layer} {began:.3f} to {ended:.3f}")
             first, end = first + began, end + ended
@@ -82,6 +82,12 @@ def _why_there(record: Record) -> list[str]:
 def _moves(record: Record, row: str) -> bool:
     """Whether sigma changed in training."""
     return any(len(set(layer["mean"])) > 1 for run in runs_of(record, row) for layer in run["course"]["sigma"].values())
+
+
+def after(courses: Sequence[Sequence[float]], epochs: Sequence[int]) -> list[str]:
+    """Cells with the mean over runs after each of some epochs, – where no run came so far."""
+    at = [[course[epoch - 1] for course in courses if epoch <= len(course)] for epoch in epochs]
+    return [f"{fmean(values):.3f}" if values else "–" for values in at]
 
 
 def what_noise_does(record: Record) -> list[str]:

@@ -9,7 +9,7 @@ from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import mean_std
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.reasons import BENCHMARKS, rows_of, what_it_costs
+from noiseprop.paper.reasons import BENCHMARKS, after, rows_of, what_it_costs
 from noiseprop.paper.results import Record, accuracy, cell, image_error, runs_of, spread
 from noiseprop.paper.tables import Rows, markdown
 
@@ -47,8 +47,7 @@ def course(record: Record) -> list[str]:
     rows: Rows = [["validation accuracy after epoch", *map(str, shown)]]
     for row in rows_of(record):
         courses = [run["course"]["validation_accuracy"] for run in runs_of(record, row)]
-        at = [[values[epoch - 1] for values in courses if epoch <= len(values)] for epoch in shown]
-        rows.append([row, *(f"{fmean(values):.3f}" if values else "–" for values in at)])
+        rows.append([row, *after(courses, shown)])
     says = "Each network with its noise, as it is used. A schedule that is planned for its number of epochs tells "
     says += "little of how soon another one would have been there, so this is not tested."
     return ["### Learned noise trains faster?", "", says, "", markdown(rows), ""]

@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -67,8 +66,7 @@ def surrogate(
     with FileLock(f"{folder}.lock"):
         net = build(name, seed=seed, classes=len(dataset.classes)).to(device)
         if not _is_trained(net, folder, dataset, recipe.epochs):
-            how: dict[str, Any] = {"seed": seed, "resume": True, "progress": progress, "device": device}
-            net, _ = train_run(name, dataset, recipe, folder, **how)
+            net, _ = train_run(name, dataset, recipe, folder, seed=seed, resume=True, progress=progress, device=device)
     return net.eval()
 
 

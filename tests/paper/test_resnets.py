@@ -345,6 +345,8 @@ def test_what_has_not_learned_is_no_defence(table5):
     text = page([record], {})
     assert "On clean images ResNet18-AN (0.110 ± 0.021) did no better than guessing: this training taught it" in text
     assert "| Learned noise raises accuracy under white-box attacks | not run or not learned |" in text
+    assert "### The paper's percentages\n\nNone: ResNet18-AN did no better than guessing, and a percentage" in text
+    assert "| mean, white box |" not in text
     noisy["figures"]["clean/one/0/0"] = [121, 1000, 0.102, 0.143]
     assert guessing(record) == []
     assert len(comparisons(record, claims("table5")[1])) == 3

@@ -7,6 +7,7 @@ from typing import Any
 
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import mean_std
+from noiseprop.paper.claims_resnets import guessing
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
 from noiseprop.paper.reasons import BENCHMARKS, after, rows_of, what_it_costs
@@ -21,6 +22,10 @@ def percentages(record: Record) -> list[str]:
     plain, best = TABLES[record["table"]][0].name, TABLES[record["table"]][-1].name
     if not {plain, best} <= set(rows_of(record)):
         return []
+    title = ["### The paper's percentages", ""]
+    if idle := [row for row in guessing(record) if row in (plain, best)]:
+        missing = f"{' and '.join(idle)} did no better than guessing"
+        return [*title, f"None: {missing}, and a percentage between guesses tells of no defence.", ""]
     printed = PUBLISHED[record["table"]]
     rows: Rows = [["", "the paper", "here"]]
     for group, of in (("white box", ATTACKS), ("black box", TRANSFERS), ("corrupted", CORRUPTIONS)):
@@ -33,7 +38,7 @@ def percentages(record: Record) -> list[str]:
         rows.append([f"mean, {group}", *(_percent(fmean(values)) for values in zip(*found, strict=True))])
     says = f"By how much the accuracy of {best} is above that of {plain}, relative to the latter, as the paper has it; "
     says += "estimates without their error, which is large where accuracies are small: the differences above have it."
-    return ["### The paper's percentages", "", says, "", markdown(rows), ""]
+    return [*title, says, "", markdown(rows), ""]
 
 
 def _percent(value: float) -> str:

@@ -281,7 +281,7 @@ def test_the_record_tells_recipe_and_data(table5):
     assert record["source"].endswith("which are not the official files")
     assert record["images"] == {"train": 96, "validation": 24, "test": 24}
     told = how(record)
-    assert "The fast recipe, not the paper's: SGD 0.1, one-cycle, 2 epochs in fp32 on 96 images, cropped" in told
+    assert "The fast recipe, not the paper's: Adam 0.001, one-cycle, 2 epochs in fp32 on 96 images, cropped" in told
     assert "20 of 24 test images, 16 of them attacked, in fp32." in told
     assert "averaged over 2 draws: of ResNet18-AN on 8 images." in told
 
@@ -419,7 +419,7 @@ def test_the_command_writes_after_each_run_and_prints_how(table5, image_dir, tmp
     assert {run["row"] for run in record["runs"]} == {"ResNet18", "ResNet18-MLP+", "ResNet18-AN"}
     assert written == [2]  # what was finished before is in the file as soon as the first row is looked at
     said = capsys.readouterr().out
-    assert "The fast recipe, not the paper's: SGD 0.1, one-cycle, 2 epochs" in said
+    assert "The fast recipe, not the paper's: Adam 0.001, one-cycle, 2 epochs" in said
     assert "which are not the official files" in said
     assert "20 of 24 test images, 16 of them attacked" in said
     assert str(path) in said

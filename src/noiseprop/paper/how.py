@@ -14,8 +14,9 @@ def how(record: Record) -> str:
     named = "Table 1's recipe" if recipe["name"] == "table1" else f"The {recipe['name']} recipe, not the paper's"
     augmented = ", cropped and flipped at random" if recipe["augment"] else ""
     epochs = max(len(run["course"]["train_loss"]) for run in record["runs"])
+    optimizer = {"adam": "Adam", "sgd": "SGD"}[recipe["optimizer"]]
     sentences = [
-        f"{named}: {recipe['optimizer'].upper()} {recipe['lr']:g}, {recipe['schedule']}, {epochs} "
+        f"{named}: {optimizer} {recipe['lr']:g}, {recipe['schedule']}, {epochs} "
         f"epoch{'s' * (epochs > 1)} in {recipe['precision']} on {images['train']:,} images{augmented}.",
         f"{record['source']}.",
         f"{test:,} of {images['test']:,} test images, {attacked:,} of them attacked, in {record['judged_in']}.",

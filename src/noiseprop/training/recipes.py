@@ -97,19 +97,17 @@ def fast(dataset: str, epochs: int = 5) -> Recipe:
         epochs: passes over the training images.
 
     Returns:
-        Table 1's recipe with a learning rate that rises and falls once, and SGD where images are natural.
+        Table 1's recipe with a learning rate that rises and falls once. CIFAR-10 thus has Adam: under SGD, at
+        the rates of so few epochs, noise of sigma 1 kills the heads, which have no normalisation.
 
     Examples:
         >>> fast("mnist-5k").schedule, fast("cifar10", epochs=3).optimizer
-        ('one-cycle', 'sgd')
+        ('one-cycle', 'adam')
 
     Source: Smith and Topin, Super-Convergence (2018).
     """
-    table1 = TABLE_1[dataset]
-    if dataset.startswith("mnist"):
-        return replace(table1, name="fast", epochs=epochs, lr=3e-3, schedule="one-cycle")
-    cycle = replace(table1, name="fast", epochs=epochs, optimizer="sgd", momentum=0.9, schedule="one-cycle")
-    return replace(cycle, lr=0.1, weight_decay=5e-4)
+    lr = {"cifar10": 1e-3, "tiny-imagenet": 0.1}.get(dataset, 3e-3)
+    return replace(TABLE_1[dataset], name="fast", epochs=epochs, lr=lr, schedule="one-cycle")
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -42,6 +42,17 @@ def test_a_resumed_training_s_rate_is_that_of_its_new_steps(console, clock):
     assert console.getvalue() == "training: 1020 of 1060, x, 1/s, 0:00:40 left\n"
 
 
+def test_a_second_training_of_as_many_steps_has_a_rate_of_its_own(console, clock):
+    with progress.progress_bar("training") as show:
+        for done in (32, 1500, 32, 64):
+            clock.now += 10 if done < 1500 else 1000
+            show(done, 1565, "x")
+    assert console.getvalue().splitlines() == [
+        "training: 1500 of 1565, x, 1.47/s, 0:00:44 left",
+        "training: 64 of 1565, x, 3.2/s, 0:07:49 left",
+    ]
+
+
 def test_quick_work_says_nothing(console, clock):
     assert list(progress.told([1, 2, 3], "reading")) == [1, 2, 3]
     assert console.getvalue() == ""

@@ -89,13 +89,14 @@ class PlainLines:
     def __init__(self, title: str) -> None:
         self.title = title
         self.start = self.last = time.monotonic()
-        self.first = self.total = 0
+        self.first = self.done = self.total = 0
 
     def tell(self, done: int, total: int, note: str, *, now: bool = False) -> None:
         """Say so if it is time, or `now`."""
         clock = time.monotonic()
-        if total != self.total or done < self.first:  # a new kind of step; a resumed training does not begin at 0
+        if total != self.total or done < self.done:  # a new kind of step; a resumed training does not begin at 0
             self.first, self.total, self.start = done, total, clock
+        self.done = done
         if not now and clock - self.last < EVERY:
             return
         self.last = clock

@@ -92,7 +92,7 @@ def test_figure_3_needs_the_results_alone(few, tmp_path, capsys, monkeypatch):
     assert path.read_bytes() == before
     said = capsys.readouterr()
     assert "figure3: MLPN, ReLU, seed 0 is done, 3 of 3" in said.err
-    assert "Table 1's recipe: ADAM 0.001, constant, 1 epoch in fp32" in said.out
+    assert "Table 1's recipe: Adam 0.001, constant, 1 epoch in fp32" in said.out
     assert main([command[0], "table3", *command[2:]]) == 0  # one seed is asked for, the file holds two
     assert "mean ± standard deviation over 2 seeds" in capsys.readouterr().out
     path.write_bytes(before[:-9])

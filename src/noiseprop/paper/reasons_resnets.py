@@ -1,7 +1,7 @@
 """Why Tables 5 and 6 came out as they did: percentages, course, cost, where sigma went, noise at inference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -76,10 +76,9 @@ def where_sigma_went(record: Record) -> list[str]:
     last = max(len(run["course"]["validation_loss"]) for run in record["runs"])
     at = {"after the first epoch": 0, "after the last": -1} if last > 1 else {"after the only epoch": 0}
     table: Rows = [["mean of sigma's size", *at]]
-    for row in rows_of(record):
+    learned = {row.name for row in TABLES[record["table"]] if row.learned}
+    for row in (row for row in rows_of(record) if row in learned):
         courses = [run["course"]["sigma"] for run in runs_of(record, row)]
-        if not any(_moves(layer["mean"]) for course in courses for layer in course.values()):
-            continue
         head = [layer for layer in courses[0] if layer.startswith("head.")]
         for layer in head:
             ends = [fmean(course[layer]["mean"][end] for course in courses) for end in at.values()]
@@ -93,11 +92,6 @@ def where_sigma_went(record: Record) -> list[str]:
         return []
     start = [] if "sigma-start" in record["departures"] else ["Each sigma starts at 1.", ""]
     return ["### Why: where sigma went", "", *start, markdown(table), ""]
-
-
-def _moves(means: Sequence[float]) -> bool:
-    """Whether a sigma is learned: a fixed one stays at 1, to the bit."""
-    return len(set(means)) > 1 or means[0] != 1
 
 
 def live(record: Record) -> list[str]:

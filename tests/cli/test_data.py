@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from noiseprop.cli import main
-from noiseprop.data import NAMES, holdings, mnist
+from noiseprop.data import NAMES, cifar10, holdings, mnist
 from noiseprop.data.download import Remote
 
 
@@ -92,6 +92,21 @@ def test_fetch_downloads_what_is_missing_where_load_looks_for_it(capsys, tmp_pat
     (tmp_path / "there").mkdir()
     listed(capsys, "mnist", "--fetch", "--data-dir", str(tmp_path / "there"))
     assert asked[1] == (remote, tmp_path / "there")
+
+
+def test_an_unpacked_folder_must_hold_all_of_its_files(capsys, tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    arguments = ["cifar10", "--data-dir", str(tmp_path)]
+    assert main(["data", *arguments, "--fetch"]) == 1
+    assert "has no data_batch_1.bin, data_batch_2.bin," in " ".join(capsys.readouterr().out.split())
+    for name in list(cifar10.FILES)[:-1]:
+        (folder / name).write_bytes(b"0")
+    row = listed(capsys, *arguments)["cifar10"]
+    assert row["state"] == "damaged"
+    assert row["said"] == f"{folder}: has no test_batch.bin; put back the whole folder, or move it away"
+    (folder / "test_batch.bin").write_bytes(b"0")
+    assert listed(capsys, *arguments)["cifar10"]["state"] == "here"
 
 
 def test_the_files_of_the_list_are_those_that_are_read():

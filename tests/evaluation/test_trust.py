@@ -204,6 +204,14 @@ def test_single_step_is_no_stronger_on_a_plain_gradient(model):
     assert 0.1 < finding.numbers["many_steps"] < 0.9
 
 
+@pytest.mark.parametrize(("count", "images", "outcome"), [(16, 1, "passed"), (16, 2, "failed"), (100, 3, "failed")])
+def test_one_image_more_or_less_is_no_finding(count, images, outcome, monkeypatch):
+    left = {"single-step": 0.0, "many-steps": images / count}
+    monkeypatch.setattr(Subject, "accuracy_under", lambda self, attack, name: left[name])
+    x, y = margins(count=count)
+    assert check_single_step(Subject(Linear().eval(), x, y, SETTINGS)).outcome == outcome
+
+
 # transfer and large eps: saturated logits have no gradient
 
 

@@ -11,10 +11,14 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_rel
 from torch import nn
+from torch.nn import functional
 
 from noiseprop.cli import main
 from noiseprop.data import Dataset, load, split
 from noiseprop.errors import RunError
+from noiseprop.evaluation.measure import noise_key
+from noiseprop.noise.sampling import sampling
+from noiseprop.noise.stream import reset_noise
 from noiseprop.paper import figure4, reproduction
 from noiseprop.paper.figure4 import draw_figure_4, figure_4, inside, look, read_figure_4, says, shares_table, summary
 from noiseprop.paper.page_resnets import page
@@ -76,6 +80,23 @@ def test_a_network_without_noise_is_right_where_its_largest_logit_is_the_label_s
     assert job.row.name == "ResNet34"
     for labels in (said, said.where(torch.arange(8) % 3 == 0, (said + 1) % 3)):
         assert torch.equal(figure4._correct(model, replace(test, labels=labels), 0), said == labels)
+
+
+def test_a_network_with_noise_is_right_where_most_of_its_draws_say_the_label(plan):
+    job, test = plan.jobs(TABLES["table6"], 1)[4], split(load("tiny-imagenet", plan.data_dir)).test
+    model, images = trained(job).eval(), test.images.float() / 255
+    reset_noise(model, noise_key(0, "figure 4"))
+    with torch.no_grad(), sampling(model, "fresh", draws=figure4.VOTES):
+        said = model(images).argmax(-1)  # (draws, 8)
+    counts = functional.one_hot(said).sum(0)
+    sure = counts.max(1).values * 2 > figure4.VOTES
+    assert job.row.name == "ResNet34-AN"
+    assert sure.any()
+    assert (counts.max(1).values < figure4.VOTES).any()  # a single draw says something else
+    labels = counts.argmax(1)
+    found = figure4._correct(model, replace(test, labels=labels), 0)
+    assert torch.equal(found[sure], torch.ones_like(found[sure]))
+    assert not figure4._correct(model, replace(test, labels=(labels + 1) % 3), 0)[sure].any()
 
 
 RIGHT = ("01234567", "0134567", "1234567", "013467", "134567")  # of eight images, by network: all are on 1, 3, 4, 6, 7
@@ -249,4 +270,16 @@ def test_a_foreign_file_is_one_sentence(content, tmp_path):
     path = tmp_path / "figure4-x.json"
     path.write_text(content)
     with pytest.raises(RunError, match="run `noiseprop reproduce figure4` again"):
+        read_figure_4(path)
+
+
+def test_a_changed_figure_is_told(seen, tmp_path):
+    *_, path = draw_figure_4(seen, tmp_path / "figure4-x")
+    record = read_figure_4(path)
+    assert record == json.loads(json.dumps(seen.record))
+    name = record["networks"][1]
+    changed = json.loads(path.read_text())
+    changed["inside"][name][0] = round(changed["inside"][name][0] / 2, 6)
+    path.write_text(json.dumps(changed))
+    with pytest.raises(RunError, match="its checksum does not fit"):
         read_figure_4(path)

@@ -19,17 +19,17 @@ from tests.faults.processes import LONG_ENOUGH
 from noiseprop.cli import main
 from noiseprop.errors import RunError
 from noiseprop.evaluation import settings as evaluation_settings
-from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, known_settings
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, known_settings
 from noiseprop.evaluation.statistics import wilson
 from noiseprop.evaluation.storage import read
 from noiseprop.paper import protocol as protocol_module
 from noiseprop.paper import reproduction
-from noiseprop.paper.claims_resnets import claims, comparisons, guessing
+from noiseprop.paper.claims_resnets import DENIED, chance, claims, comparisons, failed_attacks, guessing
 from noiseprop.paper.grid import DONE
 from noiseprop.paper.how import how
-from noiseprop.paper.page_resnets import page
+from noiseprop.paper.page_resnets import command, page
 from noiseprop.paper.plan import Plan
-from noiseprop.paper.protocol import TABLES, Row, attack_settings, protocol
+from noiseprop.paper.protocol import TABLES, Row, attack_settings, departures, protocol
 from noiseprop.paper.published import COLUMNS, PUBLISHED
 from noiseprop.paper.reproduction import EVALUATION, do, is_finished, recipe_of, trained
 from noiseprop.paper.results import accuracy, make_record, read_record, runs_of
@@ -256,6 +256,9 @@ def test_only_noise_everywhere_sees_fewer_images_and_only_by_the_fast_recipe():
         assert (settings.eot_images == 8) == (row.name in ("ResNet18-A+", "ResNet18-AN"))
         assert settings.attack_images == 16
         assert attack_settings(paper, "cifar10", "table5", row) == known_settings("cifar10")
+        tiny = Row(row.model.replace("18", "34"))
+        settings = attack_settings(paper, "tiny-imagenet", "table6", tiny, "fast")
+        assert settings.trust_images == (4 if tiny.everywhere else 6)
     cnn = attack_settings(paper, "mnist", "table4", Row("CNN-AN"))
     assert (cnn.eot_images > 10_000, cnn.vote_images) == (True, 2000)
     assert attack_settings(paper, "mnist", "table4", Row("CNN-MLPN")).vote_images > 10_000
@@ -284,6 +287,13 @@ def test_the_record_tells_recipe_and_data(table5):
     assert "The fast recipe, not the paper's: Adam 0.001, one-cycle, 2 epochs in fp32 on 96 images, cropped" in told
     assert "20 of 24 test images, 16 of them attacked, in fp32." in told
     assert "averaged over 2 draws: of ResNet18-AN on 8 images." in told
+    assert "made on a ResNet18 without noise and with one Linear layer as its head, trained by the same recipe" in told
+    assert command(record).endswith("--recipe fast --epochs 2 --precision fp32 --judge fp32 --seeds 1 --test-images 20")
+    assert f"`{command(record)}`" in page([record], {})
+    other = record | {"protocol": "released-code-without-sigma-decay", "recipe": record["recipe"] | {"name": "table1"}}
+    other["departures"] = sorted(set(departures("table5")) - {"sigma-decay"})
+    starts = "noiseprop reproduce table5 --protocol released-code --switch sigma-decay --recipe table1 "
+    assert command(other).startswith(starts)
 
 
 def test_the_page_reads_one_seed_over_images(table5):
@@ -316,6 +326,8 @@ def test_the_page_tells_course_cost_percentages_and_marks(table5):
         run["figures"][f"clean/{state.split('/')[0]}/0/0"] = [900, 1000, 0.88, 0.92]
         for attack in ATTACKS:
             run["figures"][f"{attack}/{state}/0"] = [right, 1000, right / 1000 - 0.03, right / 1000 + 0.03]
+        for attack in TRANSFERS:
+            run["figures"][f"{attack}/{state.split('/')[0]}/0/0"] = [600, 1000, 0.57, 0.63]
     for run, row in ((plain, "ResNet18"), (noisy, "ResNet18-AN")):
         for finding in run["findings"]:
             finding["outcome"] = "failed" if row == "ResNet18-AN" and finding["name"] == "convergence" else "passed"
@@ -349,7 +361,54 @@ def test_what_has_not_learned_is_no_defence(table5):
     assert "| mean, white box |" not in text
     noisy["figures"]["clean/one/0/0"] = [121, 1000, 0.102, 0.143]
     assert guessing(record) == []
-    assert len(comparisons(record, claims("table5")[1])) == 3
+    assert "pgd" in [c.what for c in comparisons(record, claims("table5")[1])]
+
+
+def test_an_attack_that_failed_is_no_defence(table5):
+    record = copy.deepcopy(record_of(table5))
+    plain, noisy = record["runs"]
+    for run, white in ((plain, "off/0"), (noisy, "one/2")):
+        run["figures"][f"clean/{white[:3]}/0/0"] = [800, 1000, 0.774, 0.823]
+        for attack in ATTACKS:
+            run["figures"][f"{attack}/{white}/0"] = [60, 1000, 0.047, 0.076]
+        for attack in TRANSFERS:
+            run["figures"][f"{attack}/{white[:3]}/0/0"] = [80, 1000, 0.065, 0.099]
+    claim = claims("table5")[1]
+    assert failed_attacks(record) == {}
+    assert [c.what for c in comparisons(record, claim)] == list(ATTACKS)
+    noisy["figures"]["lbfgs/one/2/0"] = [50, 250, 0.155, 0.254]
+    assert failed_attacks(record) == {"ResNet18-AN": ["lbfgs"]}
+    assert [c.what for c in comparisons(record, claim)] == ["fgsm", "pgd"]
+    text = page([record], {})
+    says = "White-box attacks that failed: L-BFGS on ResNet18-AN leaves 0.200 ± 0.050, by transfer 0.080 ± 0.017."
+    assert says in text
+    assert "| L-BFGS | +12.9% | – |" in text
+    assert "| mean, white box | +53.0% | – |" in text
+    assert "Of the 2 differences 2 are between accuracies no better than guessing (0.100), where neither" in text
+    noisy["figures"]["lbfgs/one/2/0"] = [24, 250, 0.065, 0.139]  # .096, within the tolerance of .080
+    assert failed_attacks(record) == {}
+
+
+def test_what_the_paper_denies_is_counted_the_other_way(table5):
+    record = copy.deepcopy(record_of(table5))
+    record["runs"].append(dict(copy.deepcopy(record["runs"][1]), row="ResNet18-A+"))
+    record["trust_images"]["ResNet18-A+"] = 6
+    for run in record["runs"]:
+        state = "one" if run["noisy"] else "off"
+        for attack in ATTACKS:
+            key = f"{attack}/{state}/{2 if run['noisy'] else 0}/0"
+            run["figures"][key] = [0, 1000, 0.0, 0.004]
+        run["figures"][f"clean/{state}/0/0"] = [800, 1000, 0.774, 0.823]
+    claim = next(claim for claim in claims("table5") if claim.sentence in DENIED)
+    above = [c.printed for c in comparisons(record, claim)]
+    printed = [PUBLISHED["table5"]["ResNet18-A+"][a] - PUBLISHED["table5"]["ResNet18"][a] for a in ATTACKS]
+    assert above == pytest.approx(printed)
+    count = sum(value > 0 for value in printed)
+    assert 0 < count < 3
+    text = page([record], {})
+    part = text.split(f"### {claim.sentence}?")[1].split("###")[0]
+    assert f"The paper says that it does not, though its own table has {count} of these 3 differences above 0." in part
+    assert "not as claimed" not in part
 
 
 def test_verdicts_follow_the_numbers(table5):
@@ -506,3 +565,5 @@ def test_table_6_takes_its_own_data_corruptions_and_classes(root, image_dir):
     assert "with 30 of 500 training images a class, which is not the official archive" in record["source"]
     assert trained(job).head.fc4.out_features == 3
     assert "Table 6: ResNet34 on Tiny-ImageNet" in page([record], {})
+    assert chance(record) == pytest.approx(1 / 3)  # of the classes that were found
+    assert chance({key: value for key, value in record.items() if key != "classes"}) == 1 / 200

@@ -258,7 +258,7 @@ def test_the_page_says_what_learned_noise_costs(record):
     assert "takes 1.62 times as long as one without (median of 100 pairs; quartiles 1.56 and 1.67;" in text
     assert "That is 62% more" in text
     text = page([record], {"step-mlp-fp32": {"figures": {"noiseprop": found | {"median": 1.04}}}})
-    assert "The claim holds for these networks." in text
+    assert "The claim holds there." in text
 
 
 def test_the_page_marks_what_is_doubtful(record):

@@ -73,6 +73,8 @@ class Data:
         if known:
             found = holding(name, self.data_dir)
             row |= {"bytes": found.size, "where": str(found.where)}
+            if found.damage:
+                return row | {"state": "damaged", "said": found.damage}
             if not found.here:
                 return row | {"state": "missing", "said": _how_to_get(name, sum(r.size for r in found.missing))}
         else:

@@ -39,10 +39,8 @@ JPEG_COPY = {  # the same of the copy with which this project's results were mad
     "data_batch_5.bin": "887c29d30b4a78aa9e3c200efd2298570173503aa557ab013e8e62afb37a242a",
     "test_batch.bin": "4031d37f75019b03cd2c6e0837a85e5935f31d6a5050a8d117ad746543e6f124",
 }
-_MOST_PACKED, _MOST_UNPACKED = (
-    200_000_000,
-    200_000_000,
-)  # bytes of the archive; the official one unpacks to 184.4 million
+_MOST_PACKED = 200_000_000  # bytes of the archive
+_MOST_UNPACKED = 200_000_000  # the official one unpacks to 184.4 million
 
 
 def cifar10(data_dir: Path | None = None) -> Dataset:

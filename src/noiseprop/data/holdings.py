@@ -21,17 +21,19 @@ class Holding:
         where: the files that are here, or the folder where they would lie.
         size: of the files that are here, in bytes.
         missing: what would have to be downloaded.
+        damage: what is wrong with the files that are here, in one sentence, if anything is.
     """
 
     name: str
     where: Path
     size: int
     missing: tuple[Remote, ...] = ()
+    damage: str = ""
 
     @property
     def here(self) -> bool:
         """Whether nothing is missing."""
-        return bool(self.size) and not self.missing
+        return bool(self.size) and not self.missing and not self.damage
 
 
 def holding(name: str, data_dir: Path | None = None) -> Holding:
@@ -56,7 +58,9 @@ def holding(name: str, data_dir: Path | None = None) -> Holding:
     root = data_root(data_dir) or cache_root()
     unpacked = root / cifar10.FOLDER
     if name == "cifar10" and unpacked.is_dir() and data_root(data_dir):
-        return Holding(name, unpacked, _size([unpacked / file for file in cifar10.FILES]))
+        lacks = ", ".join(file for file in cifar10.FILES if not (unpacked / file).is_file())
+        damage = f"{unpacked}: has no {lacks}; put back the whole folder, or move it away" * bool(lacks)
+        return Holding(name, unpacked, _size([unpacked / file for file in cifar10.FILES]), damage=damage)
     remotes = _REMOTES[name]
     paths = [root / remote.path for remote in remotes]
     missing = tuple(remote for remote, path in zip(remotes, paths, strict=True) if not path.is_file())

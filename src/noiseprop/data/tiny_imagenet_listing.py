@@ -46,7 +46,9 @@ def list_images(archive: Archive) -> Listing:
     validation = sorted(name for name in archive.members if _is_image(name, f"{top}val/images/"))
     count = len(validation) + sum(map(len, training.values()))
     if count > MOST_IMAGES:
-        raise DataError(f"{archive.path}: holds {count:,} labelled images, expected at most {MOST_IMAGES:,}")
+        raise DataError(
+            f"{archive.path}: holds {count:,} labelled images, expected at most {MOST_IMAGES:,}; leave some out"
+        )
     listing = Listing(classes, [], [], [], count - len(validation))
     for label, wnid in enumerate(classes):
         boxes = _training_boxes(archive, f"{top}train/{wnid}/{wnid}_boxes.txt")
@@ -119,7 +121,9 @@ def _annotations(archive: Archive, member: str, classes: list[str]) -> dict[str,
     for line in _lines(archive, member):
         name, *fields = line.split()
         if not fields or fields[0] not in labels:
-            raise DataError(f"{archive.path}: {member} has the line {line[:80]!r}, whose class is not in wnids.txt")
+            raise DataError(
+                f"{archive.path}: {member} says {line[:80]!r}, whose class is not in wnids.txt; get the archive again"
+            )
         found[name] = labels[fields[0]], _box(fields[1:], archive, member)
     return found
 

@@ -92,7 +92,9 @@ def open_archive(path: Path) -> Generator[Archive]:
     try:
         with _Bounded(path) as file:
             if file.seek(0, io.SEEK_END) > MOST_PACKED:
-                raise DataError(f"{path}: larger than the {MOST_PACKED:,} bytes that it may have")
+                raise DataError(
+                    f"{path}: larger than the {MOST_PACKED:,} bytes that it may have; get the official archive again"
+                )
             try:
                 archive = zipfile.ZipFile(file)
             except DAMAGE as error:

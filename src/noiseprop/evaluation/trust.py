@@ -25,7 +25,7 @@ from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_of, reset_noise
 from noiseprop.training.distributed import world
 
-TOLERANCE = 0.02  # accuracies this near count as equal: five of 256 images
+TOLERANCE = 0.02  # accuracies this near, or by one image, count as equal: five of 256 images
 LARGE_EPS, LARGE_STEPS = 0.5, 20  # at eps = 0.5 every image can be turned grey, so nothing above chance can last
 
 
@@ -43,6 +43,11 @@ class Subject:
     def draws(self) -> int:
         """Draws of the strongest attack of the evaluation; 1 for a network without noise."""
         return max(self.settings.attack_draws) if noise_is_on(self.model) else 1
+
+    @property
+    def tolerance(self) -> float:
+        """How near two accuracies count as equal."""
+        return max(TOLERANCE, 1 / len(self.y))
 
     def accuracy_under(
         self, attack: Attack, name: str, *, draws: int | None = None, noise: AbstractContextManager[None] | None = None
@@ -118,7 +123,7 @@ def check_convergence(subject: Subject) -> Finding:
     sentence = f"PGD-{s.pgd_steps} (EOT-{draws}) leaves {base:.3f}, {figures}"
     return _verdict(
         "convergence",
-        base - lower > TOLERANCE,
+        base - lower > subject.tolerance,
         {**numbers, "steps": s.pgd_steps, "draws": draws},
         f"The attack has not converged: {sentence}; the accuracy under attack is lower than stated.",
         f"The attack has converged: {sentence}.",
@@ -135,7 +140,7 @@ def check_single_step(subject: Subject) -> Finding:
     )
     return _verdict(
         "single step",
-        many - one > TOLERANCE,
+        many - one > subject.tolerance,
         {"one_step": one, "many_steps": many, "eps": eps},
         f"A single step is stronger than many, a sign of masked gradients: {sentence}.",
         f"Many steps are at least as strong as one: {sentence}.",
@@ -156,7 +161,7 @@ def check_transfer(subject: Subject) -> Finding:
         transferred = subject.accuracy(x_adv, single=False)
         white = subject.accuracy_under(attack, f"{name}-white")
         numbers |= {f"{name}_white_box": white, f"{name}_transfer": transferred}
-        if white - transferred > TOLERANCE:
+        if white - transferred > subject.tolerance:
             stronger.append(name.upper() if name == "fgsm" else "L-BFGS")
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()) + "."
     return _verdict(
@@ -200,11 +205,11 @@ def check_frozen(subject: Subject) -> Finding:
     )
     return _verdict(
         "frozen noise",
-        live - off > TOLERANCE and frozen - off < (live - off) / 2,
+        live - off > subject.tolerance and frozen - off < (live - off) / 2,
         {"live": live, "frozen": frozen, "off": off},
         f"The noise's gain is gone once its draw is known: {sentence}.",
         f"What noise gains does not hang on an unknown draw: {sentence}."
-        if live - off > TOLERANCE
+        if live - off > subject.tolerance
         else f"Noise at inference gains nothing: {sentence}.",
     )
 

@@ -6,17 +6,17 @@ from scipy.stats import norm
 
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import holm
+from noiseprop.evaluation.trust import TOLERANCE
 from noiseprop.paper.claims import Claim, Comparison, compare
+from noiseprop.paper.protocol import BASES
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.results import Record, accuracy, image_error
+from noiseprop.paper.results import Record, accuracy, image_error, spread
 from noiseprop.paper.variants import architecture
-
-_BASES = {"table5": "ResNet18", "table6": "ResNet34"}
 
 
 def claims(table: str) -> tuple[Claim, ...]:
     """What sections 4.3 and 4.4 of the paper say of a table; in each pair the first is said to have more."""
-    base = _BASES[table]
+    base = BASES[table]
     fixed, learned = (f"{base}-MLP+", f"{base}-A+"), (f"{base}-MLPN", f"{base}-AN")
     above = tuple((row, base) for row in learned)
     return (
@@ -49,22 +49,45 @@ def over_images(record: Record) -> bool:
     return any(rows.count(row) == 1 for row in rows)
 
 
+def chance(record: Record) -> float:
+    """The accuracy of guessing one class of all."""
+    return 1 / record.get("classes", architecture(BASES[record["table"]]).classes)
+
+
+def guesses(record: Record, row: str, what: str) -> bool:
+    """Whether guessing is within the error of a row's accuracy under a condition, in any of its runs, or above it."""
+    runs = [run for run in record["runs"] if run["row"] == row]
+    return min(accuracy(run, what) - image_error(run, what) for run in runs) <= chance(record)
+
+
 def guessing(record: Record) -> list[str]:
-    """The rows that have not learned: guessing one class of all is within the error of their clean accuracy.
+    """The rows that have not learned: on clean images they do no better than guessing.
 
     What such a network keeps under attack is that of guessing, which no attack can lower, and looks like a defence.
     """
-    chance = 1 / architecture(_BASES[record["table"]]).classes
-    ends: dict[str, list[float]] = {}
-    for run in record["runs"]:
-        ends.setdefault(run["row"], []).append(accuracy(run, "clean") - image_error(run, "clean"))
-    return [row for row, lows in ends.items() if min(lows) <= chance]
+    rows = dict.fromkeys(run["row"] for run in record["runs"])
+    return [row for row in rows if guesses(record, row, "clean")]
+
+
+def failed_attacks(record: Record) -> dict[str, list[str]]:
+    """The white-box attacks that failed, by row: made on another network, the same attack leaves clearly less.
+
+    Such an attack had the gradients and made less of them than one that had none. What it leaves is no robustness.
+    """
+    found: dict[str, list[str]] = {}
+    for row in dict.fromkeys(run["row"] for run in record["runs"]):
+        for transfer in TRANSFERS:
+            attack = transfer.removesuffix("-transfer")
+            if spread(record, row, attack).mean > spread(record, row, transfer).mean + TOLERANCE:
+                found.setdefault(row, []).append(attack)
+    return found
 
 
 def comparisons(record: Record, claim: Claim) -> list[Comparison]:
     """All comparisons of a claim whose rows the record has, with p after Holm's correction within the claim.
 
-    Rows that have not learned (`guessing`) are compared on clean images alone.
+    Rows that have not learned (`guessing`) are compared on clean images alone, others under no attack that failed on
+    one of them (`failed_attacks`).
 
     p is of Welch's test over seeds or, where a row has one seed, of the choice of images: two-sided, by the normal
     approximation, as if the two networks had been judged on different images. They are judged on the same ones, on
@@ -72,9 +95,12 @@ def comparisons(record: Record, claim: Claim) -> list[Comparison]:
     """
     there = {run["row"] for run in record["runs"]}
     pairs = tuple(pair for pair in claim.pairs if there.issuperset(pair))
-    idle = set(guessing(record))
+    idle, failed = set(guessing(record)), failed_attacks(record)
     found = [
-        c for c in compare(record, replace(claim, pairs=pairs)) if c.what == "clean" or not {c.first, c.second} & idle
+        c
+        for c in compare(record, replace(claim, pairs=pairs))
+        if (c.what == "clean" or not {c.first, c.second} & idle)
+        and not any(c.what in failed.get(row, ()) for row in (c.first, c.second))
     ]
     if not over_images(record):
         return found

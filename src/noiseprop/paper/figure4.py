@@ -26,6 +26,7 @@ from noiseprop.paper.tables import text_table
 from noiseprop.reading import read_json
 from noiseprop.saliency import smoothgrad
 from noiseprop.training.run_folder import write_aside
+from noiseprop.training.seal import sealed, unsealed
 
 FORMAT = "noiseprop figure 4, version 1"
 PANEL, BOXED = 5, 250  # images drawn, and images with a box looked at, at most
@@ -216,7 +217,7 @@ def draw_figure_4(found: Look, stem: Path) -> tuple[Path, Path, Path]:
     with rc_context({"svg.hashsalt": "figure4", "svg.fonttype": "none"}):
         write_aside(svg, lambda aside: figure.savefig(aside, format="svg", metadata={"Date": None}))
     write_aside(png, lambda aside: figure.savefig(aside, format="png", dpi=120))
-    text = json.dumps(found.record, allow_nan=False) + "\n"
+    text = json.dumps(sealed(found.record), allow_nan=False) + "\n"
     write_aside(data, lambda aside: aside.write_text(text, encoding="utf-8"))
     return svg, png, data
 
@@ -252,6 +253,7 @@ def read_figure_4(path: Path) -> Mapping[str, Any]:
     """
     try:
         record = read_json(path)
+        record = unsealed(record) if isinstance(record, dict) else record
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); run `noiseprop reproduce figure4` again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

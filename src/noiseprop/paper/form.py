@@ -27,6 +27,7 @@ RECORD = {
     "recipe?": {"*": _SCALAR},
     "source?": str,
     "images?": {"train": int, "validation": int, "test": int},
+    "classes?": int,
     "trust_images?": {"*": int},
     "runs": [
         {

@@ -21,9 +21,9 @@ from noiseprop.paper.claims import (
 from noiseprop.paper.how import votes
 from noiseprop.paper.protocol import DEPARTURES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.reasons import markdown_list, rows_of, what_it_costs, what_noise_does, where_sigma_went
+from noiseprop.paper.reasons import markdown_list, what_it_costs, what_noise_does, where_sigma_went
 from noiseprop.paper.results import Record, cell, runs_of, spread
-from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, states_tables
+from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, rows_of, states_tables
 
 _HEADINGS = COLUMNS | {
     EPOCHS_TO_LOSS: f"epochs to validation loss {VALIDATION_LOSS:g}",

@@ -4,15 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noiseprop.paper.claims import Claim, Comparison, counted, outcome
-from noiseprop.paper.claims_resnets import DENIED, claims, comparisons, guessing, over_images
+from noiseprop.paper.claims_resnets import (
+    DENIED,
+    chance,
+    claims,
+    comparisons,
+    failed_attacks,
+    guesses,
+    guessing,
+    over_images,
+)
 from noiseprop.paper.figure4 import difference, says, shares_table
 from noiseprop.paper.how import how
 from noiseprop.paper.protocol import TABLES, departures
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.reasons import rows_of
 from noiseprop.paper.reasons_resnets import cost, course, live, percentages, where_sigma_went
 from noiseprop.paper.results import Record, cell, runs_of
-from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, states_tables
+from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, rows_of, states_tables
 
 _CELLS = "Difference in accuracy ± half its 95 % interval; p; the paper's difference in brackets."
 _TITLES = {"table5": "Table 5: ResNet18 on CIFAR-10", "table6": "Table 6: ResNet34 on Tiny-ImageNet"}
@@ -93,9 +101,12 @@ def _part(record: Record, steps: Mapping[str, Any]) -> str:
         "",
         f"{how(record)} Each row: {_seeds(record)}. The paper's numbers stand in brackets.",
         "",
+        f"To redo it: `{command(record)}`",
+        "",
         *([f"Not run here: {', '.join(missing)}.", ""] if missing else []),
         *_tables(marked_tables(record)),
         *_idle(record),
+        *_failed(record),
         *_departures(record),
         *[_claim(record, claim) for claim in claims(record["table"])],
         *percentages(record),
@@ -115,6 +126,24 @@ def _part(record: Record, steps: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def command(record: Record) -> str:
+    """The command that redoes a record, but for folders and numbers of seeds that differ by row."""
+    base = "released-code" if record["protocol"].startswith("released-code") else "paper"
+    whole = set(departures(record["table"])) if base == "released-code" else set[str]()
+    asked = {
+        "protocol": "" if base == "paper" else base,
+        "switch": " ".join(sorted(whole ^ set(record["departures"]))),
+        "recipe": record["recipe"]["name"],
+        "epochs": record["epochs"],
+        "precision": record["precision"],
+        "judge": record["judged_in"],
+        "seeds": len(record["seeds"]),
+        "test-images": record["data"]["test_images"],
+    }
+    options = " ".join(f"--{name} {value}" for name, value in asked.items() if value)
+    return f"noiseprop reproduce {record['table']} {options}"
+
+
 def _tables(tables: Sequence[Rows]) -> list[str]:
     return [line for rows in tables for line in (markdown(rows), "")]
 
@@ -130,6 +159,21 @@ def _idle(record: Record) -> list[str]:
     return [says, ""]
 
 
+def _failed(record: Record) -> list[str]:
+    """Which white-box attacks failed on which networks, and what that means."""
+    idle, told = guessing(record), list[str]()
+    for row, attacks in failed_attacks(record).items():
+        for attack in () if row in idle else attacks:
+            other = cell(record, row, f"{attack}-transfer")
+            told.append(f"{COLUMNS[attack]} on {row} leaves {cell(record, row, attack)}, by transfer {other}")
+    if not told:
+        return []
+    says = f"White-box attacks that failed: {'; '.join(told)}. With the network's own gradients such an attack did "
+    says += "less than one made on another network, so what it leaves measures the attack, and is no robustness; the "
+    says += "comparisons and percentages below leave it out."
+    return [says, ""]
+
+
 def _departures(record: Record) -> list[str]:
     if not record["departures"]:
         return []
@@ -142,21 +186,28 @@ def _claim(record: Record, claim: Claim) -> str:
     heading = f"### {claim.sentence}?"
     if not found:
         return f"{heading}\n\nThe rows that would tell are not run here, or have not learned.\n"
-    denied = " The paper says that it does not." if claim.sentence in DENIED else ""
     rows = [["", *(COLUMNS[what] for what in claim.what)]]
     for first, second in claim.pairs:
         cells = {c.what: _cell(c) for c in found if (c.first, c.second) == (first, second)}
         if cells:
             rows.append([f"{first} against {second}", *(cells.get(what, "–") for what in claim.what)])
-    return "\n".join([heading, "", _answer(record, found) + denied, "", _CELLS, "", markdown(rows), ""])
+    return "\n".join([heading, "", _answer(record, claim, found), "", _CELLS, "", markdown(rows), ""])
 
 
-def _answer(record: Record, found: Sequence[Comparison]) -> str:
-    chance = "the choice of images" if over_images(record) else "the spread over seeds"
-    says = f"**{_word(found).capitalize()}** ({_counts(found)}; chance is {chance})."
+def _answer(record: Record, claim: Claim, found: Sequence[Comparison]) -> str:
+    of = "the choice of images" if over_images(record) else "the spread over seeds"
+    says = f"**{_word(found).capitalize()}** ({_counts(found)}; chance is {of})."
+    low = sum(guesses(record, c.first, c.what) and guesses(record, c.second, c.what) for c in found)
+    if low:
+        says += f" Of the {len(found)} differences {low} are between accuracies no better than guessing "
+        says += f"({chance(record):.3f}), where neither network is of use."
     printed = [c.printed for c in found if c.printed is not None]
-    contrary = sum(gain <= 0 for gain in printed)
-    if contrary:
+    if claim.sentence in DENIED:
+        says += " The paper says that it does not"
+        if above := sum(gain > 0 for gain in printed):
+            says += f", though its own table has {above} of these {len(printed)} differences above 0"
+        return f"{says}."
+    if contrary := sum(gain <= 0 for gain in printed):
         says += f" The paper's own table has {contrary} of these {len(printed)} differences not as claimed."
     return says
 

@@ -61,6 +61,8 @@ PROTOCOLS = {
 
 RESNETS = {"table5": "cifar10", "table6": "tiny-imagenet"}
 """The tables of ResNets, and their data sets."""
+BASES = {"table5": "ResNet18", "table6": "ResNet34"}
+"""Their networks without noise."""
 
 
 def departures(table: str) -> Mapping[str, str]:
@@ -133,12 +135,12 @@ TABLES = {
 FIGURE_3 = tuple(row for row in TABLES["table3"] if row.activation == "relu")
 
 
-FAST = {"table5": {"vote_draws": 8}, "table6": {"vote_draws": 8, "trust_images": 16}}
+FAST = {"table5": {"vote_draws": 8}, "table6": {"vote_draws": 8, "trust_images": 64}}
 """What judges ResNets of the `fast` recipe, as much as CPUs get through."""
 
 FEWER = {
     "table5": {"eot_images": 250, "vote_images": 250, "trust_images": 64},
-    "table6": {"eot_images": 64, "vote_images": 64},
+    "table6": {"eot_images": 64, "vote_images": 64, "trust_images": 16},
 }
 """Images on which those of them with noise everywhere are attacked with many draws, judged by vote, and checked."""
 

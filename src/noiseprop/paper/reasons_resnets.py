@@ -7,12 +7,12 @@ from typing import Any
 
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import mean_std
-from noiseprop.paper.claims_resnets import guessing
+from noiseprop.paper.claims_resnets import failed_attacks, guesses, guessing
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.reasons import BENCHMARKS, after, rows_of, what_it_costs
+from noiseprop.paper.reasons import BENCHMARKS, after, what_it_costs
 from noiseprop.paper.results import Record, accuracy, cell, image_error, runs_of, spread
-from noiseprop.paper.tables import Rows, markdown
+from noiseprop.paper.tables import Rows, markdown, rows_of
 
 _SHOWN = (1, 2, 3, 4, 5, 10, 20, 50)  # epochs
 
@@ -26,18 +26,21 @@ def percentages(record: Record) -> list[str]:
     if idle := [row for row in guessing(record) if row in (plain, best)]:
         missing = f"{' and '.join(idle)} did no better than guessing"
         return [*title, f"None: {missing}, and a percentage between guesses tells of no defence.", ""]
-    printed = PUBLISHED[record["table"]]
-    rows: Rows = [["", "the paper", "here"]]
+    printed, failed = PUBLISHED[record["table"]], failed_attacks(record)
+    rows: Rows = [["", "the paper's table", "here"]]
     for group, of in (("white box", ATTACKS), ("black box", TRANSFERS), ("corrupted", CORRUPTIONS)):
         found: list[list[float]] = []
         for what in of:
             ours = [spread(record, row, what).mean for row in (best, plain)]
-            pair = [printed[best][what] / printed[plain][what] - 1, ours[0] / ours[1] - 1 if ours[1] else math.nan]
+            useless = all(guesses(record, row, what) for row in (best, plain))
+            told = ours[1] and not useless and not any(what in failed.get(row, ()) for row in (best, plain))
+            pair = [printed[best][what] / printed[plain][what] - 1, ours[0] / ours[1] - 1 if told else math.nan]
             rows.append([COLUMNS[what], *map(_percent, pair)])
             found.append(pair)
         rows.append([f"mean, {group}", *(_percent(fmean(values)) for values in zip(*found, strict=True))])
-    says = f"By how much the accuracy of {best} is above that of {plain}, relative to the latter, as the paper has it; "
-    says += "estimates without their error, which is large where accuracies are small: the differences above have it."
+    says = f"By how much the accuracy of {best} is above that of {plain}, relative to the latter, as the paper counts; "
+    says += "estimates without their error, which is large where accuracies are small: the differences above have it. "
+    says += "None (–) where both are no better than guessing, the latter is 0 or the attack failed."
     return [*title, says, "", markdown(rows), ""]
 
 

@@ -73,6 +73,7 @@ def head(plan: Plan) -> dict[str, Any]:
         "judged_in": plan.judged_in,
         "source": without_folder(parts.test.source),
         "images": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+        "classes": len(parts.test.classes),
     }
 
 
@@ -205,6 +206,11 @@ def image_error(run: Record, condition: str, *, state: str | None = None, draws:
     """
     found = _found(run, condition, state, draws)
     return sum((high - low) / 2 for _, _, low, high in found) / len(found)
+
+
+def count(run: Record, condition: str, *, state: str, draws: int) -> int:
+    """Of how many images a figure is; arguments as for `accuracy`."""
+    return int(_found(run, condition, state, draws)[0][1])
 
 
 def _found(run: Record, condition: str, state: str | None, draws: int | None) -> list[list[float]]:

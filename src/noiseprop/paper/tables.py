@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.results import Record, cell, runs_of
+from noiseprop.paper.results import Record, cell, count, runs_of
 
 Rows = list[list[str]]
 
@@ -14,13 +14,19 @@ STATES = {"off": "noise off", "one": "one draw", "vote": "vote"}
 _GROUPS = {"white box": ("clean", *ATTACKS), "corrupted": CORRUPTIONS, "black box": TRANSFERS}
 
 
+def rows_of(record: Record) -> list[str]:
+    """The table's rows that the record has, in the paper's order."""
+    there = {run["row"] for run in record["runs"]}
+    return [row for row in PUBLISHED[record["table"]] if row in there]
+
+
 def main_table(record: Record) -> Rows:
     """The paper's table: for each row our mean ± standard deviation over seeds, the paper's number in brackets.
 
     A random network is scored by one draw; its white-box attacks averaged over the most draws that there are.
     """
     rows = [["", *COLUMNS.values()]]
-    for name in _names(record):
+    for name in rows_of(record):
         cells = [f"{cell(record, name, c)} ({PUBLISHED[record['table']][name][c]:.3f})" for c in COLUMNS]
         rows.append([name, *cells])
     return rows
@@ -47,26 +53,35 @@ def marked_tables(record: Record) -> list[Rows]:
 
 
 def states_tables(record: Record) -> list[Rows]:
-    """Random networks in each of their states: under white-box attacks of each number of draws, and on other images."""
+    """Random networks in each of their states: under white-box attacks of each number of draws, and on other images.
+
+    Figures of fewer images than with the noise off come with their n.
+    """
     others = ("clean", *CORRUPTIONS, *TRANSFERS)
     white: Rows = [["", "scored by", "attack", *(COLUMNS[c] for c in ATTACKS)]]
     rest: Rows = [["", "scored by", *(COLUMNS[c] for c in others)]]
-    for name in _names(record):
+    for name in rows_of(record):
         if not runs_of(record, name)[0]["noisy"]:
             continue
         for state, says in STATES.items():
             for draws in record["settings"]["attack_draws"] if state != "off" else [0]:
-                cells = [cell(record, name, c, state=state, draws=draws) for c in ATTACKS]
+                cells = [_cell_and_n(record, name, c, state, draws) for c in ATTACKS]
                 white.append([name, says, f"EOT-{draws}" if draws else "without noise", *cells])
-            rest.append([name, says, *(cell(record, name, c, state=state, draws=0) for c in others)])
+            rest.append([name, says, *(_cell_and_n(record, name, c, state, 0) for c in others)])
     return [white, rest] if len(rest) > 1 else []
+
+
+def _cell_and_n(record: Record, name: str, condition: str, state: str, draws: int) -> str:
+    run, shown = runs_of(record, name)[-1], cell(record, name, condition, state=state, draws=draws)
+    n = count(run, condition, state=state, draws=draws)
+    return shown if n >= count(run, condition, state="off", draws=0) else f"{shown} (n = {n:,})"
 
 
 def findings_table(record: Record) -> Rows:
     """For each row and check of `trust`, in how many of the runs it failed."""
     checks = [finding["name"] for finding in record["runs"][0]["findings"]]
     rows = [["", *checks]]
-    for name in _names(record):
+    for name in rows_of(record):
         runs = runs_of(record, name)
         cells: list[str] = []
         for number in range(len(checks)):
@@ -98,9 +113,3 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _names(record: Record) -> list[str]:
-    """The table's rows that the record has, in the paper's order."""
-    there = {run["row"] for run in record["runs"]}
-    return [name for name in PUBLISHED[record["table"]] if name in there]

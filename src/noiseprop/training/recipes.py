@@ -98,7 +98,7 @@ def fast(dataset: str, epochs: int = 5) -> Recipe:
 
     Returns:
         Table 1's recipe with a learning rate that rises and falls once. CIFAR-10 thus has Adam: under SGD, at
-        the rates of so few epochs, noise of sigma 1 kills the heads, which have no normalisation.
+        the rates of so few epochs, networks with noise of sigma 1 did not learn.
 
     Examples:
         >>> fast("mnist-5k").schedule, fast("cifar10", epochs=3).optimizer

@@ -12,8 +12,10 @@ from tests.scripts import load_script
 
 from noiseprop import noise_layers
 from noiseprop.evaluation.statistics import mean_std
+from noiseprop.paper.claims_resnets import guessing
 from noiseprop.paper.demo import FORMAT
 from noiseprop.paper.demo_picture import digest
+from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.results import read_record
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +91,12 @@ def test_the_code_does_what_its_comments_say(tmp_path):
     model, x = names["model"], names["x"]
     plain = torch.relu(torch.nn.functional.linear(x.flatten(1), model[1].weight, model[1].bias))
     torch.testing.assert_close(names["silent"], torch.nn.functional.linear(plain, model[3].weight, model[3].bias))
+
+
+def test_what_it_says_of_the_resnets_is_in_the_results():
+    five, six = (read_record(*(ROOT / "results").glob(f"table{number}-paper-*.json")) for number in (5, 6))
+    says = " ".join(README.split())
+    assert "five epochs of the ResNet18s, and one epoch of the ResNet34s, after which no ResNet34 does better" in says
+    assert (five["epochs"], guessing(five)) == (5, [])
+    assert (six["epochs"], guessing(six)) == (1, [row.name for row in TABLES["table6"]])
+    assert not list((ROOT / "results").glob("figure4-*"))

@@ -24,7 +24,7 @@ class Reproduce:
     """Redo a table or figure of the paper, and set it beside its numbers.
 
     A stopped one goes on by the same command. For example:
-      noiseprop reproduce table5 --recipe fast --precision bf16 --judge bf16 --seeds 1
+      noiseprop reproduce table5 --recipe fast --precision bf16 --seeds 1
     """
 
     what: Annotated[

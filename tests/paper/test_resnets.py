@@ -345,6 +345,21 @@ def test_the_page_tells_course_cost_percentages_and_marks(table5):
     assert "of 3, 3 as claimed; chance is the choice of images" in text
 
 
+def test_noise_that_could_have_moved_and_did_not_is_told(table5):
+    record = copy.deepcopy(record_of(table5))
+    sigma = record["runs"][1]["course"]["sigma"]
+    record["images"]["train"], record["recipe"]["batch_size"] = 1000, 10  # 200 steps
+    for layer, sizes in sigma.items():
+        away = 0.5 if layer.startswith("head.") else 0.03
+        sizes |= {"mean": [1.0, 1.0], "min": [1.0, 1 - away], "max": [1.0, 1.01]}
+    says = "no sigma of ResNet18-AN there moved by more than 0.030, where 200 steps of 0.001 allow 0.20."
+    assert says in page([record], {})
+    assert says not in page([record | {"departures": ["sigma-adam"]}], {})
+    assert "all but fixed" not in page([record | {"runs": record["runs"][:1]}], {})
+    next(iter(sigma.values()))["max"][1] = 1.05
+    assert "all but fixed" not in page([record], {})
+
+
 def test_what_has_not_learned_is_no_defence(table5):
     record = copy.deepcopy(record_of(table5))
     plain, noisy = record["runs"]

@@ -94,7 +94,30 @@ def where_sigma_went(record: Record) -> list[str]:
     if len(table) == 1:
         return []
     start = [] if "sigma-start" in record["departures"] else ["Each sigma starts at 1.", ""]
-    return ["### Why: where sigma went", "", *start, markdown(table), ""]
+    return ["### Why: where sigma went", "", *start, markdown(table), "", *_still(record)]
+
+
+def _still(record: Record) -> list[str]:
+    """How far any sigma before the head moved under Eq. 7, where that is a small part of how far it could have."""
+    if {"sigma-start", "sigma-adam"} & set(record["departures"]) or TABLES[record["table"]][-1].name not in rows_of(
+        record
+    ):
+        return []
+    row, recipe = TABLES[record["table"]][-1].name, record["recipe"]
+    layers = [
+        sizes for run in runs_of(record, row) for layer, sizes in run["course"]["sigma"].items() if "head." not in layer
+    ]
+    moved = max(abs(size - 1) for sizes in layers for size in (sizes["min"][-1], sizes["max"][-1]))
+    steps = record["epochs"] * math.ceil(record["images"]["train"] / recipe["batch_size"])
+    most = steps * recipe["sigma_lr"]
+    if moved > most / 5:
+        return []
+    says = f"The noise before the head is all but fixed: no sigma of {row} there moved by more than {moved:.3f}, where "
+    says += (
+        f"{steps:,} steps of {recipe['sigma_lr']:g} allow {most:.2f}. Its gradients have no steady sign or are small, "
+    )
+    says += "and Eq. 7, whose eps of 1e-8 stands inside the root, takes ever smaller steps at gradients below 1e-4."
+    return [says, ""]
 
 
 def live(record: Record) -> list[str]:

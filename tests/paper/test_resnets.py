@@ -504,6 +504,7 @@ def test_the_command_writes_after_each_run_and_prints_how(table5, image_dir, tmp
     [
         (["table5", "--models", "ResNet34"], "'ResNet34' is no row of table5; choose of ResNet18; ResNet18-MLP+"),
         (["table5", "--data", "mnist-5k"], "--data mnist-5k is for Tables 3 and 4; leave it out"),
+        (["figure4", "--models", "ResNet34"], "all networks of Table 6 classify correctly; leave out --models"),
         (["table6", "--test-images", "0"], "--test-images is 0; give 1 or more"),
         (["table6", "--switch", "normalised-attacks"], "is no departure of the released code; choose of gradient-sign"),
         (["table5", "--data-dir", "/nowhere"], "/nowhere"),

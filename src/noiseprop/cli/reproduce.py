@@ -142,6 +142,8 @@ class Reproduce:
             raise InputError(f"--test-images is {self.test_images}; give 1 or more")
         if table in RESNETS and self.data != "mnist":
             raise InputError(f"--data {self.data} is for Tables 3 and 4; leave it out, {self.what} has data of its own")
+        if self.what == "figure4" and self.models:
+            raise InputError("figure4 shows images that all networks of Table 6 classify correctly; leave out --models")
         rows = {row.name: row for row in (FIGURE_3 if self.what == "figure3" else TABLES[table])}
         if unknown := [name for name in self.models if name not in rows]:
             raise InputError(f"{unknown[0]!r} is no row of {self.what}; choose of {'; '.join(rows)}")

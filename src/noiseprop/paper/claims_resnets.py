@@ -8,15 +8,16 @@ from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import holm
 from noiseprop.evaluation.trust import TOLERANCE
 from noiseprop.paper.claims import Claim, Comparison, compare
-from noiseprop.paper.protocol import BASES
+from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.results import Record, accuracy, image_error, spread
+from noiseprop.paper.results import Record, accuracy, image_error, runs_of, spread
+from noiseprop.paper.tables import rows_of
 from noiseprop.paper.variants import architecture
 
 
 def claims(table: str) -> tuple[Claim, ...]:
     """What sections 4.3 and 4.4 of the paper say of a table; in each pair the first is said to have more."""
-    base = BASES[table]
+    base = TABLES[table][0].name
     fixed, learned = (f"{base}-MLP+", f"{base}-A+"), (f"{base}-MLPN", f"{base}-AN")
     above = tuple((row, base) for row in learned)
     return (
@@ -51,13 +52,12 @@ def over_images(record: Record) -> bool:
 
 def chance(record: Record) -> float:
     """The accuracy of guessing one class of all."""
-    return 1 / record.get("classes", architecture(BASES[record["table"]]).classes)
+    return 1 / record.get("classes", architecture(TABLES[record["table"]][0].model).classes)
 
 
 def guesses(record: Record, row: str, what: str) -> bool:
     """Whether guessing is within the error of a row's accuracy under a condition, in any of its runs, or above it."""
-    runs = [run for run in record["runs"] if run["row"] == row]
-    return min(accuracy(run, what) - image_error(run, what) for run in runs) <= chance(record)
+    return min(accuracy(run, what) - image_error(run, what) for run in runs_of(record, row)) <= chance(record)
 
 
 def guessing(record: Record) -> list[str]:
@@ -65,18 +65,18 @@ def guessing(record: Record) -> list[str]:
 
     What such a network keeps under attack is that of guessing, which no attack can lower, and looks like a defence.
     """
-    rows = dict.fromkeys(run["row"] for run in record["runs"])
-    return [row for row in rows if guesses(record, row, "clean")]
+    return [row for row in rows_of(record) if guesses(record, row, "clean")]
 
 
 def failed_attacks(record: Record) -> dict[str, list[str]]:
     """The white-box attacks that failed, by row: made on another network, the same attack leaves clearly less.
 
     Such an attack had the gradients and made less of them than one that had none. What it leaves is no robustness.
+    Rows that have not learned (`guessing`) are left out: no attack says anything of them.
     """
-    found: dict[str, list[str]] = {}
-    for row in dict.fromkeys(run["row"] for run in record["runs"]):
-        for transfer in TRANSFERS:
+    idle, found = guessing(record), dict[str, list[str]]()
+    for row in rows_of(record):
+        for transfer in TRANSFERS if row not in idle else ():
             attack = transfer.removesuffix("-transfer")
             if spread(record, row, attack).mean > spread(record, row, transfer).mean + TOLERANCE:
                 found.setdefault(row, []).append(attack)

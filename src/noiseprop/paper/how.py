@@ -1,6 +1,6 @@
 """How the figures of a record were made, in plain sentences: recipe, data, numbers of images."""
 
-from noiseprop.paper.protocol import BASES
+from noiseprop.paper.protocol import RESNETS, TABLES
 from noiseprop.paper.results import Record, runs_of
 from noiseprop.paper.tables import rows_of
 
@@ -24,11 +24,9 @@ def how(record: Record) -> str:
     ]
     if few := _many_draws(record):
         sentences += [few, f"A vote is of {settings['vote_draws']} draws."]
-    if base := BASES.get(record["table"]):
-        sentences.append(
-            f"Black-box attacks were made on a {base} without noise and with one Linear layer as its head, "
-        )
-        sentences[-1] += "trained by the same recipe on the same images."
+    if record["table"] in RESNETS:
+        surrogate = f"a {TABLES[record['table']][0].name} without noise and with one Linear layer as its head"
+        sentences.append(f"Black-box attacks were made on {surrogate}, trained by the same recipe on the same images.")
     return " ".join([*sentences, votes(record)]).rstrip()
 
 

@@ -161,9 +161,9 @@ def _idle(record: Record) -> list[str]:
 
 def _failed(record: Record) -> list[str]:
     """Which white-box attacks failed on which networks, and what that means."""
-    idle, told = guessing(record), list[str]()
+    told: list[str] = []
     for row, attacks in failed_attacks(record).items():
-        for attack in () if row in idle else attacks:
+        for attack in attacks:
             other = cell(record, row, f"{attack}-transfer")
             told.append(f"{COLUMNS[attack]} on {row} leaves {cell(record, row, attack)}, by transfer {other}")
     if not told:

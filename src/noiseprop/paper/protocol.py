@@ -61,8 +61,6 @@ PROTOCOLS = {
 
 RESNETS = {"table5": "cifar10", "table6": "tiny-imagenet"}
 """The tables of ResNets, and their data sets."""
-BASES = {"table5": "ResNet18", "table6": "ResNet34"}
-"""Their networks without noise."""
 
 
 def departures(table: str) -> Mapping[str, str]:

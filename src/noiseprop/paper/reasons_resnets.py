@@ -11,7 +11,7 @@ from noiseprop.paper.claims_resnets import failed_attacks, guesses, guessing
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
 from noiseprop.paper.reasons import BENCHMARKS, after, what_it_costs
-from noiseprop.paper.results import Record, accuracy, cell, image_error, runs_of, spread
+from noiseprop.paper.results import Record, accuracy, cell, count, image_error, runs_of, spread
 from noiseprop.paper.tables import Rows, markdown, rows_of
 
 _SHOWN = (1, 2, 3, 4, 5, 10, 20, 50)  # epochs
@@ -99,24 +99,20 @@ def where_sigma_went(record: Record) -> list[str]:
 
 def _still(record: Record) -> list[str]:
     """How far any sigma before the head moved under Eq. 7, where that is a small part of how far it could have."""
-    if {"sigma-start", "sigma-adam"} & set(record["departures"]) or TABLES[record["table"]][-1].name not in rows_of(
-        record
-    ):
-        return []
     row, recipe = TABLES[record["table"]][-1].name, record["recipe"]
-    layers = [
-        sizes for run in runs_of(record, row) for layer, sizes in run["course"]["sigma"].items() if "head." not in layer
-    ]
-    moved = max(abs(size - 1) for sizes in layers for size in (sizes["min"][-1], sizes["max"][-1]))
+    if row not in rows_of(record) or {"sigma-start", "sigma-adam"} & set(record["departures"]):
+        return []
+    courses = [run["course"]["sigma"] for run in runs_of(record, row)]
+    before = [sizes for course in courses for layer, sizes in course.items() if not layer.startswith("head.")]
+    moved = max(abs(sizes[end][-1] - 1) for sizes in before for end in ("min", "max"))
     steps = record["epochs"] * math.ceil(record["images"]["train"] / recipe["batch_size"])
     most = steps * recipe["sigma_lr"]
     if moved > most / 5:
         return []
     says = f"The noise before the head is all but fixed: no sigma of {row} there moved by more than {moved:.3f}, where "
-    says += (
-        f"{steps:,} steps of {recipe['sigma_lr']:g} allow {most:.2f}. Its gradients have no steady sign or are small, "
-    )
-    says += "and Eq. 7, whose eps of 1e-8 stands inside the root, takes ever smaller steps at gradients below 1e-4."
+    says += f"{steps:,} steps of {recipe['sigma_lr']:g} allow {most:.2f}. Its gradients have no steady sign or are "
+    says += "small, and Eq. 7, whose eps of 1e-8 stands inside the root, takes ever smaller steps at gradients below "
+    says += "1e-4."
     return [says, ""]
 
 
@@ -137,8 +133,8 @@ def live(record: Record) -> list[str]:
 
 
 def _pgd(record: Record, row: str, state: str, draws: int) -> str:
-    n = runs_of(record, row)[0]["figures"][f"pgd/{state}/{draws}/0"][1]
-    return f"{cell(record, row, 'pgd', state=state, draws=draws)} (n = {int(n):,})"
+    n = count(runs_of(record, row)[0], "pgd", state=state, draws=draws)
+    return f"{cell(record, row, 'pgd', state=state, draws=draws)} (n = {n:,})"
 
 
 def _more(record: Record, row: str, draws: int) -> str:

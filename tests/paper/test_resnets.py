@@ -20,14 +20,14 @@ from noiseprop.cli import main
 from noiseprop.errors import RunError
 from noiseprop.evaluation import settings as evaluation_settings
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, known_settings
-from noiseprop.evaluation.statistics import wilson
+from noiseprop.evaluation.statistics import welch, wilson
 from noiseprop.evaluation.storage import read
 from noiseprop.paper import protocol as protocol_module
 from noiseprop.paper import reproduction
-from noiseprop.paper.claims_resnets import DENIED, chance, claims, comparisons, failed_attacks, guessing
+from noiseprop.paper.claims_resnets import DENIED, chance, claims, comparisons, failed_attacks, guessing, over_seeds
 from noiseprop.paper.grid import DONE
 from noiseprop.paper.how import how
-from noiseprop.paper.page_resnets import command, page
+from noiseprop.paper.page_resnets import commands, page
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import TABLES, Row, attack_settings, departures, protocol
 from noiseprop.paper.published import COLUMNS, PUBLISHED
@@ -288,12 +288,14 @@ def test_the_record_tells_recipe_and_data(table5):
     assert "20 of 24 test images, 16 of them attacked, in fp32." in told
     assert "averaged over 2 draws: of ResNet18-AN on 8 images." in told
     assert "made on a ResNet18 without noise and with one Linear layer as its head, trained by the same recipe" in told
-    assert command(record).endswith("--recipe fast --epochs 2 --precision fp32 --judge fp32 --seeds 1 --test-images 20")
-    assert f"`{command(record)}`" in page([record], {})
+    (command,) = commands(record)
+    asks = "--recipe fast --epochs 2 --precision fp32 --judge fp32 --test-images 20 --seeds 1"
+    assert command == f"noiseprop reproduce table5 {asks} --models ResNet18 ResNet18-AN"
+    assert f"`{command}`" in page([record], {})
     other = record | {"protocol": "released-code-without-sigma-decay", "recipe": record["recipe"] | {"name": "table1"}}
     other["departures"] = sorted(set(departures("table5")) - {"sigma-decay"})
     starts = "noiseprop reproduce table5 --protocol released-code --switch sigma-decay --recipe table1 "
-    assert command(other).startswith(starts)
+    assert commands(other)[0].startswith(starts)
 
 
 def test_the_page_reads_one_seed_over_images(table5):
@@ -316,6 +318,39 @@ def test_the_page_reads_one_seed_over_images(table5):
     cells = [f"{right / n:.3f}\u00a0±\u00a0{(high - low) / 2:.3f} (n = {n})" for right, n, low, high in (off, on)]
     assert (off[1], on[1]) == (16, 8)
     assert f"| ResNet18-AN | {' | '.join(cells)} | {on[0] / 8 - off[0] / 16:+.3f}" in text
+
+
+def test_a_network_of_several_seeds_is_tested_over_them(table5):
+    record = copy.deepcopy(record_of(table5))
+    record["runs"].append(dict(copy.deepcopy(record["runs"][1]), row="ResNet18-MLPN"))
+    record["trust_images"]["ResNet18-MLPN"] = 6
+    for run in list(record["runs"]):
+        run["figures"][f"clean/{'one' if run['noisy'] else 'off'}/0/0"] = [800, 1000, 0.774, 0.823]
+        if run["row"] != "ResNet18-AN":
+            again = dict(copy.deepcopy(run), seed=1)
+            right = 700 if run["row"] == "ResNet18-MLPN" else 804
+            again["figures"][f"clean/{'one' if run['noisy'] else 'off'}/0/0"] = [right, 1000, 0.774, 0.823]
+            record["runs"].append(again)
+    record["seeds"] = [0, 1]
+    of_seeds, of_images = comparisons(record, claims("table5")[0])
+    assert [over_seeds(c) for c in (of_seeds, of_images)] == [True, False]
+    test = welch([0.8, 0.7], [0.8, 0.804])
+    assert test is not None
+    assert (of_seeds.p_value, of_seeds.gain) == pytest.approx((min(1.0, test.p_value * 2), test.difference.estimate))
+    assert of_images.error == pytest.approx(math.hypot(0.0245, 0.0245))
+    text = page([record], {})
+    assert "Seeds: 1 of ResNet18-AN; 2 of ResNet18, ResNet18-MLPN." in text
+    assert "chance is the choice of images, or where both networks have several seeds, the spread over seeds)" in text
+    once, twice = commands(record)
+    assert once.endswith("--seeds 1 --models ResNet18-AN")
+    assert twice.endswith("--seeds 2 --models ResNet18 ResNet18-MLPN")
+    assert f"To redo it: `{once}`, then `{twice}`" in text
+    for run in record["runs"]:  # seeds that do not scatter leave the images to tell
+        run["figures"][f"clean/{'one' if run['noisy'] else 'off'}/0/0"] = (
+            [801, 1000, 0.775, 0.824] if run["row"] == "ResNet18" else [800, 1000, 0.774, 0.823]
+        )
+    still = comparisons(record, claims("table5")[0])
+    assert not any(over_seeds(c) or c.verdict for c in still)
 
 
 def test_the_page_tells_course_cost_percentages_and_marks(table5):

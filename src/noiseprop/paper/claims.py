@@ -121,11 +121,16 @@ PERCENTAGES = {"table3": ("MLPN, Sigmoid", "MLP, Sigmoid"), "table4": ("CNN-MLPN
 
 def compare(record: Record, claim: Claim) -> list[Comparison]:
     """All comparisons of a claim on a record."""
-    found = [_compare(record, first, second, what) for first, second in claim.pairs for what in claim.what]
+    found = differences(record, claim)
     tested = [c.p_value for c in found if c.p_value is not None]
     if len(tested) < len(found):
         return found
     return [replace(c, p_value=p) for c, p in zip(found, holm(tested), strict=True)]
+
+
+def differences(record: Record, claim: Claim) -> list[Comparison]:
+    """All comparisons of a claim on a record, each p by itself, without Holm's correction."""
+    return [_compare(record, first, second, what) for first, second in claim.pairs for what in claim.what]
 
 
 def _compare(record: Record, first: str, second: str, what: str) -> Comparison:

@@ -1,5 +1,6 @@
-"""The paper's claims about Tables 5 and 6, tested over training seeds or, where there is one, over images."""
+"""The paper's claims about Tables 5 and 6, tested over training seeds or, where a network has one, over images."""
 
+import math
 from dataclasses import replace
 
 from scipy.stats import norm
@@ -7,7 +8,7 @@ from scipy.stats import norm
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import holm
 from noiseprop.evaluation.trust import TOLERANCE
-from noiseprop.paper.claims import Claim, Comparison, compare
+from noiseprop.paper.claims import Claim, Comparison, differences
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS
 from noiseprop.paper.results import Record, accuracy, image_error, runs_of, spread
@@ -44,10 +45,9 @@ DENIED = ("Fixed noise raises accuracy under white-box attacks",)
 """Claims that the paper makes the other way: it says that this is not so."""
 
 
-def over_images(record: Record) -> bool:
-    """Whether a record's claims can be tested over images alone, as some row has one seed."""
-    rows = [run["row"] for run in record["runs"]]
-    return any(rows.count(row) == 1 for row in rows)
+def over_seeds(c: Comparison) -> bool:
+    """Whether a comparison is tested over training seeds: both networks have several, and they scatter."""
+    return all(spread.n > 1 for spread in c.ours) and any(spread.std for spread in c.ours)
 
 
 def chance(record: Record) -> float:
@@ -89,25 +89,24 @@ def comparisons(record: Record, claim: Claim) -> list[Comparison]:
     Rows that have not learned (`guessing`) are compared on clean images alone, others under no attack that failed on
     one of them (`failed_attacks`).
 
-    p is of Welch's test over seeds or, where a row has one seed, of the choice of images: two-sided, by the normal
+    p is of Welch's test over seeds (`over_seeds`) or of the choice of images. The latter is two-sided, by the normal
     approximation, as if the two networks had been judged on different images. They are judged on the same ones, on
     which networks tend to err together, so it is rather too large.
     """
-    there = {run["row"] for run in record["runs"]}
+    there = set(rows_of(record))
     pairs = tuple(pair for pair in claim.pairs if there.issuperset(pair))
     idle, failed = set(guessing(record)), failed_attacks(record)
     found = [
-        c
-        for c in compare(record, replace(claim, pairs=pairs))
+        c if over_seeds(c) else _over_images(record, c)
+        for c in differences(record, replace(claim, pairs=pairs))
         if (c.what == "clean" or not {c.first, c.second} & idle)
         and not any(c.what in failed.get(row, ()) for row in (c.first, c.second))
     ]
-    if not over_images(record):
-        return found
-    p_values = [_of_images(c) if c.p_value is None else c.p_value for c in found]
-    return [replace(c, p_value=p) for c, p in zip(found, holm(p_values), strict=True)]
+    p_values = holm([c.p_value for c in found if c.p_value is not None])
+    return [replace(c, p_value=p) for c, p in zip(found, p_values, strict=True)]
 
 
-def _of_images(c: Comparison) -> float:
-    """The two-sided p of a difference whose error is half its 95 % interval."""
-    return 2 * float(norm.sf(abs(c.gain) / (c.error or 1) * norm.isf(0.025)))
+def _over_images(record: Record, c: Comparison) -> Comparison:
+    """A difference with what the choice of images leaves open of it, taken from each network's first seed."""
+    error = math.hypot(*(image_error(runs_of(record, row)[0], c.what) for row in (c.first, c.second)))
+    return replace(c, error=error, p_value=2 * float(norm.sf(abs(c.gain) / error * norm.isf(0.025))))

@@ -12,7 +12,7 @@ from noiseprop.paper.claims_resnets import (
     failed_attacks,
     guesses,
     guessing,
-    over_images,
+    over_seeds,
 )
 from noiseprop.paper.figure4 import difference, says, shares_table
 from noiseprop.paper.how import how
@@ -69,9 +69,17 @@ def _overview(records: Sequence[Record]) -> str:
 
 
 def _seeds(record: Record) -> str:
-    counts = sorted({len(runs_of(record, row)) for row in rows_of(record)})
+    counts = list(_by_seeds(record))
     many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{many} seed{'' if counts == [1] else 's'}"
+
+
+def _seeds_by_row(record: Record) -> str:
+    by_seeds = _by_seeds(record)
+    if len(by_seeds) == 1:
+        return f"Each row: {_seeds(record)}."
+    told = [f"{n} of {', '.join(rows)}" for n, rows in by_seeds.items()]
+    return f"Seeds: {'; '.join(told)}."
 
 
 def _brief(found: Sequence[Comparison]) -> str:
@@ -99,9 +107,9 @@ def _part(record: Record, steps: Mapping[str, Any]) -> str:
     lines = [
         f"## {_TITLES[record['table']]}, protocol `{record['protocol']}`, {_recipe(record)}",
         "",
-        f"{how(record)} Each row: {_seeds(record)}. The paper's numbers stand in brackets.",
+        f"{how(record)} {_seeds_by_row(record)} The paper's numbers stand in brackets.",
         "",
-        f"To redo it: `{command(record)}`",
+        f"To redo it: {', then '.join(f'`{command}`' for command in commands(record))}",
         "",
         *([f"Not run here: {', '.join(missing)}.", ""] if missing else []),
         *_tables(marked_tables(record)),
@@ -126,8 +134,8 @@ def _part(record: Record, steps: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def command(record: Record) -> str:
-    """The command that redoes a record, but for folders and numbers of seeds that differ by row."""
+def commands(record: Record) -> list[str]:
+    """The commands that redo a record, but for folders: one for each number of seeds."""
     base = "released-code" if record["protocol"].startswith("released-code") else "paper"
     whole = set(departures(record["table"])) if base == "released-code" else set[str]()
     asked = {
@@ -137,11 +145,20 @@ def command(record: Record) -> str:
         "epochs": record["epochs"],
         "precision": record["precision"],
         "judge": record["judged_in"],
-        "seeds": len(record["seeds"]),
         "test-images": record["data"]["test_images"],
     }
     options = " ".join(f"--{name} {value}" for name, value in asked.items() if value)
-    return f"noiseprop reproduce {record['table']} {options}"
+    found: list[str] = []
+    for seeds, rows in _by_seeds(record).items():
+        only = "" if len(rows) == len(TABLES[record["table"]]) else f" --models {' '.join(rows)}"
+        found.append(f"noiseprop reproduce {record['table']} {options} --seeds {seeds}{only}")
+    return found
+
+
+def _by_seeds(record: Record) -> dict[int, list[str]]:
+    """The rows by their number of seeds, the least first."""
+    counts = {row: len(runs_of(record, row)) for row in rows_of(record)}
+    return {n: [row for row, count in counts.items() if count == n] for n in sorted(set(counts.values()))}
 
 
 def _tables(tables: Sequence[Rows]) -> list[str]:
@@ -195,7 +212,8 @@ def _claim(record: Record, claim: Claim) -> str:
 
 
 def _answer(record: Record, claim: Claim, found: Sequence[Comparison]) -> str:
-    of = "the choice of images" if over_images(record) else "the spread over seeds"
+    kinds = sorted({"the spread over seeds" if over_seeds(c) else "the choice of images" for c in found})
+    of = ", or where both networks have several seeds, ".join(kinds)
     says = f"**{_word(found).capitalize()}** ({_counts(found)}; chance is {of})."
     low = sum(guesses(record, c.first, c.what) and guesses(record, c.second, c.what) for c in found)
     if low:

@@ -20,11 +20,13 @@ from noiseprop.evaluation.measure import noise_key
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper import figure4, reproduction
+from noiseprop.paper.claims_resnets import guessing
 from noiseprop.paper.figure4 import draw_figure_4, figure_4, inside, look, read_figure_4, says, shares_table, summary
 from noiseprop.paper.page_resnets import page
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import TABLES, protocol
 from noiseprop.paper.reproduction import trained
+from noiseprop.paper.results import read_record
 from noiseprop.saliency import smoothgrad
 
 pytestmark = [
@@ -32,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*draws cannot share what comes before the noise"),
 ]
 EPOCHS = 3
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,37 +141,53 @@ def judged(plan, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("boxed", "most", "chosen"),
+    ("boxed", "most", "panel", "looked"),
     [
-        ("01234567", 250, [1, 3, 4, 6, 7]),
-        ("124567", 250, [1, 4, 6, 7]),
-        ("124567", 3, [1, 4, 6]),
-        ("025", 250, [1, 3, 4, 6, 7]),  # of those that are right none has a box
-        (None, 250, [1, 3, 4, 6, 7]),
-        (None, 3, [1, 3, 4]),
+        ("01234567", 250, [1, 3], [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("124567", 250, [1, 4], [1, 2, 4, 5, 6, 7]),
+        ("124567", 3, [1, 4], [1, 2, 4]),
+        ("025", 250, [1, 3], [0, 2, 5]),  # of those that are right none has a box
+        ("6", 250, [6], [6]),
+        (None, 250, [1, 3], []),
     ],
 )
-def test_images_are_the_first_that_all_networks_get_right_those_with_a_box_where_any_has(
-    judged, plan, monkeypatch, boxed, most, chosen
+def test_the_panel_is_of_images_right_by_all_and_the_shares_are_of_images_with_a_box(
+    judged, plan, monkeypatch, boxed, most, panel, looked
 ):
     monkeypatch.setattr(figure4, "BOXED", most)
     monkeypatch.setattr(figure4, "PANEL", 2)
     test = split(load("tiny-imagenet", plan.data_dir)).test
     found, mapped = judged(RIGHT, boxed)
-    assert mapped == [chosen] * 5
+    assert mapped == [looked + panel] * 5
     assert found.record["right_by_all"] == 5
-    assert torch.equal(found.images, test.images[chosen[:2]].float() / 255)
-    assert [maps[:, 0, 0].tolist() for maps in found.maps.values()] == [chosen[:2]] * 5
-    with_box = boxed is not None and set(boxed).issuperset(map(str, chosen))
-    assert ("inside" in found.record) == with_box
-    if with_box:
-        assert torch.equal(found.boxes, test.boxes[chosen])
-        assert len(found.record["box"]) == len(chosen)
+    assert torch.equal(found.images, test.images[panel].float() / 255)
+    assert [maps[:, 0, 0].tolist() for maps in found.maps.values()] == [panel] * 5
+    assert ("inside" in found.record) == bool(looked)
+    if looked:
+        assert len(found.record["box"]) == len(looked)
+        assert found.record["right"] == [number in (1, 3, 4, 6, 7) for number in looked]
+        expected = inside(torch.stack([torch.full((64, 64), float(number)) for number in looked]), test.boxes[looked])
+        assert found.record["inside"]["ResNet34-AN"] == pytest.approx(expected.tolist(), abs=1e-6)
+        assert torch.equal(found.boxes.clamp_min(0), test.boxes[panel].where(found.boxes >= 0, 0))
+        assert [int(box[0]) >= 0 for box in found.boxes] == [str(number) in boxed for number in panel]
+    assert "the panel shows the first of them." in says(found.record)
 
 
-def test_an_image_that_one_network_gets_wrong_is_not_looked_at(judged):
-    with pytest.raises(RunError, match="none of 8 test images is right by all networks; train them for longer"):
-        judged(("01234567", "0246", "01234567", "1357", "01234567"), "01234567")
+@pytest.mark.parametrize(
+    ("boxed", "panel", "words"),
+    [("257", [2, 5], "the first images that have a box."), (None, [0, 1], "the first images.")],
+)
+def test_where_no_image_is_right_by_all_the_panel_says_so(judged, monkeypatch, boxed, panel, words):
+    monkeypatch.setattr(figure4, "PANEL", 2)
+    found, mapped = judged(("01234567", "0246", "01234567", "1357", "01234567"), boxed)
+    assert mapped[0][-2:] == panel
+    assert found.record["right_by_all"] == 0
+    told = says(found.record)
+    assert "None of 8 test images are right by all 5 networks (random ones by a vote of 3 draws), so the panel" in told
+    assert f"so the panel shows {words}" in told
+    if boxed:
+        assert found.record["right"] == [False] * 3
+        assert all(len(row) == 3 for row in shares_table(found.record))
 
 
 def test_the_record_says_what_was_done(seen, plan):
@@ -188,17 +207,18 @@ def test_shares_are_those_of_smoothgrad(seen, plan):
     test = split(load("tiny-imagenet", plan.data_dir)).test
     model = trained(plan.job(TABLES["table6"][0], 0))
     generator = torch.Generator().manual_seed(0)
-    maps = smoothgrad(model, test.images.float() / 255, test.labels, samples=4, generator=generator)
-    expected = inside(maps, test.boxes)
+    x, y = (torch.cat([whole, whole[:5]]) for whole in (test.images.float() / 255, test.labels))  # those of the panel
+    maps = smoothgrad(model, x, y, samples=4, generator=generator)
+    expected = inside(maps[:8], test.boxes)
     np.testing.assert_allclose(seen.record["inside"]["ResNet34"], expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(seen.maps["ResNet34"], maps[:5], rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(seen.maps["ResNet34"], maps[8:], rtol=1e-3, atol=1e-7)
     others = seen.record["inside"]
     assert others["ResNet34-A+"] != others["ResNet34"]
 
 
 def test_the_table_compares_the_same_images(seen):
     head, box, *rows = shares_table(seen.record)
-    assert head == ["", "saliency inside the box", "more than ResNet34"]
+    assert head == ["", "saliency inside the box", "more than ResNet34", "on the 8 right by all"]
     assert box[1] == "0.250 ± 0.000"
     assert [row[0] for row in rows] == seen.record["networks"]
     values = {name: np.array(found) for name, found in seen.record["inside"].items()}
@@ -207,7 +227,13 @@ def test_the_table_compares_the_same_images(seen):
     low, high = test.confidence_interval(0.95)
     mean = (values["ResNet34-AN"] - values["ResNet34"]).mean()
     assert rows[4][2] == f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    assert "The figures are of the first 8 of them that have a box." in says(seen.record)
+    assert rows[1][3] == rows[1][1]
+    few = seen.record | {"right": [True, True] + [False] * 6}
+    assert shares_table(few)[0][3] == "on the 2 right by all"
+    assert shares_table(few)[5][1:3] == rows[3][1:3]
+    two = values["ResNet34-MLPN"][:2]
+    assert shares_table(few)[5][3] == f"{two.mean():.3f} ± {two.std(ddof=1):.3f}"
+    assert "The figures are of the first 8 that have a box, right or wrong." in says(seen.record)
     assert "the fast recipe, not the paper's" in summary(seen.record)
 
 
@@ -232,6 +258,24 @@ def test_the_panel_has_a_column_for_each_network_and_repeats_to_the_byte(seen, t
     assert "![Images and saliency maps of ResNet34, ResNet34-MLP+" in text
     assert "(../results/figure4-paper-fast-3.svg)" in text
     assert f"| {shares_table(seen.record)[2][0]} |" in text
+    assert re.search("Here ResNet34-MLPN looks at it .* and ResNet34-AN looks at it", text)
+    assert "than ResNet34-MLPN" not in text
+
+
+def test_networks_that_have_not_learned_are_named(seen):
+    (path,) = RESULTS.glob("table6-*.json")
+    table = read_record(path)
+    idle = guessing(table)
+    assert "ResNet34-A+" in idle
+    same = seen.record | {key: table[key] for key in ("protocol", "recipe", "source")}
+    assert f"By Table 6 {' and '.join(idle)} did no better than guessing" in page([table], {"x": same})
+    assert "By Table 6" not in page([table], {"x": seen.record})
+    for row, verdict in (("ResNet34-AN", "Here ResNet34-MLPN looks"), ("ResNet34", "Nothing tells here")):
+        few = table | {"runs": [run for run in table["runs"] if run["row"] == "ResNet34-A+"]}
+        few["runs"] = [dict(few["runs"][0], row=row)]
+        text = page([few], {"x": same})
+        assert verdict in text
+        assert "ResNet34-AN looks at it" not in text
 
 
 def test_without_boxes_there_is_a_panel_and_no_share(plan, monkeypatch):
@@ -244,7 +288,7 @@ def test_without_boxes_there_is_a_panel_and_no_share(plan, monkeypatch):
     monkeypatch.setattr(figure4, "_correct", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
     found = look(plan.jobs(TABLES["table6"][:2], 1))
     assert "inside" not in found.record
-    assert "None of these images has a box" in summary(found.record)
+    assert "No test image has a box" in summary(found.record)
     assert len(figure_4(found).axes) == 5 * 3
     assert "saliency inside the box" not in page([], {"x": found.record})
 

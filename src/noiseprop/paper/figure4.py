@@ -47,18 +47,19 @@ class Look:
 
 
 def look(jobs: Sequence[Job], *, progress: Progress | None = None) -> Look:
-    """SmoothGrad maps, Eq. 8, of test images that all networks classify correctly, for their true class.
+    """SmoothGrad maps, Eq. 8, of test images for their true class.
 
-    The images are the first such ones of the test split, which is in random order; those of the panel come with their
-    box where any have one. A network with noise counts as correct by a vote, and each noisy copy of an image meets a
-    draw of the network's noise of its own. All networks see the same copies.
+    The panel has the first images that all networks classify correctly, those with a box where any have one; where
+    there is no such image, the first of all. The shares of saliency inside the box are of the first images with a box,
+    right or wrong. The test split is in random order. A network with noise counts as correct by a vote, and each noisy
+    copy of an image meets a draw of the network's noise of its own. All networks see the same copies.
 
     Args:
         jobs: one for each network, trained.
         progress: called with steps done, all steps, and the next one's name.
 
     Raises:
-        RunError: a network is not trained yet, or no image is right by all of them.
+        RunError: a network is not trained yet.
     """
     tell = progress or (lambda done, total, name: None)
     models = {job.row.name: trained(job) for job in jobs}
@@ -68,19 +69,26 @@ def look(jobs: Sequence[Job], *, progress: Progress | None = None) -> Look:
     for number, (name, model) in enumerate(models.items()):
         tell(number, steps, f"judging {name}")
         right = right[_correct(model, test[right], jobs[0].seed)]
-    if not len(right):
-        raise RunError(f"figure4: none of {len(test):,} test images is right by all networks; train them for longer")
-    boxed = right if test.boxes is None else right[test.boxes[right, 0] >= 0]
-    chosen = test[(boxed if len(boxed) else right)[:BOXED]]
-    maps: dict[str, Tensor] = {}
+    boxed = with_box(test, torch.arange(len(test)))[:BOXED]
+    panel = right if len(right) else torch.arange(len(test))
+    panel = (found if len(found := with_box(test, panel)) else panel)[:PANEL]
+    images, maps = test[torch.cat([boxed, panel])], dict[str, Tensor]()
     for number, (name, model) in enumerate(models.items(), len(models)):
         tell(number, steps, f"looking through {name}")
-        maps[name] = _maps(model, chosen, jobs[0].seed)
+        maps[name] = _maps(model, images, jobs[0].seed)
     tell(steps, steps, "done")
-    record = _record(jobs, test, len(right), chosen if len(boxed) and test.boxes is not None else None, maps)
-    x, _ = next(batches(chosen[:PANEL], PANEL, generator=None))
-    panel = {name: found[:PANEL] for name, found in maps.items()}
-    return Look(record | {"source": without_folder(dataset.source)}, x, chosen.boxes, panel)
+    record = _record(jobs, test, len(right)) | {"source": without_folder(dataset.source)}
+    if test.boxes is not None and len(boxed):
+        shares = {name: found[: len(boxed)] for name, found in maps.items()}
+        record |= _shares(shares, test.boxes[boxed]) | {"right": torch.isin(boxed, right).tolist()}
+    x, _ = next(batches(test[panel], PANEL, generator=None))
+    boxes = None if test.boxes is None else test.boxes[panel]
+    return Look(record, x, boxes, {name: found[len(boxed) :] for name, found in maps.items()})
+
+
+def with_box(images: Dataset, numbers: Tensor) -> Tensor:
+    """Those of some images, by number, that have a box."""
+    return numbers[:0] if images.boxes is None else numbers[images.boxes[numbers, 0] >= 0]
 
 
 def _correct(model: nn.Module, images: Dataset, seed: int) -> Tensor:
@@ -127,17 +135,15 @@ def inside(maps: Tensor, boxes: Tensor) -> Tensor:
     return (wide * mask).sum((1, 2)) / whole
 
 
-def _record(
-    jobs: Sequence[Job], test: Dataset, right: int, boxed: Dataset | None, maps: Mapping[str, Tensor]
-) -> dict[str, Any]:
+def _record(jobs: Sequence[Job], test: Dataset, right: int) -> dict[str, Any]:
     job = jobs[0]
-    record: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "protocol": job.protocol.name,
         "departures": sorted(job.protocol.departures),
         "recipe": asdict(recipe_of(job)),
         "seed": job.seed,
-        "networks": list(maps),
+        "networks": [job.row.name for job in jobs],
         "test_images": len(test),
         "right_by_all": right,
         "sigma": SIGMA,
@@ -145,27 +151,29 @@ def _record(
         "draws": DRAWS,
         "vote_draws": VOTES,
     }
-    if boxed is None or boxed.boxes is None:
-        return record
-    boxes = boxed.boxes
+
+
+def _shares(maps: Mapping[str, Tensor], boxes: Tensor) -> dict[str, Any]:
+    """For each image the box's share of it, and by network that of the saliency inside the box."""
     shares = {name: [round(value, 6) for value in inside(found, boxes).tolist()] for name, found in maps.items()}
     flat = inside(torch.ones_like(next(iter(maps.values()))), boxes).tolist()
-    return record | {"box": [round(value, 6) for value in flat], "inside": shares}
+    return {"box": [round(value, 6) for value in flat], "inside": shares}
 
 
 def shares_table(record: Mapping[str, Any]) -> list[list[str]]:
     """For each network the share of saliency inside the box, mean ± std over images, and the difference to the first.
 
-    The last column is a 95 % interval of the mean difference on the same images (Student's t).
+    The difference is the mean on the same images with its 95 % interval (Student's t). The last column is of the images
+    that are right by all networks, where there are any.
     """
     shares: Mapping[str, Sequence[float]] = record["inside"]
-    first = next(iter(shares))
-    rows = [["", "saliency inside the box", f"more than {first}"]]
-    rows.append(["the box's share of the image", str(mean_std(record["box"])), ""])
-    for name, values in shares.items():
-        more = "" if name == first else _told(difference(record, name, first))
-        rows.append([name, str(mean_std(values)), more])
-    return rows
+    first, right = next(iter(shares)), np.array(record["right"])
+    rows = [["", "saliency inside the box", f"more than {first}", f"on the {right.sum():,} right by all"]]
+    for name, values in {"the box's share of the image": record["box"], **shares}.items():
+        more = _told(difference(record, name, first)) if name in shares and name != first else ""
+        few = str(mean_std(np.array(values)[right].tolist())) if right.any() else ""
+        rows.append([name, str(mean_std(values)), more, few])
+    return rows if right.any() else [row[:-1] for row in rows]
 
 
 def _told(found: Interval | None) -> str:
@@ -189,25 +197,27 @@ def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | N
 def summary(record: Mapping[str, Any]) -> str:
     """How the maps were made, and the table of shares, for the terminal."""
     if "inside" not in record:
-        return f"{says(record)}\nNone of these images has a box, so no share of saliency inside it can be told."
+        return f"{says(record)}\nNo test image has a box, so no share of saliency inside it can be told."
     return f"{text_table(shares_table(record))}\n{says(record)}"
 
 
 def says(record: Mapping[str, Any]) -> str:
     """How the maps were made, in plain sentences."""
-    recipe = record["recipe"]
+    recipe, right, networks = record["recipe"], record["right_by_all"], len(record["networks"])
     named = "Table 1's recipe" if recipe["name"] == "table1" else f"the {recipe['name']} recipe, not the paper's"
-    boxes = (
-        f" The figures are of the first {len(record['box']):,} of them that have a box." if "inside" in record else ""
-    )
-    return (
-        f"SmoothGrad as Eq. 8: sigma {record['sigma']:g}, {record['samples']} copies of an image, each with "
-        f"{record['draws']} draw of the network's noise. Networks trained by {named}, epochs: {recipe['epochs']}, "
-        f"seed {record['seed']}. "
-        f"{record['right_by_all']:,} of {record['test_images']:,} test images are right by all "
-        f"{len(record['networks'])} networks (random ones by a vote of {record['vote_draws']} draws).{boxes} "
-        f"{record['source']}."
-    )
+    shown = "the panel shows the first of them" if right else "so the panel shows the first images that have a box"
+    if not right and "inside" not in record:
+        shown = "so the panel shows the first images"
+    sentences = [
+        f"SmoothGrad as Eq. 8, for the true class: sigma {record['sigma']:g}, {record['samples']} copies of an image, "
+        f"each with {record['draws']} draw of the network's noise.",
+        f"Networks trained by {named}, epochs: {recipe['epochs']}, seed {record['seed']}.",
+        f"{f'{right:,}' if right else 'None'} of {record['test_images']:,} test images are right by all "
+        f"{networks} networks (random ones by a vote of {record['vote_draws']} draws), {shown}.",
+    ]
+    if "inside" in record:
+        sentences.append(f"The figures are of the first {len(record['box']):,} that have a box, right or wrong.")
+    return " ".join([*sentences, f"{record['source']}."])
 
 
 def draw_figure_4(found: Look, stem: Path) -> tuple[Path, Path, Path]:

@@ -59,6 +59,7 @@ FIGURE_4 = {
     "source": str,
     "box?": [NUMBER],
     "inside?": {"*": [NUMBER]},
+    "right?": [bool],
 }
 """Of the figures of Figure 4."""
 
@@ -127,8 +128,8 @@ def check_figure_4(record: Any) -> None:
     check(record, FIGURE_4)
     Recipe.from_json(record["recipe"])
     if "inside" in record:
-        check(record, {"box": list})
-        lengths = {len(values) for values in (record["box"], *record["inside"].values())}
+        check(record, {"box": list, "right": list})
+        lengths = {len(values) for values in (record["box"], record["right"], *record["inside"].values())}
         if not record["inside"] or len(lengths) > 1 or not max(lengths):
             raise ValueError("it has shares of different numbers of images, or of none")
         if not all(0 <= share <= 1 for values in (record["box"], *record["inside"].values()) for share in values):

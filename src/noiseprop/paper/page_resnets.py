@@ -51,7 +51,7 @@ def page(
         return ""
     ordered = sorted(records, key=lambda r: (r["table"], r["protocol"] != "paper", r["protocol"], _recipe(r)))
     parts = [_INTRODUCTION, _overview(ordered), *(_part(record, steps or {}) for record in ordered)]
-    parts += [_figure(name, record) for name, record in sorted(figures.items())]
+    parts += [_figure(name, record, _unlearned(record, ordered)) for name, record in sorted(figures.items())]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -252,7 +252,14 @@ def _failures(record: Record) -> list[str]:
     return [*told, ""] if told else []
 
 
-def _figure(name: str, record: Mapping[str, Any]) -> str:
+def _unlearned(figure: Mapping[str, Any], records: Sequence[Record]) -> list[str]:
+    """The networks of a Figure 4 that do no better than guessing by the table of the same runs, if it is there."""
+    same = ("protocol", "recipe", "source")
+    runs = [r for r in records if r["table"] == "table6" and all(r.get(key) == figure[key] for key in same)]
+    return [row for record in runs for row in guessing(record)]
+
+
+def _figure(name: str, record: Mapping[str, Any], unlearned: Sequence[str]) -> str:
     seen = ", ".join(record["networks"])
     lines = [
         f"## Figure 4: saliency, protocol `{record['protocol']}`",
@@ -262,11 +269,17 @@ def _figure(name: str, record: Mapping[str, Any]) -> str:
         says(record),
         "",
     ]
+    if unlearned:
+        lines += [
+            f"By Table 6 {' and '.join(unlearned)} did no better than guessing; a map of such a network does not show "
+            "what tells the classes apart.",
+            "",
+        ]
     if "inside" in record:
         lines += [
-            f"The paper says that optimised noise makes the network look more at the object. {_looks(record)} Mean ± "
-            "standard deviation over images; the last column is the mean difference on the same images with its 95 % "
-            "interval.",
+            f"The paper says that optimised noise makes the network look more at the object. "
+            f"{_looks(record, unlearned)} Mean ± standard deviation over images; the difference is the mean one on the "
+            "same images with its 95 % interval.",
             "",
             markdown(shares_table(record)),
             "",
@@ -274,13 +287,15 @@ def _figure(name: str, record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _looks(record: Mapping[str, Any]) -> str:
+def _looks(record: Mapping[str, Any], unlearned: Sequence[str]) -> str:
     """What becomes of that claim: for each network with learned noise, whether its interval excludes 0."""
     plain, *others = record["networks"]
+    if plain in unlearned:
+        return "Nothing tells here, as the network without noise has not learned."
     told: list[str] = []
     for name in others:
         found = difference(record, name, plain)
-        if name.endswith("N") and found is not None:
+        if name.endswith("N") and name not in unlearned and found is not None:
             word = "more" if found.low > 0 else "less" if found.high < 0 else "no more and no less, within the error,"
             told.append(f"{name} looks at it {word} than {plain}")
     return f"Here {' and '.join(told)}." if told else ""

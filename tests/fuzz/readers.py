@@ -47,6 +47,7 @@ from noiseprop.noise.optim import SigmaAdam, sigmas, weights
 from noiseprop.paper.demo import is_demo
 from noiseprop.paper.figure4 import FORMAT, read_figure_4, summary
 from noiseprop.paper.how import how
+from noiseprop.paper.page_resnets import page
 from noiseprop.paper.results import read_record
 from noiseprop.paper.runs import read_settings
 from noiseprop.paper.tables import findings_table, main_tables, states_tables, text_table
@@ -457,13 +458,16 @@ def figure_seeds() -> list[bytes]:
     record = {"format": FORMAT, "protocol": "paper", "departures": [], "seed": 0, "networks": list(shares)}
     record |= {"test_images": 10, "right_by_all": 3, "sigma": 0.1, "samples": 2, "draws": 2, "vote_draws": 2}
     record |= {"recipe": asdict(Recipe()), "source": "Two images"}
-    return [json.dumps(record | {"box": [0.1, 0.2], "inside": shares}).encode(), b'{"format": "noiseprop demo, 1"}']
+    record |= {"box": [0.1, 0.2], "inside": shares, "right": [True, False]}
+    return [json.dumps(record).encode(), b'{"format": "noiseprop demo, 1"}']
 
 
 def read_figure(data: bytes) -> None:
     path = as_file(data, "figure4.json")
     is_demo(path)
-    assert summary(read_figure_4(path))
+    record = read_figure_4(path)
+    assert summary(record)
+    assert page([], {"figure4": record})
 
 
 def curve_seeds() -> list[bytes]:

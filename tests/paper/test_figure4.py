@@ -28,6 +28,7 @@ from noiseprop.paper.protocol import TABLES, protocol
 from noiseprop.paper.reproduction import trained
 from noiseprop.paper.results import read_record
 from noiseprop.saliency import smoothgrad
+from noiseprop.training.seal import sealed
 
 pytestmark = [
     pytest.mark.usefixtures("small_resnets", "own_cache"),
@@ -314,6 +315,21 @@ def test_a_foreign_file_is_one_sentence(content, tmp_path):
     path = tmp_path / "figure4-x.json"
     path.write_text(content)
     with pytest.raises(RunError, match="run `noiseprop reproduce figure4` again"):
+        read_figure_4(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"networks": ["ResNet34", "ResNet34-AN"]}, "it has shares of other networks than it names"),
+        ({"right": [True]}, "it has shares of different numbers of images"),
+        ({"right": [1] * 8}, r"it has right\[0\] 1, expected bool"),
+    ],
+)
+def test_figures_at_odds_are_told(seen, tmp_path, change, says):
+    path = tmp_path / "figure4-x.json"
+    path.write_text(json.dumps(sealed({**seen.record, **change})))
+    with pytest.raises(RunError, match=says):
         read_figure_4(path)
 
 

@@ -129,6 +129,8 @@ def check_figure_4(record: Any) -> None:
     Recipe.from_json(record["recipe"])
     if "inside" in record:
         check(record, {"box": list, "right": list})
+        if list(record["inside"]) != record["networks"]:
+            raise ValueError("it has shares of other networks than it names")
         lengths = {len(values) for values in (record["box"], record["right"], *record["inside"].values())}
         if not record["inside"] or len(lengths) > 1 or not max(lengths):
             raise ValueError("it has shares of different numbers of images, or of none")

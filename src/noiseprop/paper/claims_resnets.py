@@ -11,7 +11,7 @@ from noiseprop.evaluation.trust import TOLERANCE
 from noiseprop.paper.claims import Claim, Comparison, differences
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.results import Record, accuracy, image_error, runs_of, spread
+from noiseprop.paper.results import Record, image_error, image_interval, runs_of, spread
 from noiseprop.paper.tables import rows_of
 from noiseprop.paper.variants import architecture
 
@@ -56,8 +56,8 @@ def chance(record: Record) -> float:
 
 
 def guesses(record: Record, row: str, what: str) -> bool:
-    """Whether guessing is within the error of a row's accuracy under a condition, in any of its runs, or above it."""
-    return min(accuracy(run, what) - image_error(run, what) for run in runs_of(record, row)) <= chance(record)
+    """Whether guessing is within the interval of a row's accuracy under a condition, in any of its runs, or above."""
+    return min(image_interval(run, what)[0] for run in runs_of(record, row)) <= chance(record)
 
 
 def guessing(record: Record) -> list[str]:

@@ -2,7 +2,7 @@
 
 from noiseprop.paper.protocol import RESNETS, TABLES
 from noiseprop.paper.results import Record, runs_of
-from noiseprop.paper.tables import rows_of
+from noiseprop.paper.tables import listed, rows_of
 
 
 def how(record: Record) -> str:
@@ -49,4 +49,4 @@ def votes(record: Record) -> str:
         found = runs_of(record, name)[-1]["figures"].get("clean/vote/0/0")
         if found is not None and found[1] < record["data"]["test_images"]:
             counts.setdefault(int(found[1]), []).append(name)
-    return " ".join(f"Votes of {' and '.join(names)}: on the first {n:,}." for n, names in counts.items())
+    return " ".join(f"Votes of {listed(names)}: on the first {n:,}." for n, names in counts.items())

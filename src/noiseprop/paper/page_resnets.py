@@ -20,7 +20,7 @@ from noiseprop.paper.protocol import TABLES, departures
 from noiseprop.paper.published import COLUMNS
 from noiseprop.paper.reasons_resnets import cost, course, live, percentages, where_sigma_went
 from noiseprop.paper.results import Record, cell, runs_of
-from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, rows_of, states_tables
+from noiseprop.paper.tables import Rows, findings_table, listed, markdown, marked_tables, rows_of, states_tables
 
 _CELLS = "Difference in accuracy ± half its 95 % interval; p; the paper's difference in brackets."
 _TITLES = {"table5": "Table 5: ResNet18 on CIFAR-10", "table6": "Table 6: ResNet34 on Tiny-ImageNet"}
@@ -170,9 +170,8 @@ def _idle(record: Record) -> list[str]:
     told = [f"{row} ({cell(record, row, 'clean')})" for row in guessing(record)]
     if not told:
         return []
-    says = f"On clean images {' and '.join(told)} did no better than guessing: this training taught "
-    says += f"{'it' if len(told) == 1 else 'them'} nothing. No attack makes guessing worse, so what is left under "
-    says += "attack is no robustness, and the comparisons below leave it out but for clean images."
+    says = f"On clean images {listed(told)} did no better than guessing. No attack makes guessing worse, so what is "
+    says += "left under attack is no robustness, and the comparisons below leave it out but for clean images."
     return [says, ""]
 
 
@@ -217,8 +216,8 @@ def _answer(record: Record, claim: Claim, found: Sequence[Comparison]) -> str:
     says = f"**{_word(found).capitalize()}** ({_counts(found)}; chance is {of})."
     low = sum(guesses(record, c.first, c.what) and guesses(record, c.second, c.what) for c in found)
     if low:
-        says += f" Of the {len(found)} differences {low} are between accuracies no better than guessing "
-        says += f"({chance(record):.3f}), where neither network is of use."
+        says += f" Between accuracies no better than guessing ({chance(record):.3f}), where neither network is of use: "
+        says += f"{low} of the {len(found)} differences."
     printed = [c.printed for c in found if c.printed is not None]
     if claim.sentence in DENIED:
         says += " The paper says that it does not"
@@ -271,7 +270,7 @@ def _figure(name: str, record: Mapping[str, Any], unlearned: Sequence[str]) -> s
     ]
     if unlearned:
         lines += [
-            f"By Table 6 {' and '.join(unlearned)} did no better than guessing; a map of such a network does not show "
+            f"By Table 6 {listed(unlearned)} did no better than guessing; a map of such a network does not show "
             "what tells the classes apart.",
             "",
         ]
@@ -298,4 +297,4 @@ def _looks(record: Mapping[str, Any], unlearned: Sequence[str]) -> str:
         if name.endswith("N") and name not in unlearned and found is not None:
             word = "more" if found.low > 0 else "less" if found.high < 0 else "no more and no less, within the error,"
             told.append(f"{name} looks at it {word} than {plain}")
-    return f"Here {' and '.join(told)}." if told else ""
+    return f"Here {listed(told)}." if told else ""

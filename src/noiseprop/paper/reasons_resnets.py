@@ -12,7 +12,7 @@ from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS, PUBLISHED
 from noiseprop.paper.reasons import BENCHMARKS, after, what_it_costs
 from noiseprop.paper.results import Record, accuracy, cell, count, image_error, runs_of, spread
-from noiseprop.paper.tables import Rows, markdown, rows_of
+from noiseprop.paper.tables import Rows, listed, markdown, rows_of
 
 _SHOWN = (1, 2, 3, 4, 5, 10, 20, 50)  # epochs
 
@@ -24,8 +24,7 @@ def percentages(record: Record) -> list[str]:
         return []
     title = ["### The paper's percentages", ""]
     if idle := [row for row in guessing(record) if row in (plain, best)]:
-        missing = f"{' and '.join(idle)} did no better than guessing"
-        return [*title, f"None: {missing}, and a percentage between guesses tells of no defence.", ""]
+        return [*title, f"None: {listed(idle)} did no better than guessing, so a percentage tells of no defence.", ""]
     printed, failed = PUBLISHED[record["table"]], failed_attacks(record)
     rows: Rows = [["", "the paper's table", "here"]]
     for group, of in (("white box", ATTACKS), ("black box", TRANSFERS), ("corrupted", CORRUPTIONS)):

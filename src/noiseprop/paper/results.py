@@ -199,13 +199,23 @@ def accuracy(run: Record, condition: str, *, state: str | None = None, draws: in
     return sum(right / n for right, n, _, _ in found) / len(found)
 
 
-def image_error(run: Record, condition: str, *, state: str | None = None, draws: int | None = None) -> float:
-    """What the choice of images leaves open of `accuracy`: half of Wilson's 95 % interval.
+def image_interval(
+    run: Record, condition: str, *, state: str | None = None, draws: int | None = None
+) -> tuple[float, float]:
+    """What the choice of images leaves open of `accuracy`: the ends of Wilson's 95 % interval.
 
-    Severities of a corruption share their images, so their average can err by the mean of their half widths at most.
+    Severities of a corruption share their images, so the ends of their average are at most as far as those of theirs
+    on average.
     """
     found = _found(run, condition, state, draws)
-    return sum((high - low) / 2 for _, _, low, high in found) / len(found)
+    low, high = (sum(figure[end] for figure in found) / len(found) for end in (2, 3))
+    return low, high
+
+
+def image_error(run: Record, condition: str, *, state: str | None = None, draws: int | None = None) -> float:
+    """Half of `image_interval`."""
+    low, high = image_interval(run, condition, state=state, draws=draws)
+    return (high - low) / 2
 
 
 def count(run: Record, condition: str, *, state: str, draws: int) -> int:

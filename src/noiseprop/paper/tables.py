@@ -20,6 +20,16 @@ def rows_of(record: Record) -> list[str]:
     return [row for row in PUBLISHED[record["table"]] if row in there]
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    Examples:
+        >>> listed(["MLP", "MLP+", "MLPN"]), listed(["MLP"])
+        ('MLP, MLP+ and MLPN', 'MLP')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def main_table(record: Record) -> Rows:
     """The paper's table: for each row our mean ± standard deviation over seeds, the paper's number in brackets.
 

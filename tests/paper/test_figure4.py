@@ -73,7 +73,7 @@ def test_inside_counts_the_pixels_of_the_box():
     maps = torch.arange(16.0).view(1, 4, 4).repeat(2, 1, 1)
     boxes = torch.tensor([[1, 2, 2, 3], [0, 0, 3, 3]])
     assert inside(maps, boxes).tolist() == pytest.approx([(9 + 10 + 13 + 14) / 120, 1.0])
-    assert inside(torch.zeros(1, 4, 4), boxes[:1]).tolist() == [0.0]
+    assert inside(torch.zeros(1, 4, 4), boxes[:1]).isnan().all()
 
 
 def test_a_network_without_noise_is_right_where_its_largest_logit_is_the_label_s(plan):
@@ -167,8 +167,9 @@ def test_the_panel_is_of_images_right_by_all_and_the_shares_are_of_images_with_a
     if looked:
         assert len(found.record["box"]) == len(looked)
         assert found.record["right"] == [number in (1, 3, 4, 6, 7) for number in looked]
-        expected = inside(torch.stack([torch.full((64, 64), float(number)) for number in looked]), test.boxes[looked])
-        assert found.record["inside"]["ResNet34-AN"] == pytest.approx(expected.tolist(), abs=1e-6)
+        expected = inside(torch.ones(len(looked), 64, 64), test.boxes[looked]).tolist()
+        expected = [share if number else None for number, share in zip(looked, expected, strict=True)]  # map 0 is blank
+        assert found.record["inside"]["ResNet34-AN"] == pytest.approx(expected, abs=1e-6)
         assert torch.equal(found.boxes.clamp_min(0), test.boxes[panel].where(found.boxes >= 0, 0))
         assert [int(box[0]) >= 0 for box in found.boxes] == [str(number) in boxed for number in panel]
     assert "the panel shows the first of them." in says(found.record)
@@ -261,6 +262,28 @@ def test_the_panel_has_a_column_for_each_network_and_repeats_to_the_byte(seen, t
     assert f"| {shares_table(seen.record)[2][0]} |" in text
     assert re.search("Here ResNet34-MLPN looks at it .* and ResNet34-AN looks at it", text)
     assert "than ResNet34-MLPN" not in text
+
+
+def test_blank_maps_are_counted_and_have_no_share(seen, tmp_path):
+    shares = seen.record["inside"]
+    changed = {"ResNet34-A+": [None] * 8, "ResNet34-AN": [None, None, *shares["ResNet34-AN"][2:]]}
+    blank = seen.record | {"inside": shares | changed}
+    table = {row[0]: row[1:] for row in shares_table(blank)}
+    assert table[""][-1] == "blank maps"
+    assert table["the box's share of the image"][-1] == ""
+    assert [table[name][-1] for name in ("ResNet34", "ResNet34-A+", "ResNet34-AN")] == ["0 of 8", "8 of 8", "2 of 8"]
+    assert table["ResNet34-A+"][:3] == ["–", "–", "–"]
+    last = np.array(shares["ResNet34-AN"][2:])
+    assert table["ResNet34-AN"][0] == f"{last.mean():.3f} ± {last.std(ddof=1):.3f}"
+    test = ttest_rel(last, shares["ResNet34"][2:])
+    low, high = test.confidence_interval(0.95)
+    assert table["ResNet34-AN"][1].endswith(f" [{low:+.3f}, {high:+.3f}]")
+    *_, path = draw_figure_4(replace(seen, record=blank), tmp_path / "figure4-x")
+    assert read_figure_4(path) == blank
+    text = page([], {"x": blank})
+    assert "| ResNet34-A+ | – | – | – | 8 of 8 |" in text
+    assert "A blank map has no gradient anywhere" in text
+    assert "blank" not in page([], {"x": seen.record})
 
 
 def test_networks_that_have_not_learned_are_named(seen):

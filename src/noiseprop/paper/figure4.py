@@ -1,6 +1,7 @@
 """Figure 4: what the five ResNets look at, and how much of it lies on the object."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def inside(maps: Tensor, boxes: Tensor) -> Tensor:
         boxes: (n, 4), columns x0, y0, x1, y1 in pixels; x1 and y1 belong to the box.
 
     Returns:
-        float64, (n,).
+        float64, (n,); NaN where a map is zero everywhere.
 
     Examples:
         >>> inside(torch.ones(1, 4, 4), torch.tensor([[0, 0, 1, 3]]))
@@ -131,8 +132,7 @@ def inside(maps: Tensor, boxes: Tensor) -> Tensor:
     x0, y0, x1, y1 = (column.view(-1, 1) for column in boxes.unbind(1))
     mask = ((y >= y0) & (y <= y1)).unsqueeze(2) & ((x >= x0) & (x <= x1)).unsqueeze(1)  # (n, H, W)
     wide = maps.double()
-    whole = wide.sum((1, 2)).clamp_min(torch.finfo(torch.float64).tiny)  # a map of zeros has nothing in the box either
-    return (wide * mask).sum((1, 2)) / whole
+    return (wide * mask).sum((1, 2)) / wide.sum((1, 2))
 
 
 def _record(jobs: Sequence[Job], test: Dataset, right: int) -> dict[str, Any]:
@@ -154,42 +154,54 @@ def _record(jobs: Sequence[Job], test: Dataset, right: int) -> dict[str, Any]:
 
 
 def _shares(maps: Mapping[str, Tensor], boxes: Tensor) -> dict[str, Any]:
-    """For each image the box's share of it, and by network that of the saliency inside the box."""
-    shares = {name: [round(value, 6) for value in inside(found, boxes).tolist()] for name, found in maps.items()}
-    flat = inside(torch.ones_like(next(iter(maps.values()))), boxes).tolist()
-    return {"box": [round(value, 6) for value in flat], "inside": shares}
+    """For each image the box's share of it, and by network that of the saliency inside the box, None of a blank map."""
+    flat, shares = torch.ones_like(next(iter(maps.values()))), dict[str, list[float | None]]()
+    for name, found in maps.items():
+        shares[name] = [None if math.isnan(value) else round(value, 6) for value in inside(found, boxes).tolist()]
+    return {"box": [round(value, 6) for value in inside(flat, boxes).tolist()], "inside": shares}
 
 
 def shares_table(record: Mapping[str, Any]) -> list[list[str]]:
     """For each network the share of saliency inside the box, mean ± std over images, and the difference to the first.
 
-    The difference is the mean on the same images with its 95 % interval (Student's t). The last column is of the images
-    that are right by all networks, where there are any.
+    The difference is the mean on the same images with its 95 % interval (Student's t). The last columns are of the
+    images that are right by all networks, and the number of blank maps, which have no share, each where there are any.
     """
-    shares: Mapping[str, Sequence[float]] = record["inside"]
-    first, right = next(iter(shares)), np.array(record["right"])
-    rows = [["", "saliency inside the box", f"more than {first}", f"on the {right.sum():,} right by all"]]
+    shares: Mapping[str, Sequence[float | None]] = record["inside"]
+    first, right = next(iter(shares)), record["right"]
+    rows = [["", "saliency inside the box", f"more than {first}", f"on the {sum(right):,} right by all", "blank maps"]]
     for name, values in {"the box's share of the image": record["box"], **shares}.items():
         more = _told(difference(record, name, first)) if name in shares and name != first else ""
-        few = str(mean_std(np.array(values)[right].tolist())) if right.any() else ""
-        rows.append([name, str(mean_std(values)), more, few])
-    return rows if right.any() else [row[:-1] for row in rows]
+        few = [value for value, so in zip(values, right, strict=True) if so]
+        blank = f"{values.count(None):,} of {len(values):,}" if name in shares else ""
+        rows.append([name, _mean(values), more, _mean(few), blank])
+    blanks = any(None in values for values in shares.values())
+    shown = [True, True, True, any(right), blanks]
+    return [[cell for cell, so in zip(row, shown, strict=True) if so] for row in rows]
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return str(mean_std(known)) if known else "–"
 
 
 def _told(found: Interval | None) -> str:
-    return "one image" if found is None else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return "–" if found is None else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | None:
     """By how much more of one network's saliency lies in the box than of another's, on the same images.
 
     Returns:
-        The mean difference and its 95 % interval (Student's t); None where there is one image, or none has a box.
+        The mean difference and its 95 % interval (Student's t); None where fewer than two images have a box and no
+        blank map.
     """
-    if len(record.get("box", ())) < 2:
+    pairs = zip(*(record.get("inside", {}).get(network, ()) for network in (name, other)), strict=True)
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    n = len(differences)
+    if n < 2:
         return None
-    differences = np.subtract(record["inside"][name], record["inside"][other])
-    mean, n = float(np.mean(differences)), len(differences)
+    mean = float(np.mean(differences))
     half = float(student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / n**0.5)
     return Interval(mean, mean - half, mean + half)
 
@@ -217,6 +229,8 @@ def says(record: Mapping[str, Any]) -> str:
     ]
     if "inside" in record:
         sentences.append(f"The figures are of the first {len(record['box']):,} that have a box, right or wrong.")
+        if any(None in shares for shares in record["inside"].values()):
+            sentences.append("A blank map has no gradient anywhere: nothing in the image moves the network's output.")
     return " ".join([*sentences, f"{record['source']}."])
 
 

@@ -58,7 +58,7 @@ FIGURE_4 = {
     "sigma": NUMBER,
     "source": str,
     "box?": [NUMBER],
-    "inside?": {"*": [NUMBER]},
+    "inside?": {"*": [(*NUMBER, type(None))]},  # null of a blank map
     "right?": [bool],
 }
 """Of the figures of Figure 4."""
@@ -134,7 +134,8 @@ def check_figure_4(record: Any) -> None:
         lengths = {len(values) for values in (record["box"], record["right"], *record["inside"].values())}
         if not record["inside"] or len(lengths) > 1 or not max(lengths):
             raise ValueError("it has shares of different numbers of images, or of none")
-        if not all(0 <= share <= 1 for values in (record["box"], *record["inside"].values()) for share in values):
+        shares = [share for values in (record["box"], *record["inside"].values()) for share in values]
+        if not all(share is None or 0 <= share <= 1 for share in shares):
             raise ValueError("it has shares below 0 or above 1")
 
 

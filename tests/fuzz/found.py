@@ -86,7 +86,7 @@ FOUND = [
         readers.figure_seeds()[0].replace(b"0.75", b"1e308"),
         "a share of 1e308 was an OverflowError in its standard deviation",
     ),
-    Found("figure4", b'{"format": "noiseprop figure 4, version 1"}', "a record without its figures was a KeyError"),
+    Found("figure4", b'{"format": "noiseprop figure 4, version 2"}', "a record without its figures was a KeyError"),
     Found(
         "curve",
         readers.curve_seeds()[0].replace(b"0.25", b"1" * 400),

@@ -48,6 +48,7 @@ from noiseprop.paper.demo import is_demo
 from noiseprop.paper.figure4 import FORMAT, read_figure_4, summary
 from noiseprop.paper.how import how
 from noiseprop.paper.page_resnets import page
+from noiseprop.paper.protocol import RESNETS
 from noiseprop.paper.results import read_record
 from noiseprop.paper.runs import read_settings
 from noiseprop.paper.tables import findings_table, main_tables, states_tables, text_table
@@ -433,14 +434,16 @@ def read_partial(data: bytes) -> None:
 
 
 def record_seeds() -> list[bytes]:
-    """One run with few figures, and one with all."""
+    """One run with few figures, one with all, and two of a table that has a page to itself."""
     record = json.loads((ROOT / "results" / "table4-released-code.json").read_text())
     record["runs"] = [run for run in record["runs"] if run["row"] in ("CNN", "CNN-AN")]
+    resnets = json.loads((ROOT / "results" / "table6-paper-fast-4.json").read_text())
     figures = [{k: v for k, v in run["figures"].items() if k.split("/")[0] == "clean"} for run in record["runs"]]
     small = [{**run, "figures": few} for run, few in zip(record["runs"], figures, strict=True)]
     return [
         json.dumps(record | {"runs": small[:1]}).encode(),
         json.dumps(record | {"runs": record["runs"][1:]}).encode(),
+        json.dumps(resnets | {"runs": resnets["runs"][::3]}).encode(),
     ]
 
 
@@ -451,14 +454,16 @@ def read_record_file(data: bytes) -> None:
         findings_table(record)
         for table in (*main_tables(record), *states_tables(record)):
             text_table(table)
+        if record["table"] in RESNETS:
+            page([record], {})
 
 
 def figure_seeds() -> list[bytes]:
-    shares = {"ResNet34": [0.5, 0.25], "ResNet34-MLPN": [0.5, 0.75]}
+    shares = {"ResNet34": [0.5, 0.25], "ResNet34-MLPN": [None, 0.75]}
     record = {"format": FORMAT, "protocol": "paper", "departures": [], "seed": 0, "networks": list(shares)}
     record |= {"test_images": 10, "right_by_all": 3, "sigma": 0.1, "samples": 2, "draws": 2, "vote_draws": 2}
     record |= {"recipe": asdict(Recipe()), "source": "Two images"}
-    record |= {"box": [0.1, 0.2], "inside": shares, "right": [True, False]}
+    record |= {"box": [0.1, 0.2], "inside": shares, "right": [True, False], "panel_has_boxes": True}
     return [json.dumps(record).encode(), b'{"format": "noiseprop demo, 1"}']
 
 

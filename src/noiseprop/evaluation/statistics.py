@@ -112,9 +112,11 @@ def mean_std(values: Sequence[float]) -> Spread:
     """
     if not values or not all(math.isfinite(value) for value in values):
         raise InputError(f"mean_std: expected at least one finite value, got {list(values)}.")
-    mean = math.fsum(values) / len(values)
     if len(values) == 1:
-        return Spread(mean, None, 1)
+        return Spread(values[0], None, 1)
+    if min(values) == max(values):  # else rounding would scatter them
+        return Spread(values[0], 0.0, len(values))
+    mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return Spread(mean, math.sqrt(variance), len(values))
 

@@ -141,11 +141,16 @@ def _compare(record: Record, first: str, second: str, what: str) -> Comparison:
     if test is not None:
         error = (test.difference.high - test.difference.low) / 2
     elif what in COLUMNS:
-        error = math.hypot(*(image_error(runs_of(record, row)[0], what) for row in (first, second)))
+        error = both_errors(record, first, second, what)
     if what in COLUMNS:
         printed = PUBLISHED[record["table"]][first][what] - PUBLISHED[record["table"]][second][what]
     gain = sign * (ours[0].mean - ours[1].mean)
     return Comparison(first, second, what, ours, gain, error, printed, test.p_value if test else None)
+
+
+def both_errors(record: Record, first: str, second: str, what: str) -> float:
+    """Half the 95 % interval that the choice of images gives the difference between two rows' first seeds."""
+    return math.hypot(*(image_error(runs_of(record, row)[0], what) for row in (first, second)))
 
 
 def outcome(found: Sequence[Comparison]) -> str:

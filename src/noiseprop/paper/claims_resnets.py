@@ -1,6 +1,5 @@
 """The paper's claims about Tables 5 and 6, tested over training seeds or, where a network has one, over images."""
 
-import math
 from dataclasses import replace
 
 from scipy.stats import norm
@@ -8,10 +7,10 @@ from scipy.stats import norm
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.evaluation.statistics import holm
 from noiseprop.evaluation.trust import TOLERANCE
-from noiseprop.paper.claims import Claim, Comparison, differences
+from noiseprop.paper.claims import Claim, Comparison, both_errors, differences
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS
-from noiseprop.paper.results import Record, image_error, image_interval, runs_of, spread
+from noiseprop.paper.results import Record, accuracy, image_interval, runs_of, spread
 from noiseprop.paper.tables import rows_of
 from noiseprop.paper.variants import architecture
 
@@ -45,9 +44,12 @@ DENIED = ("Fixed noise raises accuracy under white-box attacks",)
 """Claims that the paper makes the other way: it says that this is not so."""
 
 
+_ROUNDING = 1e-9  # of averages over severities
+
+
 def over_seeds(c: Comparison) -> bool:
-    """Whether a comparison is tested over training seeds: both networks have several, and they scatter."""
-    return all(spread.n > 1 for spread in c.ours) and any(spread.std for spread in c.ours)
+    """Whether a comparison is tested over training seeds: both networks have several, and not all are alike."""
+    return all(spread.n > 1 for spread in c.ours) and any((spread.std or 0) > _ROUNDING for spread in c.ours)
 
 
 def chance(record: Record) -> float:
@@ -56,14 +58,14 @@ def chance(record: Record) -> float:
 
 
 def guesses(record: Record, row: str, what: str) -> bool:
-    """Whether guessing is within the interval of a row's accuracy under a condition, in any of its runs, or above."""
-    return min(image_interval(run, what)[0] for run in runs_of(record, row)) <= chance(record)
+    """Whether no run of a row is shown to do better than guessing: it is within or above their intervals."""
+    return max(image_interval(run, what)[0] for run in runs_of(record, row)) <= chance(record)
 
 
 def guessing(record: Record) -> list[str]:
-    """The rows that have not learned: on clean images they do no better than guessing.
+    """The rows that are not shown to have learned: on clean images they may be guessing.
 
-    What such a network keeps under attack is that of guessing, which no attack can lower, and looks like a defence.
+    What is left of such a network under attack looks like a defence, and is a guess too.
     """
     return [row for row in rows_of(record) if guesses(record, row, "clean")]
 
@@ -86,27 +88,27 @@ def failed_attacks(record: Record) -> dict[str, list[str]]:
 def comparisons(record: Record, claim: Claim) -> list[Comparison]:
     """All comparisons of a claim whose rows the record has, with p after Holm's correction within the claim.
 
-    Rows that have not learned (`guessing`) are compared on clean images alone, others under no attack that failed on
-    one of them (`failed_attacks`).
+    Rows that have not learned (`guessing`) are left out, and attacks that failed on a row (`failed_attacks`).
 
-    p is of Welch's test over seeds (`over_seeds`) or of the choice of images. The latter is two-sided, by the normal
-    approximation, as if the two networks had been judged on different images. They are judged on the same ones, on
-    which networks tend to err together, so it is rather too large.
+    p is of Welch's test over seeds (`over_seeds`), or of the choice of images between the rows' first seeds. The latter
+    is two-sided, by the normal approximation, as if the two networks had been judged on different images. They are
+    judged on the same ones, on which networks tend to err together, so it is rather too large.
     """
-    there = set(rows_of(record))
-    pairs = tuple(pair for pair in claim.pairs if there.issuperset(pair))
-    idle, failed = set(guessing(record)), failed_attacks(record)
+    idle, failed = guessing(record), failed_attacks(record)
+    known = set(rows_of(record)).difference(idle)
+    pairs = tuple(pair for pair in claim.pairs if known.issuperset(pair))
     found = [
         c if over_seeds(c) else _over_images(record, c)
         for c in differences(record, replace(claim, pairs=pairs))
-        if (c.what == "clean" or not {c.first, c.second} & idle)
-        and not any(c.what in failed.get(row, ()) for row in (c.first, c.second))
+        if not any(c.what in failed.get(row, ()) for row in (c.first, c.second))
     ]
     p_values = holm([c.p_value for c in found if c.p_value is not None])
     return [replace(c, p_value=p) for c, p in zip(found, p_values, strict=True)]
 
 
 def _over_images(record: Record, c: Comparison) -> Comparison:
-    """A difference with what the choice of images leaves open of it, taken from each network's first seed."""
-    error = math.hypot(*(image_error(runs_of(record, row)[0], c.what) for row in (c.first, c.second)))
-    return replace(c, error=error, p_value=2 * float(norm.sf(abs(c.gain) / error * norm.isf(0.025))))
+    """The difference between the first seeds of two rows, and what the choice of images leaves open of it."""
+    first, second = (accuracy(runs_of(record, row)[0], c.what) for row in (c.first, c.second))
+    error = both_errors(record, c.first, c.second, c.what)
+    p_value = 2 * float(norm.sf(abs(first - second) / error * norm.isf(0.025)))
+    return replace(c, gain=first - second, error=error, p_value=p_value)

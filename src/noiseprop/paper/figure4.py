@@ -29,7 +29,7 @@ from noiseprop.saliency import smoothgrad
 from noiseprop.training.run_folder import write_aside
 from noiseprop.training.seal import sealed, unsealed
 
-FORMAT = "noiseprop figure 4, version 1"
+FORMAT = "noiseprop figure 4, version 2"
 PANEL, BOXED = 5, 250  # images drawn, and images with a box looked at, at most
 SIGMA, SAMPLES, DRAWS, VOTES = 0.15, 25, 1, 32  # Eq. 8's; a copy's draws of the network's noise; draws of a vote
 _ROWS = 64  # images that go through a network at once
@@ -71,20 +71,22 @@ def look(jobs: Sequence[Job], *, progress: Progress | None = None) -> Look:
         tell(number, steps, f"judging {name}")
         right = right[_correct(model, test[right], jobs[0].seed)]
     boxed = with_box(test, torch.arange(len(test)))[:BOXED]
-    panel = right if len(right) else torch.arange(len(test))
-    panel = (found if len(found := with_box(test, panel)) else panel)[:PANEL]
-    images, maps = test[torch.cat([boxed, panel])], dict[str, Tensor]()
+    shown = right if len(right) else torch.arange(len(test))
+    shown_boxed = with_box(test, shown)
+    panel = (shown_boxed if len(shown_boxed) else shown)[:PANEL]
+    seen, maps = torch.unique(torch.cat([boxed, panel])), dict[str, Tensor]()
     for number, (name, model) in enumerate(models.items(), len(models)):
         tell(number, steps, f"looking through {name}")
-        maps[name] = _maps(model, images, jobs[0].seed)
+        maps[name] = _maps(model, test[seen], jobs[0].seed)
     tell(steps, steps, "done")
     record = _record(jobs, test, len(right)) | {"source": without_folder(dataset.source)}
+    record |= {"panel_has_boxes": len(shown_boxed) > 0}
     if test.boxes is not None and len(boxed):
-        shares = {name: found[: len(boxed)] for name, found in maps.items()}
+        shares = {name: found[torch.searchsorted(seen, boxed)] for name, found in maps.items()}
         record |= _shares(shares, test.boxes[boxed]) | {"right": torch.isin(boxed, right).tolist()}
     x, _ = next(batches(test[panel], PANEL, generator=None))
     boxes = None if test.boxes is None else test.boxes[panel]
-    return Look(record, x, boxes, {name: found[len(boxed) :] for name, found in maps.items()})
+    return Look(record, x, boxes, {name: found[torch.searchsorted(seen, panel)] for name, found in maps.items()})
 
 
 def with_box(images: Dataset, numbers: Tensor) -> Tensor:
@@ -109,8 +111,9 @@ def _maps(model: nn.Module, images: Dataset, seed: int) -> Tensor:
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: faster, the same values
     found: list[Tensor] = []
     for x, y in batches(images, _ROWS, generator=None):
-        options: dict[str, Any] = {"sigma": SIGMA, "samples": SAMPLES, "draws": DRAWS, "generator": generator}
-        found.append(smoothgrad(model, x.to(device), y.to(device), **options).cpu())
+        x, y = x.to(device), y.to(device)
+        maps = smoothgrad(model, x, y, sigma=SIGMA, samples=SAMPLES, draws=DRAWS, generator=generator)
+        found.append(maps.cpu())
     return torch.cat(found)
 
 
@@ -169,9 +172,17 @@ def shares_table(record: Mapping[str, Any]) -> list[list[str]]:
     """
     shares: Mapping[str, Sequence[float | None]] = record["inside"]
     first, right = next(iter(shares)), record["right"]
-    rows = [["", "saliency inside the box", f"more than {first}", f"on the {sum(right):,} right by all", "blank maps"]]
+    rows = [
+        [
+            "",
+            "saliency inside the box",
+            f"more than {first}",
+            f"on the {sum(right):,} of these that all get right",
+            "blank maps",
+        ]
+    ]
     for name, values in {"the box's share of the image": record["box"], **shares}.items():
-        more = _told(difference(record, name, first)) if name in shares and name != first else ""
+        more = _more(record, name, first) if name in shares and name != first else ""
         few = [value for value, so in zip(values, right, strict=True) if so]
         blank = f"{values.count(None):,} of {len(values):,}" if name in shares else ""
         rows.append([name, _mean(values), more, _mean(few), blank])
@@ -185,25 +196,34 @@ def _mean(values: Sequence[float | None]) -> str:
     return str(mean_std(known)) if known else "–"
 
 
-def _told(found: Interval | None) -> str:
-    return "–" if found is None else f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _more(record: Mapping[str, Any], name: str, other: str) -> str:
+    """The difference as the table shows it, with its number of images where that is not all."""
+    found, n = difference(record, name, other), len(_differences(record, name, other))
+    if found is None:
+        return "–"
+    told = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return told if n == len(record["box"]) else f"{told} (n = {n:,})"
 
 
 def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | None:
     """By how much more of one network's saliency lies in the box than of another's, on the same images.
 
     Returns:
-        The mean difference and its 95 % interval (Student's t); None where fewer than two images have a box and no
-        blank map.
+        The mean difference and its 95 % interval (Student's t); None for fewer than two images.
     """
-    pairs = zip(*(record.get("inside", {}).get(network, ()) for network in (name, other)), strict=True)
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    differences = _differences(record, name, other)
     n = len(differences)
     if n < 2:
         return None
     mean = float(np.mean(differences))
     half = float(student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / n**0.5)
     return Interval(mean, mean - half, mean + half)
+
+
+def _differences(record: Mapping[str, Any], name: str, other: str) -> list[float]:
+    """One difference for each image of which neither map is blank."""
+    pairs = zip(record["inside"][name], record["inside"][other], strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -217,20 +237,22 @@ def says(record: Mapping[str, Any]) -> str:
     """How the maps were made, in plain sentences."""
     recipe, right, networks = record["recipe"], record["right_by_all"], len(record["networks"])
     named = "Table 1's recipe" if recipe["name"] == "table1" else f"the {recipe['name']} recipe, not the paper's"
-    shown = "the panel shows the first of them" if right else "so the panel shows the first images that have a box"
-    if not right and "inside" not in record:
-        shown = "so the panel shows the first images"
+    shown = f"{'the' if right else 'so the'} panel shows the first {'of them' if right else 'images'}"
     sentences = [
         f"SmoothGrad as Eq. 8, for the true class: sigma {record['sigma']:g}, {record['samples']} copies of an image, "
-        f"each with {record['draws']} draw of the network's noise.",
-        f"Networks trained by {named}, epochs: {recipe['epochs']}, seed {record['seed']}.",
-        f"{f'{right:,}' if right else 'None'} of {record['test_images']:,} test images are right by all "
-        f"{networks} networks (random ones by a vote of {record['vote_draws']} draws), {shown}.",
+        f"draws of the network's noise for each: {record['draws']}.",
+        f"Networks trained by {named}, epochs: {recipe['epochs']}, in {recipe['precision']}, seed {record['seed']}.",
+        f"Test images right by all {networks} networks (random ones by a vote of {record['vote_draws']} draws): "
+        f"{right:,} of {record['test_images']:,}; {shown}{' that have a box' if record['panel_has_boxes'] else ''}.",
+        "Each map is black at 0 and white from its own 99th percentile up; a box is orange.",
     ]
     if "inside" in record:
-        sentences.append(f"The figures are of the first {len(record['box']):,} that have a box, right or wrong.")
+        sentences.append(f"Shares inside the box: of the first {len(record['box']):,} with a box, right or wrong.")
         if any(None in shares for shares in record["inside"].values()):
-            sentences.append("A blank map has no gradient anywhere: nothing in the image moves the network's output.")
+            sentences.append(
+                "A blank map is 0 everywhere: in no copy, each with its draws of the noise, does the true class's "
+                "logit have a gradient; other draws might give one. Blank maps are left out."
+            )
     return " ".join([*sentences, f"{record['source']}."])
 
 

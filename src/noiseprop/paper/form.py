@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from noiseprop.evaluation.record import OUTCOMES
+from noiseprop.paper.protocol import RESNETS
 from noiseprop.paper.published import PUBLISHED
 from noiseprop.training.recipes import Recipe
 
@@ -11,7 +12,11 @@ NUMBER = (int, float)
 _SCALAR = (str, int, float, bool, type(None))
 _LENGTHS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 _LARGEST = 1e12  # of losses and sigmas; the squares of far larger ones would overflow
+_ROUNDED = 1e-5  # shares are kept with six digits
 _FIGURE = re.compile("[a-z0-9_-]{1,40}/(off|one|vote)/[0-9]{1,9}/[0-5]")  # condition/state/attack draws/severity
+
+_RESNETS = ("recipe", "source", "images", "judged_in", "trust_images")
+"""Of a record of a table of ResNets, which has a part of the page to itself."""
 
 RECORD = {
     "table": str,
@@ -55,6 +60,7 @@ FIGURE_4 = {
     "seed": int,
     "networks": [str],
     **dict.fromkeys(("test_images", "right_by_all", "samples", "draws", "vote_draws"), int),
+    "panel_has_boxes": bool,
     "sigma": NUMBER,
     "source": str,
     "box?": [NUMBER],
@@ -109,6 +115,8 @@ def check_record(record: Any) -> None:
     draws = record["settings"]["attack_draws"]
     if not draws or min(draws) < 1:
         raise ValueError(f"attack_draws are {draws!r}, expected numbers from 1 up")
+    if record["table"] in RESNETS and (lacks := [name for name in _RESNETS if name not in record]):
+        raise ValueError(f"it does not tell {', '.join(lacks)}")
     if "recipe" in record:
         Recipe.from_json(record["recipe"])
         check(record, {"images": dict, "source": str, "judged_in": str})
@@ -134,6 +142,8 @@ def check_figure_4(record: Any) -> None:
         lengths = {len(values) for values in (record["box"], record["right"], *record["inside"].values())}
         if not record["inside"] or len(lengths) > 1 or not max(lengths):
             raise ValueError("it has shares of different numbers of images, or of none")
+        if not sum(record["right"]) <= record["right_by_all"] <= record["test_images"]:
+            raise ValueError("it has more images right by all than there are")
         shares = [share for values in (record["box"], *record["inside"].values()) for share in values]
         if not all(share is None or 0 <= share <= 1 for share in shares):
             raise ValueError("it has shares below 0 or above 1")
@@ -152,7 +162,7 @@ def _check_run(run: Any, checks: list[str]) -> None:
         if not _FIGURE.fullmatch(key) or len(figure) != 4:
             raise ValueError(f"{name} has {key!r} among its figures")
         right, n, low, high = figure
-        if not (0 <= right <= n and n >= 1 and 0 <= low <= high <= 1):
+        if not (n >= 1 and 0 <= low <= right / n + _ROUNDED and right / n <= high + _ROUNDED and low < high <= 1):
             raise ValueError(f"{name}: {key} is {figure}, no share of its images with an interval")
     found = [finding["name"] for finding in run["findings"]]
     if found != checks or any(finding["outcome"] not in OUTCOMES for finding in run["findings"]):

@@ -30,8 +30,8 @@ _INTRODUCTION = """## The ResNets in short
 Each part says with which recipe, on which data and on how many images it was made; where these are not the paper's, the
 figures neither confirm nor refute the paper's numbers, and only the claims can be set side by side. "As claimed" and
 "the other way" count the differences with p < 0.05 after Holm's correction within the claim: over seeds by Welch's
-t-test or, where a network has one seed, over images. The latter says how two trained networks differ, not how trainings
-scatter.
+t-test or, where a network has one seed or no seed differs from another, over images, between first seeds. The latter
+says how two trained networks differ, not how trainings scatter. Networks that have not learned are left out.
 """
 
 
@@ -170,8 +170,9 @@ def _idle(record: Record) -> list[str]:
     told = [f"{row} ({cell(record, row, 'clean')})" for row in guessing(record)]
     if not told:
         return []
-    says = f"On clean images {listed(told)} did no better than guessing. No attack makes guessing worse, so what is "
-    says += "left under attack is no robustness, and the comparisons below leave it out but for clean images."
+    says = f"On clean images {listed(told)} {'is' if len(told) == 1 else 'are'} not shown to do better than guessing "
+    says += f"({chance(record):.3f}). What is left under attack then says nothing of robustness, and the comparisons "
+    says += f"below leave {'it' if len(told) == 1 else 'them'} out."
     return [says, ""]
 
 
@@ -212,12 +213,14 @@ def _claim(record: Record, claim: Claim) -> str:
 
 def _answer(record: Record, claim: Claim, found: Sequence[Comparison]) -> str:
     kinds = sorted({"the spread over seeds" if over_seeds(c) else "the choice of images" for c in found})
-    of = ", or where both networks have several seeds, ".join(kinds)
+    of = " or, where both networks have several seeds, ".join(kinds)
     says = f"**{_word(found).capitalize()}** ({_counts(found)}; chance is {of})."
     low = sum(guesses(record, c.first, c.what) and guesses(record, c.second, c.what) for c in found)
     if low:
-        says += f" Between accuracies no better than guessing ({chance(record):.3f}), where neither network is of use: "
-        says += f"{low} of the {len(found)} differences."
+        says += (
+            f" Between accuracies not shown to be better than guessing ({chance(record):.3f}), where neither network "
+        )
+        says += f"is of use: {low} of the {len(found)} differences."
     printed = [c.printed for c in found if c.printed is not None]
     if claim.sentence in DENIED:
         says += " The paper says that it does not"
@@ -270,15 +273,18 @@ def _figure(name: str, record: Mapping[str, Any], unlearned: Sequence[str]) -> s
     ]
     if unlearned:
         lines += [
-            f"By Table 6 {listed(unlearned)} did no better than guessing; a map of such a network does not show "
-            "what tells the classes apart.",
+            f"By Table 6 {listed(unlearned)} {'is' if len(unlearned) == 1 else 'are'} not shown to do better than "
+            "guessing; a map of such a network does not show what tells the classes apart.",
             "",
         ]
     if "inside" in record:
         lines += [
-            f"The paper says that optimised noise makes the network look more at the object. "
-            f"{_looks(record, unlearned)} Mean ± standard deviation over images; the difference is the mean one on the "
-            "same images with its 95 % interval.",
+            "The paper says that optimised noise makes the network look more at the object. "
+            f"{_looks(record, unlearned)}",
+            "",
+            "Mean ± standard deviation over images. Differences are means on the same images, with 95 % intervals that "
+            "speak of the choice of images, not of other trainings. A map that is the same everywhere has the box's "
+            "share; one that favours the middle, where many boxes are, has more.",
             "",
             markdown(shares_table(record)),
             "",
@@ -289,12 +295,10 @@ def _figure(name: str, record: Mapping[str, Any], unlearned: Sequence[str]) -> s
 def _looks(record: Mapping[str, Any], unlearned: Sequence[str]) -> str:
     """What becomes of that claim: for each network with learned noise, whether its interval excludes 0."""
     plain, *others = record["networks"]
-    if plain in unlearned:
-        return "Nothing tells here, as the network without noise has not learned."
     told: list[str] = []
     for name in others:
         found = difference(record, name, plain)
-        if name.endswith("N") and name not in unlearned and found is not None:
-            word = "more" if found.low > 0 else "less" if found.high < 0 else "no more and no less, within the error,"
-            told.append(f"{name} looks at it {word} than {plain}")
-    return f"Here {listed(told)}." if told else ""
+        if name.endswith("N") and found is not None and not {name, plain} & set(unlearned):
+            word = "more at it than" if found.low > 0 else "less at it than" if found.high < 0 else ""
+            told.append(f"{name} looks {word} {plain}" if word else f"it stays open whether {name} looks more at it")
+    return f"Here {listed(told)}." if told else "No networks here can tell, as too few have learned or have maps."

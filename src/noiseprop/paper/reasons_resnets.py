@@ -24,7 +24,7 @@ def percentages(record: Record) -> list[str]:
         return []
     title = ["### The paper's percentages", ""]
     if idle := [row for row in guessing(record) if row in (plain, best)]:
-        return [*title, f"None: {listed(idle)} did no better than guessing, so a percentage tells of no defence.", ""]
+        return [*title, f"None: {listed(idle)} may be guessing, and a percentage would tell of no defence.", ""]
     printed, failed = PUBLISHED[record["table"]], failed_attacks(record)
     rows: Rows = [["", "the paper's table", "here"]]
     for group, of in (("white box", ATTACKS), ("black box", TRANSFERS), ("corrupted", CORRUPTIONS)):

@@ -85,6 +85,8 @@ def test_mean_and_sample_deviation_over_seeds():
     assert spread.std == pytest.approx(np.std([0.5, 0.7, 0.9, 0.3], ddof=1))
     assert spread.n == 4
     assert mean_std([0.8]).std is None
+    alike = mean_std([0.023] * 3)  # whose mean, computed, is not 0.023
+    assert (alike.mean, alike.std) == (0.023, 0.0)
 
 
 def test_welch_equals_scipys_and_ends_where_p_is_a_twentieth():

@@ -98,4 +98,9 @@ FOUND = [
         _changed(_RECORD, lambda r: r["runs"][0]["figures"].update({"clean/off/0/0": [1]})),
         "a figure cut short was a ValueError",
     ),
+    Found(
+        "record",
+        _changed(readers.record_seeds()[2], lambda r: r.pop("trust_images")),
+        "a table of ResNets without the images of its checks was a KeyError",
+    ),
 ]

@@ -263,6 +263,7 @@ def test_the_panel_has_a_column_for_each_network_and_repeats_to_the_byte(seen, t
     assert "![Images and saliency maps of ResNet34, ResNet34-MLP+" in text
     assert "(../results/figure4-paper-fast-3.svg)" in text
     assert f"| {shares_table(seen.record)[2][0]} |" in text
+    assert "`noiseprop reproduce figure4 --recipe fast --epochs 3 --precision fp32`" in text
     assert "Here it stays open whether ResNet34-MLPN looks more at it and it stays open whether ResNet34-AN" in text
     more = {"ResNet34": [0.1, 0.2] * 4, "ResNet34-MLPN": [0.2, 0.4] * 4, "ResNet34-AN": [0.0, 0.1] * 4}
     text = page([], {"x": seen.record | {"inside": seen.record["inside"] | more}})

@@ -136,23 +136,34 @@ def _part(record: Record, steps: Mapping[str, Any]) -> str:
 
 def commands(record: Record) -> list[str]:
     """The commands that redo a record, but for folders: one for each number of seeds."""
-    base = "released-code" if record["protocol"].startswith("released-code") else "paper"
-    whole = set(departures(record["table"])) if base == "released-code" else set[str]()
     asked = {
-        "protocol": "" if base == "paper" else base,
-        "switch": " ".join(sorted(whole ^ set(record["departures"]))),
-        "recipe": record["recipe"]["name"],
-        "epochs": record["epochs"],
-        "precision": record["precision"],
+        **_training(record, record["table"]),
         "judge": record["judged_in"],
         "test-images": record["data"]["test_images"],
     }
-    options = " ".join(f"--{name} {value}" for name, value in asked.items() if value)
     found: list[str] = []
     for seeds, rows in _by_seeds(record).items():
-        only = "" if len(rows) == len(TABLES[record["table"]]) else f" --models {' '.join(rows)}"
-        found.append(f"noiseprop reproduce {record['table']} {options} --seeds {seeds}{only}")
+        only = {} if len(rows) == len(TABLES[record["table"]]) else {"models": " ".join(rows)}
+        found.append(_command(record["table"], {**asked, "seeds": seeds, **only}))
     return found
+
+
+def _training(record: Mapping[str, Any], table: str) -> dict[str, Any]:
+    """The options that decide how the networks of a record, of a table or of Figure 4, are trained."""
+    base = "released-code" if record["protocol"].startswith("released-code") else "paper"
+    whole = set(departures(table)) if base == "released-code" else set[str]()
+    return {
+        "protocol": "" if base == "paper" else base,
+        "switch": " ".join(sorted(whole ^ set(record["departures"]))),
+        "recipe": record["recipe"]["name"],
+        "epochs": record["recipe"]["epochs"],
+        "precision": record["recipe"]["precision"],
+    }
+
+
+def _command(what: str, options: Mapping[str, Any]) -> str:
+    told = " ".join(f"--{name} {value}" for name, value in options.items() if value)
+    return f"noiseprop reproduce {what} {told}"
 
 
 def _by_seeds(record: Record) -> dict[int, list[str]]:
@@ -269,6 +280,8 @@ def _figure(name: str, record: Mapping[str, Any], unlearned: Sequence[str]) -> s
         f"![Images and saliency maps of {seen}](../results/{name}.svg)",
         "",
         says(record),
+        "",
+        f"To redo it, after the table: `{_command('figure4', _training(record, 'table6'))}`",
         "",
     ]
     if unlearned:

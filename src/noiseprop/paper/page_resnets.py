@@ -76,10 +76,10 @@ def _seeds(record: Record) -> str:
 
 def _seeds_by_row(record: Record) -> str:
     by_seeds = _by_seeds(record)
-    if len(by_seeds) == 1:
-        return f"Each row: {_seeds(record)}."
     told = [f"{n} of {', '.join(rows)}" for n, rows in by_seeds.items()]
-    return f"Seeds: {'; '.join(told)}."
+    says = f"Each row: {_seeds(record)}." if len(by_seeds) == 1 else f"Seeds: {'; '.join(told)}."
+    few = " Deviations over so few seeds are rough, and leave out the choice of images."
+    return says + few * any(1 < n < 5 for n in by_seeds)
 
 
 def _brief(found: Sequence[Comparison]) -> str:

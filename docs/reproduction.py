@@ -33,9 +33,16 @@ def saliency() -> dict[str, Mapping[str, Any]]:
     return {path.stem: read_figure_4(path) for path in sorted(RESULTS.glob("figure4-*.json"))}
 
 
+def precisions() -> str:
+    """The part about what judging in bf16 changes, where there are both records of it."""
+    found = [RESULTS / f"precision-table5-{name}.json" for name in ("bf16", "fp32")]
+    half, single = (read_record(path) if path.exists() else None for path in found)
+    return page_resnets.judged_twice(half, single) if half and single else ""
+
+
 def document() -> str:
     """The whole page: MNIST's part, then the ResNets', each where there are results; empty where there are none."""
-    parts = [page(records(), steps()), page_resnets.page(resnets(), saliency(), steps())]
+    parts = [page(records(), steps()), page_resnets.page(resnets(), saliency(), steps()), precisions()]
     return "\n".join([INTRODUCTION, *filter(None, parts)]) if any(parts) else ""
 
 

@@ -27,7 +27,7 @@ from noiseprop.paper import reproduction
 from noiseprop.paper.claims_resnets import DENIED, chance, claims, comparisons, failed_attacks, guessing, over_seeds
 from noiseprop.paper.grid import DONE
 from noiseprop.paper.how import how
-from noiseprop.paper.page_resnets import commands, page
+from noiseprop.paper.page_resnets import commands, judged_twice, page
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import TABLES, Row, attack_settings, departures, protocol
 from noiseprop.paper.published import COLUMNS, PUBLISHED
@@ -432,6 +432,31 @@ def test_the_page_tells_course_cost_percentages_and_marks(table5):
     assert f"| ResNet18-AN | {accuracies} |" in text
     assert "The paper's own table has 6 of these 8 differences not as claimed." not in text
     assert "of 3, 3 as claimed; chance is the choice of images" in text
+
+
+def test_judging_in_two_precisions_is_compared(table5):
+    half, single = copy.deepcopy(record_of(table5)) | {"judged_in": "bf16"}, copy.deepcopy(record_of(table5))
+    for record, right in ((half, 160), (single, 158)):
+        plain, _ = record["runs"]
+        plain["figures"]["clean/off/0/0"] = [right, 200, 0.7, 0.9]
+        plain["figures"]["fgsm/off/0/0"] = [20, 200, 0.05, 0.2]
+        record["runs"][1]["figures"]["clean/one/0/0"] = [20, 200, 0.07, 0.15]  # a guess, of which no attack tells
+        for attack in ATTACKS:
+            for what, of in ((attack, 20), (f"{attack}-transfer", 60)):
+                if f"{what}/off/0/0" in plain["figures"]:
+                    plain["figures"][f"{what}/off/0/0"] = [of, 200, 0.05, 0.4]
+    text = judged_twice(half, single)
+    assert "ResNet18 and ResNet18-AN, seed 0, on the first 20 test images" in text
+    assert "More than 0.02 apart: none." in text
+    assert "| ResNet18 | 0.800 / 0.790 | 0.100 / 0.100 |" in text
+    assert f"`{commands(half)[0]}` and `{commands(single)[0]}`" in text
+    assert "White-box attacks that their own transfer beats: in bf16: none; in fp32: none." in text
+    half["runs"][0]["figures"]["lbfgs/off/0/0"] = [60, 200, 0.24, 0.37]
+    half["runs"][0]["figures"]["lbfgs-transfer/off/0/0"] = [20, 200, 0.05, 0.2]
+    assert "transfer beats: in bf16: L-BFGS on ResNet18; in fp32: none." in judged_twice(half, single)
+    single["runs"][0]["figures"]["fgsm/off/0/0"] = [44, 200, 0.15, 0.3]
+    text = judged_twice(half, single)
+    assert "apart: FGSM on ResNet18; L-BFGS on ResNet18; L-BFGS, black box on ResNet18. Such figures belong" in text
 
 
 def test_noise_that_could_have_moved_and_did_not_is_told(table5):

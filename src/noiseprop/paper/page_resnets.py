@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from noiseprop.evaluation.trust import TOLERANCE
 from noiseprop.paper.claims import Claim, Comparison, counted, outcome
 from noiseprop.paper.claims_resnets import (
     DENIED,
@@ -19,7 +20,7 @@ from noiseprop.paper.how import how
 from noiseprop.paper.protocol import TABLES, departures
 from noiseprop.paper.published import COLUMNS
 from noiseprop.paper.reasons_resnets import cost, course, live, percentages, where_sigma_went
-from noiseprop.paper.results import Record, cell, runs_of
+from noiseprop.paper.results import Record, accuracy, cell, runs_of
 from noiseprop.paper.tables import Rows, findings_table, listed, markdown, marked_tables, rows_of, states_tables
 
 _CELLS = "Difference in accuracy ± half its 95 % interval; p; the paper's difference in brackets."
@@ -53,6 +54,34 @@ def page(
     parts = [_INTRODUCTION, _overview(ordered), *(_part(record, steps or {}) for record in ordered)]
     parts += [_figure(name, record, _unlearned(record, ordered)) for name, record in sorted(figures.items())]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def judged_twice(half: Record, single: Record) -> str:
+    """The part about what judging in bf16 changes: the same networks and images, judged in bf16 and in fp32."""
+    rows, apart = [["bf16 / fp32", *COLUMNS.values()]], list[str]()
+    for row in rows_of(half):
+        cells: list[str] = []
+        for what, title in COLUMNS.items():
+            a, b = (accuracy(runs_of(record, row)[0], what) for record in (half, single))
+            cells.append(f"{a:.3f} / {b:.3f}")
+            if abs(a - b) > TOLERANCE:
+                apart.append(f"{title} on {row}")
+        rows.append([row, *cells])
+    images, seed = half["data"]["test_images"], half["runs"][0]["seed"]
+    says = f"{_TITLES[half['table']]}: {listed(rows_of(half))}, seed {seed}, on the first {images:,} test images, with "
+    says += f"the same keys of the noise. More than {TOLERANCE:g} apart: {'; '.join(apart) or 'none'}."
+    if apart:
+        says += " Such figures belong to their precision and are to be compared within it; each table names its own."
+    beaten = ["; ".join(_named(failed_attacks(record))) or "none" for record in (half, single)]
+    says += f" White-box attacks that their own transfer beats: in bf16: {beaten[0]}; in fp32: {beaten[1]}."
+    redo = " and ".join(f"`{command}`" for record in (half, single) for command in commands(record))
+    redo = f"To redo it: {redo}, each with an `--out` of its own."
+    return "\n".join(["## Does judging in bf16 change the figures?", "", says, "", redo, "", markdown(rows), ""])
+
+
+def _named(attacks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Attacks by row, as a sentence has them."""
+    return [f"{COLUMNS[what]} on {row}" for row, found in attacks.items() for what in found]
 
 
 def _overview(records: Sequence[Record]) -> str:
@@ -199,6 +228,8 @@ def _failed(record: Record) -> list[str]:
     says = f"White-box attacks that failed: {'; '.join(told)}. With the network's own gradients such an attack did "
     says += "less than one made on another network, so what it leaves measures the attack, and is no robustness; the "
     says += "comparisons and percentages below leave it out."
+    if record["judged_in"] == "bf16":
+        says += " What judging in bf16 changes is told at the end of this page."
     return [says, ""]
 
 

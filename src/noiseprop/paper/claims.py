@@ -121,11 +121,15 @@ PERCENTAGES = {"table3": ("MLPN, Sigmoid", "MLP, Sigmoid"), "table4": ("CNN-MLPN
 
 def compare(record: Record, claim: Claim) -> list[Comparison]:
     """All comparisons of a claim on a record."""
-    found = differences(record, claim)
-    tested = [c.p_value for c in found if c.p_value is not None]
-    if len(tested) < len(found):
-        return found
-    return [replace(c, p_value=p) for c, p in zip(found, holm(tested), strict=True)]
+    return corrected(differences(record, claim))
+
+
+def corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons of one claim with each p after Holm's correction; as they are where any has no p."""
+    p_values = [c.p_value for c in found if c.p_value is not None]
+    if len(p_values) < len(found):
+        return list(found)
+    return [replace(c, p_value=p) for c, p in zip(found, holm(p_values), strict=True)]
 
 
 def differences(record: Record, claim: Claim) -> list[Comparison]:

@@ -5,9 +5,8 @@ from dataclasses import replace
 from scipy.stats import norm
 
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
-from noiseprop.evaluation.statistics import holm
 from noiseprop.evaluation.trust import TOLERANCE
-from noiseprop.paper.claims import Claim, Comparison, both_errors, differences
+from noiseprop.paper.claims import Claim, Comparison, both_errors, corrected, differences
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS
 from noiseprop.paper.results import Record, accuracy, image_interval, runs_of, spread
@@ -97,13 +96,13 @@ def comparisons(record: Record, claim: Claim) -> list[Comparison]:
     idle, failed = guessing(record), failed_attacks(record)
     known = set(rows_of(record)).difference(idle)
     pairs = tuple(pair for pair in claim.pairs if known.issuperset(pair))
-    found = [
-        c if over_seeds(c) else _over_images(record, c)
-        for c in differences(record, replace(claim, pairs=pairs))
-        if not any(c.what in failed.get(row, ()) for row in (c.first, c.second))
-    ]
-    p_values = holm([c.p_value for c in found if c.p_value is not None])
-    return [replace(c, p_value=p) for c, p in zip(found, p_values, strict=True)]
+    return corrected(
+        [
+            c if over_seeds(c) else _over_images(record, c)
+            for c in differences(record, replace(claim, pairs=pairs))
+            if not any(c.what in failed.get(row, ()) for row in (c.first, c.second))
+        ]
+    )
 
 
 def _over_images(record: Record, c: Comparison) -> Comparison:

@@ -70,17 +70,17 @@ def look(jobs: Sequence[Job], *, progress: Progress | None = None) -> Look:
     for number, (name, model) in enumerate(models.items()):
         tell(number, steps, f"judging {name}")
         right = right[_correct(model, test[right], jobs[0].seed)]
-    boxed = with_box(test, torch.arange(len(test)))[:BOXED]
+    boxed = _with_box(test, torch.arange(len(test)))[:BOXED]
     shown = right if len(right) else torch.arange(len(test))
-    shown_boxed = with_box(test, shown)
+    shown_boxed = _with_box(test, shown)
     panel = (shown_boxed if len(shown_boxed) else shown)[:PANEL]
     seen, maps = torch.unique(torch.cat([boxed, panel])), dict[str, Tensor]()
     for number, (name, model) in enumerate(models.items(), len(models)):
         tell(number, steps, f"looking through {name}")
         maps[name] = _maps(model, test[seen], jobs[0].seed)
     tell(steps, steps, "done")
-    record = _record(jobs, test, len(right)) | {"source": without_folder(dataset.source)}
-    record |= {"panel_has_boxes": len(shown_boxed) > 0}
+    record = _record(jobs, test, len(right))
+    record |= {"source": without_folder(dataset.source), "panel_has_boxes": len(shown_boxed) > 0}
     if test.boxes is not None and len(boxed):
         shares = {name: found[torch.searchsorted(seen, boxed)] for name, found in maps.items()}
         record |= _shares(shares, test.boxes[boxed]) | {"right": torch.isin(boxed, right).tolist()}
@@ -89,7 +89,7 @@ def look(jobs: Sequence[Job], *, progress: Progress | None = None) -> Look:
     return Look(record, x, boxes, {name: found[torch.searchsorted(seen, panel)] for name, found in maps.items()})
 
 
-def with_box(images: Dataset, numbers: Tensor) -> Tensor:
+def _with_box(images: Dataset, numbers: Tensor) -> Tensor:
     """Those of some images, by number, that have a box."""
     return numbers[:0] if images.boxes is None else numbers[images.boxes[numbers, 0] >= 0]
 

@@ -259,10 +259,8 @@ def _answer(record: Record, claim: Claim, found: Sequence[Comparison]) -> str:
     says = f"**{_word(found).capitalize()}** ({_counts(found)}; chance is {of})."
     low = sum(guesses(record, c.first, c.what) and guesses(record, c.second, c.what) for c in found)
     if low:
-        says += (
-            f" Between accuracies not shown to be better than guessing ({chance(record):.3f}), where neither network "
-        )
-        says += f"is of use: {low} of the {len(found)} differences."
+        says += f" Between accuracies not shown to be better than guessing ({chance(record):.3f}), where neither "
+        says += f"network is of use: {low} of the {len(found)} differences."
     printed = [c.printed for c in found if c.printed is not None]
     if claim.sentence in DENIED:
         says += " The paper says that it does not"

@@ -14,7 +14,7 @@ from torch.nn import functional
 from measure import paired, ratio, write
 from noiseprop.attacks import pgd
 from noiseprop.data import batches, load, split
-from noiseprop.nets import cnn, mlp
+from noiseprop.models import cnn, mlp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox 3.3.4 imports scipy.ndimage.filters

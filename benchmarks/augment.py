@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from measure import paired, ratio, write
 from noiseprop.data import Dataset, batches, crop_and_flip
-from noiseprop.nets import resnet18
+from noiseprop.models import resnet18
 
 BATCH, SIDE = 128, 32
 MOST = 0.03

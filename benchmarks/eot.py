@@ -9,7 +9,7 @@ import torch
 
 from measure import paired, ratio, write
 from noiseprop.attacks import pgd
-from noiseprop.paper.variants import build
+from noiseprop.models.registry import build
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 2
 

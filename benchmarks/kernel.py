@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from measure import paired, ratio, write
-from noiseprop.noise import kernels
-from noiseprop.noise.op import gaussian_noise
+from noiseprop.noise.gaussian_noise import gaussian_noise
+from noiseprop.noise.kernels import dispatch as kernels
 
 SHAPE = (128, 65_536)
 KEY = torch.tensor([2021, 0, 0, 0, 0])

@@ -10,8 +10,8 @@ from typing import Any
 from measure import write
 from noiseprop.data import load, split
 from noiseprop.evaluation import evaluate
+from noiseprop.evaluation.serialization import write as write_evaluation
 from noiseprop.evaluation.settings import known_settings
-from noiseprop.evaluation.storage import write as write_evaluation
 from noiseprop.paper import build
 from noiseprop.training import Recipe, train
 

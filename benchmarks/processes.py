@@ -19,11 +19,11 @@ import torch
 
 from measure import write
 from noiseprop.data import load, split
+from noiseprop.distributed import joined
+from noiseprop.evaluation.evaluate import evaluate
 from noiseprop.evaluation.settings import Settings, known_settings
-from noiseprop.evaluation.suite import evaluate
 from noiseprop.paper import build
 from noiseprop.training import Recipe, train
-from noiseprop.training.distributed import joined
 
 ROUNDS = 5
 # processes and the threads of each; the first is what the others are compared with

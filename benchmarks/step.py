@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from measure import paired, ratio, write
 from noiseprop import SigmaAdam, add_noise, noise_layers, sigmas, weights
-from noiseprop.nets import cnn, mlp, resnet18
+from noiseprop.models import cnn, mlp, resnet18
 
 BATCH = 128
 NETWORKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], str, bool, bool]] = {

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from noiseprop.files.atomic import write_aside
 from noiseprop.paper import page_resnets
 from noiseprop.paper.figure4 import read_figure_4
 from noiseprop.paper.figures import draw_figure_3
 from noiseprop.paper.page import INTRODUCTION, page
 from noiseprop.paper.reasons import BENCHMARKS
 from noiseprop.paper.results import Record, read_record
-from noiseprop.training.run_folder import write_aside
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "reproduction.md"

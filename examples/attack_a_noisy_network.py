@@ -13,7 +13,7 @@ import torch
 from noiseprop import add_noise, sampling
 from noiseprop.attacks import apgd, fgsm, pgd, transfer
 from noiseprop.data import batches, load, split
-from noiseprop.nets import mlp
+from noiseprop.models import mlp
 from noiseprop.training import fast, train
 
 parts = split(load("mnist-5k"))

@@ -11,7 +11,7 @@ import torch
 from noiseprop import add_noise, sampling
 from noiseprop.corruptions import KINDS, SEVERITIES, corrupt, corruption_seed
 from noiseprop.data import batches, load, split
-from noiseprop.nets import mlp
+from noiseprop.models import mlp
 from noiseprop.training import fast, train
 
 parts = split(load("mnist-5k"))

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from noiseprop import SigmaAdam, add_noise, sampling, sigmas, weights
 from noiseprop.data import batches, load, split
-from noiseprop.nets import mlp
+from noiseprop.models import mlp
 from noiseprop.noise.objectives import EntropyBonus, FixedPower, Floor, Objective
 
 parts = split(load("mnist-5k"))

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from noiseprop import SigmaAdam, add_noise, before, inspect_noise, noise_layers, remove_noise, sampling, sigmas, weights
 from noiseprop.data import batches, load, split
-from noiseprop.report.inspect import table
+from noiseprop.report.noise_table import table
 
 torch.manual_seed(0)
 model = nn.Sequential(

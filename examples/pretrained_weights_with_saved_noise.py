@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from noiseprop import SigmaAdam, add_noise, load_noise, noise_layers, sampling, save_noise, sigmas, weights
 from noiseprop.data import batches, load, split
-from noiseprop.nets import mlp
+from noiseprop.models import mlp
 from noiseprop.noise.objectives import EntropyBonus
 from noiseprop.training import fast, train
 

@@ -10,7 +10,7 @@ import torch
 
 from noiseprop import add_noise
 from noiseprop.data import batches, load, split
-from noiseprop.nets import mlp
+from noiseprop.models import mlp
 from noiseprop.saliency import smoothgrad
 from noiseprop.training import fast, train
 

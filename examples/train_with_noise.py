@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from noiseprop import SigmaAdam, add_noise, noise_layers, sampling, sigmas, weights
 from noiseprop.data import batches, load, split
-from noiseprop.nets import mlp
+from noiseprop.models import mlp
 
 torch.manual_seed(0)
 parts = split(load("mnist-5k"))  # 3,572 digits to learn from, 714 to watch, 714 to test

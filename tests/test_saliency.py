@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from noiseprop import add_noise, noise_layers, sampling
 from noiseprop.errors import InputError
-from noiseprop.nets import resnet18
+from noiseprop.models import resnet18
 from noiseprop.noise.stream import noise_streams
 from noiseprop.saliency import smoothgrad
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import attacking, is_random
-from noiseprop.attacks.parts import parts
-from noiseprop.attacks.threat import check_count, check_images, check_logits, check_number
+from noiseprop.attacks.eot import attacking, is_random
+from noiseprop.attacks.microbatch import parts
+from noiseprop.attacks.validation import check_count, check_images, check_logits, check_number
 from noiseprop.errors import InputError
 from noiseprop.noise.stream import noise_kept, reset_noise
 

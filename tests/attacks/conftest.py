@@ -7,7 +7,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from noiseprop.noise.attach import add_noise
+from noiseprop.noise.attach.add_noise import add_noise
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox 3.3.4 imports scipy.ndimage.filters

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional
 
 from noiseprop.attacks.apgd import apgd
-from noiseprop.attacks.expectation import attacking, expected_loss, loss_gradient
+from noiseprop.attacks.eot import attacking, expected_loss, loss_gradient
 from noiseprop.attacks.pgd import pgd
 from noiseprop.attacks.restarts import best_of, start_points
-from noiseprop.attacks.threat import ball
+from noiseprop.attacks.validation import ball
 from noiseprop.errors import InputError
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise

@@ -7,10 +7,10 @@ from scipy.optimize import fmin_l_bfgs_b
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from noiseprop.attacks.expectation import attacking
+from noiseprop.attacks.eot import attacking
 from noiseprop.attacks.lbfgs import _minimise, lbfgs_szegedy
 from noiseprop.errors import InputError
-from noiseprop.noise.attach import add_noise
+from noiseprop.noise.attach.add_noise import add_noise
 
 
 @pytest.fixture

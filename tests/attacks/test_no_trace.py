@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from noiseprop.attacks import apgd, fgsm, lbfgs, lbfgs_szegedy, pgd, transfer
-from noiseprop.attacks.expectation import attacking
+from noiseprop.attacks.eot import attacking
 from noiseprop.errors import InputError
-from noiseprop.noise.attach import add_noise
+from noiseprop.noise.attach.add_noise import add_noise
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_kept, reset_noise
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from noiseprop.attacks import apgd, fgsm, pgd
-from noiseprop.attacks.expectation import attacking
+from noiseprop.attacks.eot import attacking
 from noiseprop.attacks.restarts import best_of
 from noiseprop.errors import InputError
-from noiseprop.noise.attach import add_noise
+from noiseprop.noise.attach.add_noise import add_noise
 from noiseprop.noise.sampling import sampling
 
 ATTACKS = {

@@ -8,7 +8,7 @@ import torch
 
 from noiseprop.attacks import apgd, fgsm, pgd
 from noiseprop.data import batches, load, split
-from noiseprop.paper.variants import build
+from noiseprop.models.registry import build
 from noiseprop.training import TABLE_1, train
 
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noiseprop.cli import main
-from noiseprop.noise import kernels
+from noiseprop.noise.kernels import dispatch as kernels
 
 NETS = """
 import torch

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from noiseprop.cli import COMMANDS, main
-from noiseprop.cli.stopping import Terminated
+from noiseprop.cli.signals import Terminated
 from noiseprop.data import load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.storage import read
+from noiseprop.evaluation.serialization import read
 from noiseprop.paper import NAMES
-from noiseprop.paper.runs import load_run, train_run
+from noiseprop.runs.trained_model import load_run, train_run
 from noiseprop.training import fast, loss_and_accuracy, read_metrics
 from noiseprop.training.checkpoint import save_model
 
@@ -168,7 +168,7 @@ def test_other_data_than_the_run_s_are_refused(run, tmp_path, capsys, monkeypatc
     digits = load("mnist-5k")
     negative = replace(digits, images=255 - digits.images)
     monkeypatch.setattr("noiseprop.data.load", lambda name, data_dir: negative)
-    monkeypatch.setattr("noiseprop.paper.runs.load", lambda name, data_dir: negative)
+    monkeypatch.setattr("noiseprop.runs.trained_model.load", lambda name, data_dir: negative)
     for command in (["evaluate", str(tmp_path)], ["inspect", str(tmp_path)]):
         assert "was trained on other data" in ends(capsys, command)
     assert "was trained on other data" in ends(capsys, ["train", "--resume", "--out", str(tmp_path)])
@@ -231,7 +231,7 @@ def test_a_target_that_cannot_be_written_is_told_before_the_work(run, tmp_path, 
     (tmp_path / "evaluation.json").unlink(missing_ok=True)
     (tmp_path / "evaluation.json").mkdir()
     (tmp_path / "demo.png").mkdir()
-    monkeypatch.setattr("noiseprop.evaluation.suite.evaluate", None)
+    monkeypatch.setattr("noiseprop.evaluation.evaluate.evaluate", None)
     monkeypatch.setattr("noiseprop.paper.demo.run_demo", None)
     assert "evaluation.json could not be written (Is a directory)" in ends(capsys, ["evaluate", str(tmp_path)])
     assert "demo.png could not be written (Is a directory)" in ends(capsys, ["demo", "--out", str(tmp_path)])
@@ -249,7 +249,7 @@ def test_a_disk_that_is_full_at_the_end_costs_the_file_and_not_the_table(run, tm
     def full(evaluation, path):
         raise RunError("the disk is full")
 
-    monkeypatch.setattr("noiseprop.evaluation.storage.write", full)
+    monkeypatch.setattr("noiseprop.evaluation.serialization.write", full)
     assert main(["evaluate", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert said.err == "noiseprop: the disk is full\n"
@@ -274,7 +274,7 @@ def test_evaluate_trains_the_surrogate_of_digits_once(run, capsys, monkeypatch, 
     assert f"{evaluation.accuracy('fgsm-transfer'):.3f}" in said
     assert "No attacks by transfer" not in said
     before = (copy / "evaluation.json").read_bytes()
-    monkeypatch.setattr("noiseprop.paper.surrogates.train_run", None)
+    monkeypatch.setattr("noiseprop.runs.surrogates.train_run", None)
     assert main(["evaluate", str(copy)]) == 0
     assert (copy / "evaluation.json").read_bytes() == before
 
@@ -306,7 +306,7 @@ def test_a_network_that_overflows_is_one_sentence_and_leaves_no_file(run, capsys
 
 
 def test_evaluate_does_not_write_over_what_it_did_not_write(run, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("noiseprop.evaluation.suite.evaluate", None)
+    monkeypatch.setattr("noiseprop.evaluation.evaluate.evaluate", None)
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json"))
     (tmp_path / "run" / "evaluation.json").write_text("mine")
     said = ends(capsys, ["evaluate", str(tmp_path / "run")])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from noiseprop.cli import main
-from noiseprop.data import NAMES, cifar10, holdings, mnist
+from noiseprop.data import NAMES, cifar10, mnist
+from noiseprop.data import inventory as holdings
 from noiseprop.data.download import Remote
 
 

@@ -11,7 +11,7 @@ import torch
 from tests.fuzz.readers import config_seeds
 
 from noiseprop.cli import main
-from noiseprop.paper.variants import build
+from noiseprop.models.registry import build
 from noiseprop.training.checkpoint import save_model
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from noiseprop.data import cifar10, load
-from noiseprop.data.tar import plain_files
+from noiseprop.data.tar_archive import plain_files
 from noiseprop.errors import DataError
-from noiseprop.nets.resnet import CIFAR10_PIXELS
+from noiseprop.models.resnet import CIFAR10_PIXELS
 
 NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 FOLDER, ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from noiseprop.data.files import gunzip
 from noiseprop.data.mnist import IMAGES_MAGIC, read_idx
 from noiseprop.data.mnist5k import parse_digits
-from noiseprop.data.tar import plain_files
+from noiseprop.data.tar_archive import plain_files
 from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
-from noiseprop.data.tiny_imagenet_listing import list_images
-from noiseprop.data.zip import open_archive
+from noiseprop.data.tiny_imagenet_index import list_images
+from noiseprop.data.zip_archive import open_archive
 from noiseprop.errors import DataError
+from noiseprop.files.bounded import gunzip
 
 EXAMPLES = settings(
     max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from noiseprop.data import load
-from noiseprop.data.files import gunzip, read_bounded
 from noiseprop.errors import DataError, InputError
+from noiseprop.files.bounded import gunzip, read_bounded
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 

@@ -18,7 +18,7 @@ from noiseprop.data import SPLIT_SEED, load, split, tiny_imagenet
 from noiseprop.data.split import permutation
 from noiseprop.data.tiny_imagenet import decode_jpeg
 from noiseprop.errors import DataError
-from noiseprop.nets.resnet import TINY_IMAGENET_PIXELS
+from noiseprop.models.resnet import TINY_IMAGENET_PIXELS
 
 TOP = "tiny-imagenet-200"
 WNIDS = ["n03", "n01", "n02"]  # not in alphabetic order, as in the official archive

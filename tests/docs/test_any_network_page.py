@@ -13,7 +13,8 @@ import pytest
 from tests.docs.pages import PAGES
 
 from noiseprop import noise_layers
-from noiseprop.noise import objectives, presets
+from noiseprop.noise import baselines as presets
+from noiseprop.noise import objectives
 
 ROOT = Path(__file__).parents[2]
 PAGE = PAGES["any-network.md"].read_text()

@@ -19,9 +19,9 @@ ROOMS = (
     "noiseprop.corruptions",
     "noiseprop.data",
     "noiseprop.evaluation",
-    "noiseprop.nets",
+    "noiseprop.models",
     "noiseprop.noise.objectives",
-    "noiseprop.noise.presets",
+    "noiseprop.noise.baselines",
     "noiseprop.saliency",
     "noiseprop.training",
 )

@@ -5,7 +5,7 @@ import pytest
 
 from noiseprop.errors import InputError
 from noiseprop.evaluation.compare import compare
-from noiseprop.evaluation.record import Evaluation, Measurement
+from noiseprop.evaluation.results import Evaluation, Measurement
 from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.statistics import paired
 

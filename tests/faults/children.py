@@ -21,8 +21,11 @@ FEW = {"attack_images": 20, "trust_images": 8, "vote_draws": 2, "attack_draws": 
 ROWS = ("MLP", "MLPN")  # of Table 3
 NEEDED = (
     "torch._dynamo",  # a process's first optimizer imports it
-    *(f"noiseprop.{name}" for name in ("cli", "noise.compiled", "paper.figures", "paper.grid", "paper.kept")),
-    *(f"noiseprop.{name}" for name in ("paper.surrogates", "report.inspect")),
+    *(
+        f"noiseprop.{name}"
+        for name in ("cli", "noise.kernels.numba_noise", "paper.figures", "paper.grid", "paper.kept")
+    ),
+    *(f"noiseprop.{name}" for name in ("runs.surrogates", "report.noise_table")),
 )
 
 
@@ -63,7 +66,7 @@ def warm_up() -> None:
     """Let kernels be loaded; with one thread to compute, there is none that a fork would lose."""
     import torch
 
-    from noiseprop.noise.optim import SigmaAdam, sigmas
+    from noiseprop.noise.sigma_adam import SigmaAdam, sigmas
     from noiseprop.paper import build
 
     model = build("MLPN", seed=0)

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from noiseprop.training.machine import made_with
-from noiseprop.training.run_folder import write_json
+from noiseprop.environment import made_with
+from noiseprop.files.atomic import write_json
 
 FAULTS = {
     "kill": "SIGKILL at a random moment of a training",

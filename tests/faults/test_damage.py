@@ -12,12 +12,12 @@ from tests.faults.table import AGAIN, HARMLESS, TOLD
 
 from noiseprop.cli import main
 from noiseprop.data import load
-from noiseprop.data.mapped import read_mapped
+from noiseprop.data.image_cache import read_mapped
 from noiseprop.errors import NoisepropError
-from noiseprop.evaluation import storage
-from noiseprop.evaluation.partial import Partial
+from noiseprop.evaluation import serialization as storage
+from noiseprop.evaluation.checkpoint import Partial
 from noiseprop.paper.results import read_record
-from noiseprop.paper.runs import load_run
+from noiseprop.runs.trained_model import load_run
 from noiseprop.training.checkpoint import kept_epoch, load_model, load_state
 from noiseprop.training.loop import _optimizers
 from noiseprop.training.recipes import Recipe

@@ -7,7 +7,7 @@ import pytest
 from tests.faults.table import FAULTS
 from tests.scripts import load_script
 
-from noiseprop.training.seal import unsealed
+from noiseprop.files.checksum import unsealed
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the readers' processes are 
 
 import atheris
 
-COMPILED = ["noiseprop.noise.compiled", "noiseprop.noise.compiled_adam"]
+COMPILED = ["noiseprop.noise.kernels.numba_noise", "noiseprop.noise.kernels.numba_adam"]
 
 with atheris.instrument_imports(include=["noiseprop"], exclude=COMPILED):  # numba could not compile instrumented code
     from tests.fuzz.found import FOUND

@@ -22,19 +22,19 @@ from pathlib import Path
 
 from tests.fuzz.readers import config_seeds, picture_seeds, plain_net
 
-from noiseprop.corruptions.released import read_cifar10_c
+from noiseprop.corruptions.cifar10_c import read_cifar10_c
 from noiseprop.data.cifar10 import REMOTE, cifar10
 from noiseprop.data.class_folders import class_folders
 from noiseprop.data.mnist import IMAGES_MAGIC, TRAIN, read_idx
 from noiseprop.data.npz import npz
 from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
-from noiseprop.data.tiny_imagenet_listing import list_images
-from noiseprop.data.zip import open_archive
+from noiseprop.data.tiny_imagenet_index import list_images
+from noiseprop.data.zip_archive import open_archive
 from noiseprop.errors import NoisepropError
-from noiseprop.evaluation.storage import read
-from noiseprop.noise.files import load_noise
+from noiseprop.evaluation.serialization import read
+from noiseprop.noise.attach.serialization import load_noise
 from noiseprop.paper.results import read_record
-from noiseprop.paper.runs import load_run, read_settings
+from noiseprop.runs.trained_model import load_run, read_settings
 from noiseprop.training import read_metrics
 from noiseprop.training.checkpoint import kept_epoch
 

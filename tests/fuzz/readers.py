@@ -27,36 +27,36 @@ from torch import nn
 from noiseprop.data import mnist5k
 from noiseprop.data.cifar10 import CLASSES, ROW, parse_rows
 from noiseprop.data.class_folders import class_folders
-from noiseprop.data.files import gunzip
-from noiseprop.data.mapped import read_mapped
+from noiseprop.data.image_cache import read_mapped
 from noiseprop.data.mnist import IMAGES_MAGIC, read_idx
 from noiseprop.data.npy import map_array
 from noiseprop.data.npz import npz
-from noiseprop.data.tar import plain_files
+from noiseprop.data.tar_archive import plain_files
 from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
-from noiseprop.data.tiny_imagenet_listing import list_images
-from noiseprop.data.zip import open_archive
+from noiseprop.data.tiny_imagenet_index import list_images
+from noiseprop.data.zip_archive import open_archive
 from noiseprop.errors import DataError, NoisepropError, RunError
-from noiseprop.evaluation.partial import Partial
-from noiseprop.evaluation.record import Evaluation, Finding, Measurement
+from noiseprop.evaluation.checkpoint import Partial
+from noiseprop.evaluation.results import Evaluation, Finding, Measurement
+from noiseprop.evaluation.serialization import measurement_document, read, to_json
 from noiseprop.evaluation.settings import Settings
-from noiseprop.evaluation.storage import measurement_document, read, to_json
-from noiseprop.noise.attach import add_noise, remove_noise
-from noiseprop.noise.files import load_noise, save_noise
-from noiseprop.noise.optim import SigmaAdam, sigmas, weights
+from noiseprop.files.bounded import gunzip
+from noiseprop.files.checksum import sealed
+from noiseprop.noise.attach.add_noise import add_noise, remove_noise
+from noiseprop.noise.attach.serialization import load_noise, save_noise
+from noiseprop.noise.sigma_adam import SigmaAdam, sigmas, weights
 from noiseprop.paper.demo import is_demo
 from noiseprop.paper.figure4 import FORMAT, read_figure_4, summary
 from noiseprop.paper.how import how
 from noiseprop.paper.page_resnets import page
 from noiseprop.paper.protocol import RESNETS
 from noiseprop.paper.results import read_record
-from noiseprop.paper.runs import read_settings
 from noiseprop.paper.tables import findings_table, main_tables, states_tables, text_table
 from noiseprop.report import eps_curve
+from noiseprop.runs.trained_model import read_settings
 from noiseprop.training import Epoch, Recipe, read_metrics
 from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
 from noiseprop.training.run_folder import CONFIG, METRICS
-from noiseprop.training.seal import sealed
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from noiseprop import NeuronNoise, NoisepropError, add_noise, reset_noise, sampling
-from noiseprop.noise.philox import standard_normal
+from noiseprop.noise.kernels.philox import standard_normal
 from noiseprop.noise.stream import noise_of, noise_streams
 
 X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from noiseprop import add_noise, reset_noise, sigmas
-from noiseprop.nets import cnn, mlp
+from noiseprop.models import cnn, mlp
 
 
 def small_mlp():

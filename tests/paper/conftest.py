@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from noiseprop.nets import resnet
-from noiseprop.paper import variants
+from noiseprop.models import registry as variants
+from noiseprop.models import resnet
 
 collect_ignore = ["ray_nodes.py"]  # a script, which finds test_grid beside itself
 ROWS = 24  # of each of CIFAR-10's six files

@@ -12,7 +12,7 @@ from noiseprop.noise.sampling import sampling
 from noiseprop.paper.demo import MODELS, Settings, is_demo, run_demo
 from noiseprop.paper.demo_picture import COLOURS, caption, digest, draw
 from noiseprop.paper.demo_table import heading, notes, rows
-from noiseprop.paper.runs import train_run
+from noiseprop.runs.trained_model import train_run
 from noiseprop.training import TABLE_1
 
 SMALL = Settings(epochs=1, seeds=(0, 1), pgd_steps=3, eot_draws=4, score_draws=5, curve_eps=(0.0, 0.1, 0.3))

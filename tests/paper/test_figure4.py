@@ -16,7 +16,8 @@ from torch.nn import functional
 from noiseprop.cli import main
 from noiseprop.data import Dataset, load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.measure import noise_key
+from noiseprop.evaluation.scoring import noise_key
+from noiseprop.files.checksum import sealed
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper import figure4, reproduction
@@ -28,7 +29,6 @@ from noiseprop.paper.protocol import TABLES, protocol
 from noiseprop.paper.reproduction import trained
 from noiseprop.paper.results import read_record, runs_of
 from noiseprop.saliency import smoothgrad
-from noiseprop.training.seal import sealed
 
 pytestmark = [
     pytest.mark.usefixtures("small_resnets", "own_cache"),

@@ -9,7 +9,7 @@ import torch
 from noiseprop.data import batches, load, split
 from noiseprop.evaluation.statistics import paired
 from noiseprop.noise.stream import reset_noise
-from noiseprop.paper.runs import train_run
+from noiseprop.runs.trained_model import train_run
 from noiseprop.training import TABLE_1
 
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from noiseprop.attacks.expectation import attacking
+from noiseprop.attacks.eot import attacking
 from noiseprop.errors import InputError
-from noiseprop.noise.attach import noise_layers
-from noiseprop.noise.optim import sigmas, weights
+from noiseprop.models.registry import build
+from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.noise.sampling import sampling
+from noiseprop.noise.sigma_adam import sigmas, weights
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.protocol import DEPARTURES, PROTOCOLS, TABLES, Protocol, Row, attack_settings, protocol, recipe
 from noiseprop.paper.released import build_row
 from noiseprop.paper.released_lbfgs import released_lbfgs
-from noiseprop.paper.variants import build
 
 MLPN = Row("MLPN")
 DECAY = 1e-4

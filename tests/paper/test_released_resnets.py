@@ -10,10 +10,11 @@ from torch.nn.functional import cross_entropy
 from noiseprop import noise_layers, sampling
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
-from noiseprop.evaluation.measure import noise_key
+from noiseprop.evaluation.evaluate import evaluate
+from noiseprop.evaluation.scoring import noise_key
 from noiseprop.evaluation.settings import CONDITIONS, Settings
-from noiseprop.evaluation.suite import evaluate
-from noiseprop.noise.optim import sigmas, weights
+from noiseprop.models.registry import build
+from noiseprop.noise.sigma_adam import sigmas, weights
 from noiseprop.noise.stream import noise_streams
 from noiseprop.paper.protocol import (
     DEPARTURES,
@@ -27,7 +28,6 @@ from noiseprop.paper.protocol import (
 )
 from noiseprop.paper.released import build_row, options
 from noiseprop.paper.released_attacks import released_attacks, replaced, with_attacks
-from noiseprop.paper.variants import build
 
 pytestmark = pytest.mark.usefixtures("small_resnets")
 SETTINGS = Settings(

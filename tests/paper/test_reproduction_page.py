@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from noiseprop.evaluation.sanity_checks import CHECKS
 from noiseprop.evaluation.settings import ATTACKS, CONDITIONS
 from noiseprop.evaluation.statistics import wilson
-from noiseprop.evaluation.trust import CHECKS
 from noiseprop.paper.how import votes
 from noiseprop.paper.protocol import PROTOCOLS, TABLES, Row, attack_settings
 from noiseprop.paper.results import accuracy, read_record

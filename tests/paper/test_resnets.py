@@ -19,9 +19,9 @@ from tests.faults.processes import LONG_ENOUGH
 from noiseprop.cli import main
 from noiseprop.errors import RunError
 from noiseprop.evaluation import settings as evaluation_settings
+from noiseprop.evaluation.serialization import read
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, known_settings
 from noiseprop.evaluation.statistics import holm, welch, wilson
-from noiseprop.evaluation.storage import read
 from noiseprop.paper import protocol as protocol_module
 from noiseprop.paper import reproduction
 from noiseprop.paper.claims_resnets import DENIED, chance, claims, comparisons, failed_attacks, guessing, over_seeds
@@ -244,7 +244,7 @@ def test_finished_steps_are_not_measured_again(table5, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         do(this, stop)
-    monkeypatch.setattr("noiseprop.evaluation.suite.craft", None)  # no attack is made any more
+    monkeypatch.setattr("noiseprop.evaluation.evaluate.craft", None)  # no attack is made any more
     do(this, quiet)
     assert (this.folder / EVALUATION).read_bytes() == (job.folder / EVALUATION).read_bytes()
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from noiseprop.data import SPLIT_SEED, digest, load, split
-from noiseprop.evaluation.record import Evaluation, Finding, Measurement
+from noiseprop.evaluation.results import Evaluation, Finding, Measurement
+from noiseprop.evaluation.serialization import write
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, SETTINGS
-from noiseprop.evaluation.storage import write
-from noiseprop.noise.attach import noise_layers
-from noiseprop.paper.variants import build
-from noiseprop.report.html import report
-from noiseprop.report.look import look_at
-from noiseprop.report.runs import grouped, read_run
+from noiseprop.models.registry import build
+from noiseprop.noise.attach.add_noise import noise_layers
+from noiseprop.report.network_views import look_at
+from noiseprop.report.page import report
+from noiseprop.report.run_groups import grouped, read_run
 from noiseprop.training import TABLE_1, save_model
 from noiseprop.training.run_folder import append_metrics, open_run
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 from tests.report.made_up import DOUBT, evaluation, make_run
 
-from noiseprop.evaluation.record import Finding
+from noiseprop.evaluation.results import Finding
 from noiseprop.evaluation.statistics import wilson
 from noiseprop.report.accuracy import by_condition, severities, table
-from noiseprop.report.pairs import pairs
-from noiseprop.report.runs import grouped, read_run
+from noiseprop.report.paired_tests import pairs
+from noiseprop.report.run_groups import grouped, read_run
 
 
 def tabled(folders):

@@ -7,7 +7,7 @@ from torch import nn
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation.settings import Settings
-from noiseprop.noise.attach import add_noise
+from noiseprop.noise.attach.add_noise import add_noise
 from noiseprop.report import eps_curve as module
 from noiseprop.report.eps_curve import MULTIPLES, eps_curve
 

@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from noiseprop.errors import RunError
-from noiseprop.nets import cnn, mlp
-from noiseprop.noise.optim import SigmaAdam
+from noiseprop.models import cnn, mlp
+from noiseprop.noise.sigma_adam import SigmaAdam
 from noiseprop.training import Recipe, train
 from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
 

@@ -71,7 +71,7 @@ assert threads() >= alone + team
 def test_a_forked_child_does_not_wait_for_workers_of_its_parent():
     script = """
 import os, sys, torch
-from noiseprop.noise.threads import dismiss
+from noiseprop.noise.kernels.openmp import dismiss
 torch.set_num_threads(3)
 torch.ones(4_000_000).mul(2)
 pid = os.fork()

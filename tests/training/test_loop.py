@@ -14,7 +14,7 @@ from torch import nn
 from noiseprop import SigmaAdam, add_noise, sampling, sigmas, weights
 from noiseprop.data import batches, crop_and_flip, load, split
 from noiseprop.errors import InputError, RunError
-from noiseprop.nets import cnn, mlp
+from noiseprop.models import cnn, mlp
 from noiseprop.training import Recipe, load_model, loss_and_accuracy, train
 from noiseprop.training.metrics import sigma_statistics
 

@@ -3,9 +3,9 @@ import os
 
 import pytest
 
+from noiseprop.environment import made_with
 from noiseprop.errors import RunError
 from noiseprop.training import run_folder as folder
-from noiseprop.training.machine import made_with
 
 SETTINGS = {"model": "MLP", "recipe": {"lr": 1e-3, "betas": (0.9, 0.999)}, "seed": 0}
 

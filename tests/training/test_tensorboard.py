@@ -4,7 +4,7 @@ import pytest
 
 from noiseprop.cli import main
 from noiseprop.errors import InputError
-from noiseprop.paper.runs import load_run
+from noiseprop.runs.trained_model import load_run
 from noiseprop.training import read_metrics
 from noiseprop.training import tensorboard as module
 

@@ -21,10 +21,10 @@ from torch import nn
 from noiseprop import add_noise, sigmas
 from noiseprop.data import Split
 from noiseprop.errors import RunError
+from noiseprop.evaluation.evaluate import evaluate
+from noiseprop.evaluation.serialization import to_json
 from noiseprop.evaluation.settings import Settings
-from noiseprop.evaluation.storage import to_json
-from noiseprop.evaluation.suite import evaluate
-from noiseprop.nets import mlp
+from noiseprop.models import mlp
 from noiseprop.noise.objectives import SquareRootBonus
 from noiseprop.training import Recipe, loop, train
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import attacking, is_random, loss_gradient
+from noiseprop.attacks.eot import attacking, is_random, loss_gradient
 from noiseprop.attacks.restarts import best_of, is_better, refuse_luck, start_points
-from noiseprop.attacks.threat import ball, check_count, check_images, check_number
+from noiseprop.attacks.validation import ball, check_count, check_images, check_number
 
 # The constants of the paper: weight of the new step against momentum, and the least share of rises that keeps the step.
 _ALPHA = 0.75

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import attacking, loss_gradient
-from noiseprop.attacks.threat import check_count, check_images, check_number
+from noiseprop.attacks.eot import attacking, loss_gradient
+from noiseprop.attacks.validation import check_count, check_images, check_number
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) -> Tensor:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import SCORE_DRAWS, attacking, expected_loss, loss_gradient
-from noiseprop.attacks.threat import check_count, check_images, check_number
+from noiseprop.attacks.eot import SCORE_DRAWS, attacking, expected_loss, loss_gradient
+from noiseprop.attacks.validation import check_count, check_images, check_number
 
 # torch.optim.LBFGS remembers a pair (s, y) only where y.s is above this.
 _CURVATURE = 1e-10

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import attacking, loss_gradient
+from noiseprop.attacks.eot import attacking, loss_gradient
 from noiseprop.attacks.restarts import best_of, refuse_luck, start_points
-from noiseprop.attacks.threat import ball, check_count, check_images, check_number
+from noiseprop.attacks.validation import ball, check_count, check_images, check_number
 
 
 def pgd(

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import SCORE_DRAWS, expected_loss, is_random
+from noiseprop.attacks.eot import SCORE_DRAWS, expected_loss, is_random
 from noiseprop.errors import InputError
 
 # Runs an attack from a start (n, ...) on the images at the indices `rows` (n,) of the batch, and returns its result.

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import attacking, expected_loss
+from noiseprop.attacks.eot import attacking, expected_loss
 from noiseprop.attacks.restarts import full_course
-from noiseprop.attacks.threat import check_count, check_images
+from noiseprop.attacks.validation import check_count, check_images
 from noiseprop.errors import InputError
 
 # An attack with its settings: (model, x, y) to adversarial images like x.

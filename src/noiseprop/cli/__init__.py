@@ -17,10 +17,10 @@ from noiseprop.cli.check import Check
 from noiseprop.cli.data import Data
 from noiseprop.cli.demo import Demo
 from noiseprop.cli.evaluate import Evaluate
-from noiseprop.cli.inspect import Inspect
+from noiseprop.cli.inspect_noise import Inspect
 from noiseprop.cli.report import Report
 from noiseprop.cli.reproduce import Reproduce
-from noiseprop.cli.stopping import stoppable, told
+from noiseprop.cli.signals import stoppable, told
 from noiseprop.cli.train import Train
 from noiseprop.errors import NoisepropError, NoisepropWarning, near
 
@@ -112,7 +112,7 @@ def _forget_output() -> None:
 
 
 def _only_json() -> Any:
-    from noiseprop.cli.show import json_alone  # rich takes its time to import
+    from noiseprop.cli.console import json_alone  # rich takes its time to import
 
     return json_alone()
 

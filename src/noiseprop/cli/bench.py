@@ -37,11 +37,11 @@ class Bench:
 
     def run(self) -> None:
         """Measure and print, or run the project's benchmarks."""
-        from noiseprop.cli.show import err, out, print_json
-        from noiseprop.cli.subject import subject
+        from noiseprop.cli.console import err, out, print_json
+        from noiseprop.cli.network_options import subject
+        from noiseprop.environment import abilities
         from noiseprop.errors import InputError
-        from noiseprop.noise.attach import is_noisy
-        from noiseprop.training.machine import abilities
+        from noiseprop.noise.attach.add_noise import is_noisy
         from noiseprop.training.step_cost import step_cost
 
         if self.all:

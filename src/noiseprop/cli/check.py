@@ -8,7 +8,7 @@ from tyro.conf import arg
 from noiseprop.cli.options import Granularity, Json, default
 
 if TYPE_CHECKING:
-    from noiseprop.noise.theorems import LayerCheck
+    from noiseprop.noise.diagnostics.gradient_check import LayerCheck
 
 _LEGEND = """Theorem 1: relative distance of Eq. 3 from autograd with the same eps, and from
 finite steps of sigma with the noise held. Theorem 2: mean of Eq. 3 as all
@@ -44,11 +44,11 @@ class Check:
 
     def run(self) -> None:
         """Print the report and the checks; an error tells if one failed."""
-        from noiseprop.cli.show import out, print_json, progress_bar
-        from noiseprop.cli.subject import subject
+        from noiseprop.cli.console import out, print_json, progress_bar
+        from noiseprop.cli.network_options import subject
+        from noiseprop.environment import abilities
         from noiseprop.errors import InputError, NoisepropError
-        from noiseprop.noise.theorems import check_theorems
-        from noiseprop.training.machine import abilities
+        from noiseprop.noise.diagnostics.gradient_check import check_theorems
 
         for name in ("draws", "images"):
             if getattr(self, name) < 2:

@@ -34,9 +34,9 @@ class Data:
 
     def run(self) -> None:
         """Fetch and verify what is asked for, then print a line for each data set."""
-        from noiseprop.cli.show import err, out, print_json
+        from noiseprop.cli.console import err, out, print_json
         from noiseprop.data import NAMES
-        from noiseprop.data.holdings import fetch_missing
+        from noiseprop.data.inventory import fetch_missing
         from noiseprop.data.load import own_data
         from noiseprop.errors import DataError, InputError
 
@@ -65,7 +65,7 @@ class Data:
     def _row(self, name: str, *, known: bool) -> dict[str, Any]:
         """What is found of one data set."""
         from noiseprop.data import load
-        from noiseprop.data.holdings import holding
+        from noiseprop.data.inventory import holding
         from noiseprop.data.load import own_data
         from noiseprop.errors import DataError
 

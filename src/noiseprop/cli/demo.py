@@ -28,10 +28,10 @@ class Demo:
 
     def run(self) -> None:
         """Run, show progress, print the table and say where the picture is."""
-        from noiseprop.cli.show import out, print_json, progress_bar
+        from noiseprop.cli.console import out, print_json, progress_bar
+        from noiseprop.files.atomic import write_json
         from noiseprop.paper.demo import run_demo
         from noiseprop.paper.demo_picture import draw
-        from noiseprop.training.run_folder import write_json
 
         self._refuse_to_lose()
         with progress_bar("demo", lines=True) as progress:
@@ -44,8 +44,8 @@ class Demo:
     def _refuse_to_lose(self) -> None:
         """Make the folder, and refuse one that cannot be written to or whose files of these names no demo wrote."""
         from noiseprop.errors import RunError
+        from noiseprop.files.atomic import check_writable
         from noiseprop.paper.demo import is_demo
-        from noiseprop.training.run_folder import check_writable
 
         record, picture = self.out / "demo.json", self.out / "demo.png"
         if self.out.exists() and not self.out.is_dir():
@@ -61,7 +61,7 @@ def _print_table(record: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from noiseprop.cli.show import out
+    from noiseprop.cli.console import out
     from noiseprop.paper.demo_table import heading, notes, rows
 
     first, *others = heading(record)

@@ -45,9 +45,9 @@ class Evaluate:
         """Evaluate, show progress, print the table and write the file; of several processes, in the first."""
         from contextlib import nullcontext
 
-        from noiseprop.cli.show import err, out
-        from noiseprop.paper.runs import read_settings
-        from noiseprop.training.distributed import joined
+        from noiseprop.cli.console import err, out
+        from noiseprop.distributed import joined
+        from noiseprop.runs.trained_model import read_settings
         from noiseprop.training.run_folder import held
 
         read_settings(self.run_dir)  # for a folder that is no run gets no lock
@@ -59,16 +59,16 @@ class Evaluate:
     def _judge(self, *, writes: bool) -> None:
         from dataclasses import replace
 
-        from noiseprop.cli.show import out, print_json, progress_bar
+        from noiseprop.cli.console import out, print_json, progress_bar
         from noiseprop.data import SPLIT_SEED
+        from noiseprop.environment import device
         from noiseprop.errors import RunError
+        from noiseprop.evaluation.evaluate import evaluate
+        from noiseprop.evaluation.serialization import write
         from noiseprop.evaluation.settings import TRANSFERS, settings_of
-        from noiseprop.evaluation.storage import write
-        from noiseprop.evaluation.suite import evaluate
-        from noiseprop.evaluation.summary import figures, summary
-        from noiseprop.paper.runs import load_parts, load_run, same_data
+        from noiseprop.evaluation.text_summary import figures, summary
+        from noiseprop.runs.trained_model import load_parts, load_run, same_data
         from noiseprop.training import TABLE_1
-        from noiseprop.training.machine import device
 
         where = device(self.device)
         model, settings = load_run(self.run_dir, self.model)
@@ -118,10 +118,10 @@ class Evaluate:
 
 def _surrogate_of(data: str, data_dir: Path | None, device: "torch.device") -> "nn.Module":
     """The network for attacks by transfer on digits: trained at the first call, in a minute, and then kept."""
-    from noiseprop.cli.show import progress_bar
+    from noiseprop.cli.console import progress_bar
     from noiseprop.data import load
-    from noiseprop.paper.surrogates import surrogate
-    from noiseprop.training.distributed import alone
+    from noiseprop.distributed import alone
+    from noiseprop.runs.surrogates import surrogate
 
     # one process trains it, and the others wait and read it, so that it is the same whatever their number
     with alone(), progress_bar("training the surrogate, once") as progress:
@@ -149,8 +149,8 @@ def _refuse_to_lose(target: Path, settings: "Settings", about: dict[str, Any]) -
     from dataclasses import asdict
 
     from noiseprop.errors import RunError
-    from noiseprop.evaluation.storage import is_foreign, read
-    from noiseprop.training.run_folder import check_writable
+    from noiseprop.evaluation.serialization import is_foreign, read
+    from noiseprop.files.atomic import check_writable
 
     check_writable(target)
     if not target.exists():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from noiseprop.data import Dataset
-    from noiseprop.report.runs import Run
+    from noiseprop.report.run_groups import Run
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Report:
         """Read, look at the networks with progress shown, write, and say where the page is."""
         from functools import partial
 
-        from noiseprop.cli.show import out, progress_bar
+        from noiseprop.cli.console import out, progress_bar
         from noiseprop.errors import InputError
-        from noiseprop.report.html import refuse_to_lose, write_report
-        from noiseprop.report.look import look_at
-        from noiseprop.report.runs import grouped, read_run
-        from noiseprop.training.run_folder import check_writable
+        from noiseprop.files.atomic import check_writable
+        from noiseprop.report.network_views import look_at
+        from noiseprop.report.page import refuse_to_lose, write_report
+        from noiseprop.report.run_groups import grouped, read_run
 
         if not self.run_dirs:
             raise InputError("report needs the folders of runs, such as runs/mlpn")
@@ -79,7 +79,7 @@ def _surrogate_of(
 ) -> "nn.Module | None":
     """The network of the run's transfer attacks, where its evaluation used the one that `evaluate` trains and keeps."""
     from noiseprop.data import load
-    from noiseprop.paper.surrogates import surrogate
+    from noiseprop.runs.surrogates import surrogate
     from noiseprop.training import TABLE_1
 
     told = run.evaluation.about.get("surrogate") if run.evaluation else None

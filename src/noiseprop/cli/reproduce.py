@@ -68,7 +68,7 @@ class Reproduce:
 
     def run(self) -> None:
         """Do all runs, show progress, write what came of them and print it."""
-        from noiseprop.cli.show import out, print_json
+        from noiseprop.cli.console import out, print_json
         from noiseprop.paper.cluster import on_ray
         from noiseprop.paper.figures import draw_figure_3
         from noiseprop.paper.grid import DONE, run_all
@@ -113,7 +113,7 @@ class Reproduce:
         out.print(f"Accuracy: ours, mean ± {_over(record)} (the paper's). All is in {path}.")
 
     def _figure_4(self, plan: "Plan", jobs: "list[Job]") -> None:
-        from noiseprop.cli.show import out, print_json, progress_bar
+        from noiseprop.cli.console import out, print_json, progress_bar
         from noiseprop.paper.figure4 import draw_figure_4, look, summary
 
         with progress_bar("figure4") as progress:
@@ -128,10 +128,10 @@ class Reproduce:
     def _plan_and_jobs(self) -> "tuple[Plan, list[Job]]":
         """Every run that is asked for; data that are missing are told here, before processes start."""
         from noiseprop.data import load
+        from noiseprop.environment import device
         from noiseprop.errors import InputError
         from noiseprop.paper.plan import Plan
         from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, RESNETS, TABLES, protocol, recipe
-        from noiseprop.training.machine import device
 
         table = {"figure3": "table3", "figure4": "table6"}.get(self.what, self.what)
         chosen = protocol(self.protocol, self.switch, table)

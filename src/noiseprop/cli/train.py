@@ -63,8 +63,8 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
 
     def run(self) -> None:
         """Train, show progress, and say what came of it; of several processes, in the first."""
-        from noiseprop.cli.show import err, out
-        from noiseprop.training.distributed import joined
+        from noiseprop.cli.console import err, out
+        from noiseprop.distributed import joined
 
         with joined() as world:
             out.quiet = err.quiet = not world.first
@@ -73,12 +73,12 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
     def _train(self) -> None:
         from functools import partial
 
-        from noiseprop.cli.show import progress_bar
+        from noiseprop.cli.console import progress_bar
         from noiseprop.data import load
-        from noiseprop.paper.runs import train_run
+        from noiseprop.environment import device
+        from noiseprop.runs.trained_model import train_run
         from noiseprop.training import Recipe
-        from noiseprop.training.machine import device
-        from noiseprop.training.objectives import named_objective
+        from noiseprop.training.objective_config import named_objective
         from noiseprop.training.run_folder import refuse_taken
         from noiseprop.training.tensorboard import tensorboard
 
@@ -110,7 +110,7 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
         """Print what it learned from, what came of it, and by which recipe where it is not Table 1's."""
         from dataclasses import asdict
 
-        from noiseprop.cli.show import out, print_json
+        from noiseprop.cli.console import out, print_json
 
         if self.json:
             return print_json(
@@ -133,8 +133,8 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
         from dataclasses import asdict
 
         from noiseprop.errors import InputError
-        from noiseprop.nets.own import is_own
-        from noiseprop.paper.variants import architecture
+        from noiseprop.models.registry import architecture
+        from noiseprop.models.user_model import is_own
         from noiseprop.training.recipes import table_1
 
         if self.model is None:
@@ -156,9 +156,9 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
 
     def _settings_of_the_run(self) -> dict[str, Any]:
         """Those of the run in the folder, with as many epochs as are asked for; other conflicts are refused."""
-        from noiseprop.nets.own import is_own
-        from noiseprop.paper.runs import read_settings, refuse_untrusted
-        from noiseprop.training.continuing import continued
+        from noiseprop.models.user_model import is_own
+        from noiseprop.runs.trained_model import read_settings, refuse_untrusted
+        from noiseprop.training.resume import continued
 
         there = read_settings(self.out)
         if is_own(there["model"]["name"]) and self.model is None:
@@ -185,7 +185,7 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
     def _options(self, name: str) -> dict[str, Any]:
         """The network's options that are given; others than it can have are refused."""
         from noiseprop.errors import InputError
-        from noiseprop.nets.own import is_own
+        from noiseprop.models.user_model import is_own
 
         name = self.model or name
         noise: dict[str, Any] = {
@@ -207,7 +207,7 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
     def _objective(self, settings: dict[str, Any]) -> tuple[Any, float | None]:
         """The objective's name and number: the given ones, else the run's, else none; `train` refuses another one."""
         from noiseprop.errors import InputError
-        from noiseprop.training.objectives import name_and_number
+        from noiseprop.training.objective_config import name_and_number
 
         if self.objective is None and self.objective_number is not None:
             raise InputError("--objective-number belongs to an objective; name it with --objective")

@@ -9,9 +9,9 @@ import torch
 
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.download import Remote, data_root, obtain
-from noiseprop.data.files import gunzip, read_bounded
-from noiseprop.data.tar import plain_files
+from noiseprop.data.tar_archive import plain_files
 from noiseprop.errors import DataError
+from noiseprop.files.bounded import gunzip, read_bounded
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER = "cifar-10-batches-bin"

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from noiseprop.data.dataset import Dataset
-from noiseprop.data.files import read_bounded
 from noiseprop.errors import DataError
+from noiseprop.files.bounded import read_bounded
 from noiseprop.progress import told
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM")

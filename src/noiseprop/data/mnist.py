@@ -8,8 +8,8 @@ import torch
 
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.download import Remote, data_root, obtain
-from noiseprop.data.files import gunzip, read_bounded
 from noiseprop.errors import DataError
+from noiseprop.files.bounded import gunzip, read_bounded
 
 DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 SIDE = 28

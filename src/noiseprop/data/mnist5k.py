@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from noiseprop.data.dataset import Dataset
-from noiseprop.data.files import gunzip, read_bounded
 from noiseprop.data.mnist import DIGITS, SIDE
 from noiseprop.errors import DataError
+from noiseprop.files.bounded import gunzip, read_bounded
 
 COUNT = 5_000
 _PACKED, _UNPACKED = 4_000_000, COUNT * (SIDE * SIDE + 1) * 4  # bytes: the file's, and "255," for every number

@@ -8,7 +8,7 @@ import torch
 from noiseprop.data.class_folders import MOST_BYTES, MOST_CLASSES, MOST_SIDE, PARTS
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.npy import MOST_HEADER, parse_array
-from noiseprop.data.zip import Archive, open_archive
+from noiseprop.data.zip_archive import Archive, open_archive
 from noiseprop.errors import DataError
 
 

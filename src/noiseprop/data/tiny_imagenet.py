@@ -15,10 +15,10 @@ from PIL import JpegImagePlugin
 from noiseprop.data.class_folders import DAMAGE
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.download import Remote, cache_root, data_root, obtain
-from noiseprop.data.mapped import read_mapped, write_mapped
+from noiseprop.data.image_cache import read_mapped, write_mapped
 from noiseprop.data.split import SPLIT_SEED, permutation
-from noiseprop.data.tiny_imagenet_listing import SIDE, Listing, list_images
-from noiseprop.data.zip import Archive, open_archive
+from noiseprop.data.tiny_imagenet_index import SIDE, Listing, list_images
+from noiseprop.data.zip_archive import Archive, open_archive
 from noiseprop.errors import DataError
 from noiseprop.progress import told
 

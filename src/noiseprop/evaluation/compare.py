@@ -1,7 +1,7 @@
 """Two networks on the same images: the paired test between two evaluations."""
 
 from noiseprop.errors import InputError
-from noiseprop.evaluation.record import Evaluation, Measurement, State
+from noiseprop.evaluation.results import Evaluation, Measurement, State
 from noiseprop.evaluation.settings import CORRUPTIONS
 from noiseprop.evaluation.statistics import Paired, paired
 

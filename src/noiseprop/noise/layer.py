@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from noiseprop.errors import InputError
 from noiseprop.noise import likelihood_ratio
-from noiseprop.noise.op import gaussian_noise
+from noiseprop.noise.gaussian_noise import gaussian_noise
 from noiseprop.noise.stream import NoiseStream
 
 Init = float | Literal["normal"]

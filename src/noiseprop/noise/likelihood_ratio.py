@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import InputError, NoisepropError
-from noiseprop.noise.op import gaussian_noise
+from noiseprop.noise.gaussian_noise import gaussian_noise
 from noiseprop.noise.stream import NoiseStream, noise_streams
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
-from noiseprop.noise.optim import sigmas, weights
+from noiseprop.noise.sigma_adam import sigmas, weights
 
 _ENTROPY_OF_UNIT_NORMAL = 0.5 * math.log(2 * math.pi * math.e)  # nats
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import InputError, NoisepropError
-from noiseprop.noise import transforms
-from noiseprop.noise.op import KEY_LENGTH
-from noiseprop.noise.waiting import refuse_waiting
+from noiseprop.noise.attach.deferred import refuse_waiting
+from noiseprop.noise.gaussian_noise import KEY_LENGTH
+from noiseprop.noise.kernels import functorch as transforms
 
 if TYPE_CHECKING:
     from noiseprop.noise.sampling import Sampling

@@ -1,4 +1,4 @@
 """The paper's reproduction, built only from the other rooms."""
 
-from noiseprop.paper.variants import NAMES as NAMES
-from noiseprop.paper.variants import build as build
+from noiseprop.models.registry import NAMES as NAMES
+from noiseprop.models.registry import build as build

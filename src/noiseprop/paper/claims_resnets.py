@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from scipy.stats import norm
 
+from noiseprop.evaluation.sanity_checks import TOLERANCE
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
-from noiseprop.evaluation.trust import TOLERANCE
+from noiseprop.models.registry import architecture
 from noiseprop.paper.claims import Claim, Comparison, both_errors, corrected, differences
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS
 from noiseprop.paper.results import Record, accuracy, image_interval, runs_of, spread
 from noiseprop.paper.tables import rows_of
-from noiseprop.paper.variants import architecture
 
 
 def claims(table: str) -> tuple[Claim, ...]:

@@ -21,9 +21,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from noiseprop.errors import NoisepropWarning, RunError
+from noiseprop.files.atomic import write_aside
 from noiseprop.paper.grid import Message, Start, Workers, prepare, threads_each
 from noiseprop.paper.reproduction import Job, do
-from noiseprop.training.run_folder import write_aside
 
 _RETRIES = 3  # of a job whose worker or node is lost
 _MOMENT = 0.2  # seconds

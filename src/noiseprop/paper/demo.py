@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from noiseprop.attacks import fgsm, pgd
 from noiseprop.data import Dataset, batches, load, split
-from noiseprop.evaluation.measure import expected_accuracy, judging, noise_is_on, noise_key
+from noiseprop.environment import made_with
+from noiseprop.evaluation.scoring import expected_accuracy, judging, noise_is_on, noise_key
+from noiseprop.files.untrusted import read_json
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
-from noiseprop.paper.runs import train_run
-from noiseprop.reading import read_json
+from noiseprop.runs.trained_model import train_run
 from noiseprop.training import TABLE_1, Epoch
-from noiseprop.training.machine import made_with
 
 FORMAT = "noiseprop demo, version 1"
 MODELS = ("MLP", "MLP+", "MLPN")

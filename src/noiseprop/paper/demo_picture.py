@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from noiseprop.files.atomic import write_aside
 from noiseprop.paper.demo_table import NOISE
-from noiseprop.training.run_folder import write_aside
 
 # Wong's palette, told apart with colour-blind eyes too; the markers tell them apart in grey.
 COLOURS = {"MLP": "#0072B2", "MLP+": "#D55E00", "MLPN": "#009E73"}

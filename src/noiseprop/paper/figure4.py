@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from noiseprop.data import Dataset, batches, load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.measure import chunks_of, device_of, judging, noise_key, score
+from noiseprop.evaluation.scoring import chunks_of, device_of, judging, noise_key, score
 from noiseprop.evaluation.statistics import Interval, mean_std
+from noiseprop.files.atomic import write_aside
+from noiseprop.files.checksum import sealed, unsealed
+from noiseprop.files.untrusted import read_json
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.form import check_figure_4
 from noiseprop.paper.reproduction import Job, recipe_of, trained
 from noiseprop.paper.results import without_folder
 from noiseprop.paper.tables import text_table
-from noiseprop.reading import read_json
 from noiseprop.saliency import smoothgrad
-from noiseprop.training.run_folder import write_aside
-from noiseprop.training.seal import sealed, unsealed
 
 FORMAT = "noiseprop figure 4, version 2"
 PANEL, BOXED = 5, 250  # images drawn, and images with a box looked at, at most

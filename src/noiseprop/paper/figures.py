@@ -9,9 +9,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from noiseprop.files.atomic import write_aside
 from noiseprop.paper.protocol import FIGURE_3
 from noiseprop.paper.results import Record, runs_of
-from noiseprop.training.run_folder import write_aside
 
 PANELS = {
     "train_loss": "training loss",

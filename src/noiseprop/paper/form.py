@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from noiseprop.evaluation.record import OUTCOMES
+from noiseprop.evaluation.results import OUTCOMES
 from noiseprop.paper.protocol import RESNETS
 from noiseprop.paper.published import PUBLISHED
 from noiseprop.training.recipes import Recipe

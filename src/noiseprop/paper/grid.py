@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from filelock import FileLock, Timeout
 
+from noiseprop.environment import cores
 from noiseprop.errors import InputError, RunError
 from noiseprop.paper.reproduction import Job, do, is_finished
-from noiseprop.training.machine import cores
 
 Show = Callable[[str, int, int, str], None]
 """Called with a job's name, the steps done of what it does, their number, and what that is, or DONE at its end."""

@@ -13,7 +13,7 @@ from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import FEWER, TABLES
 from noiseprop.paper.reproduction import Job, Run, recipe_of
 from noiseprop.paper.results import Record, accuracy, damaged, head, image_error, make_record, read_record, write_record
-from noiseprop.training.continuing import flattened
+from noiseprop.training.resume import flattened
 
 _UNTOLD = {"judged_in": "fp32"}  # how older records were made that do not tell
 _ELSEWHERE = {"seeds", "recipe.epochs", "recipe.precision"}  # what runs, "epochs" and "precision" tell

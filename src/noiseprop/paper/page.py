@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noiseprop.evaluation.trust import TOLERANCE
+from noiseprop.evaluation.sanity_checks import TOLERANCE
 from noiseprop.paper.claims import (
     CLAIMS,
     EPOCHS_TO_ACCURACY,

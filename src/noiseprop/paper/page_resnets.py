@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noiseprop.evaluation.trust import TOLERANCE
+from noiseprop.evaluation.sanity_checks import TOLERANCE
 from noiseprop.paper.claims import Claim, Comparison, counted, outcome
 from noiseprop.paper.claims_resnets import (
     DENIED,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from noiseprop.errors import InputError
 from noiseprop.evaluation.settings import Settings, known_settings
-from noiseprop.nets import Activation
+from noiseprop.models import Activation
 from noiseprop.training import TABLE_1, Precision, Recipe, fast
 
 DEPARTURES = {

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from noiseprop.noise.attach import noise_layers
+from noiseprop.models.registry import architecture, build
+from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.paper.protocol import Protocol, Row
-from noiseprop.paper.variants import architecture, build
 
 
 def build_row(row: Row, protocol: Protocol, *, seed: int, weight_decay: float, classes: int | None = None) -> nn.Module:

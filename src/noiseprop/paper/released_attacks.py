@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from noiseprop.attacks.expectation import attacking, loss_gradient
+from noiseprop.attacks.eot import attacking, loss_gradient
 from noiseprop.data import Dataset
-from noiseprop.evaluation.crafting import Attack
-from noiseprop.evaluation.half import Bfloat16
-from noiseprop.evaluation.measure import Outcomes, chunks, device_of, judging, noise_key, score
-from noiseprop.evaluation.record import Evaluation, Measurement
+from noiseprop.evaluation.attack_suite import Attack
+from noiseprop.evaluation.bfloat16 import Bfloat16
+from noiseprop.evaluation.evaluate import attack_images
+from noiseprop.evaluation.results import Evaluation, Measurement
+from noiseprop.evaluation.scoring import Outcomes, chunks, device_of, judging, noise_key, score
 from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
-from noiseprop.evaluation.suite import attack_images
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.protocol import Protocol

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from noiseprop.attacks.expectation import attacking
-from noiseprop.evaluation.measure import noise_is_on
+from noiseprop.attacks.eot import attacking
+from noiseprop.evaluation.scoring import noise_is_on
 from noiseprop.noise.sampling import sampling
 
 BATCH = 128

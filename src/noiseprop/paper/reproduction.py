@@ -10,25 +10,26 @@ import torch
 from torch import nn
 
 from noiseprop.data import Dataset, Split, digest, load, split
+from noiseprop.environment import device
 from noiseprop.errors import RunError
-from noiseprop.evaluation.half import Bfloat16
-from noiseprop.evaluation.measure import judging, noise_key
-from noiseprop.evaluation.record import Evaluation
+from noiseprop.evaluation.bfloat16 import Bfloat16
+from noiseprop.evaluation.evaluate import evaluate, images_digest
+from noiseprop.evaluation.results import Evaluation
+from noiseprop.evaluation.scoring import judging, noise_key
+from noiseprop.evaluation.serialization import read, write
 from noiseprop.evaluation.settings import Settings
-from noiseprop.evaluation.storage import read, write
-from noiseprop.evaluation.suite import evaluate, images_digest
+from noiseprop.files.atomic import write_json
+from noiseprop.files.checksum import unsealed
+from noiseprop.files.untrusted import read_json
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, RecipeName, Row, recipe, stops
 from noiseprop.paper.released import build_row, options
 from noiseprop.paper.released_attacks import released_attacks, replaced, with_attacks
-from noiseprop.paper.surrogates import surrogate
-from noiseprop.reading import read_json
+from noiseprop.runs.surrogates import surrogate
 from noiseprop.training import Epoch, Precision, Recipe, loss_and_accuracy, read_metrics, train
 from noiseprop.training.checkpoint import MODEL, load_model
-from noiseprop.training.continuing import continued
-from noiseprop.training.machine import device
-from noiseprop.training.run_folder import again, held, read_config, write_json
-from noiseprop.training.seal import unsealed
+from noiseprop.training.resume import continued
+from noiseprop.training.run_folder import again, held, read_config
 
 EVALUATION = "evaluation.json"
 TEST_ACCURACY = "test_accuracy.json"

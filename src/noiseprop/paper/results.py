@@ -9,16 +9,16 @@ from statistics import median
 from typing import Any, cast
 
 from noiseprop.errors import RunError
-from noiseprop.evaluation.record import Evaluation
+from noiseprop.evaluation.results import Evaluation
 from noiseprop.evaluation.settings import CORRUPTIONS
 from noiseprop.evaluation.statistics import Spread, mean_std
+from noiseprop.files.atomic import write_aside
+from noiseprop.files.checksum import sealed, unsealed
+from noiseprop.files.untrusted import read_json
 from noiseprop.paper.form import check_record
 from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.reproduction import Run, judged_on, parts_of, recipe_of
-from noiseprop.reading import read_json
-from noiseprop.training.run_folder import write_aside
-from noiseprop.training.seal import sealed, unsealed
 
 FORMAT = "noiseprop reproduction, version 1"
 _NEXT = "put back an intact one, or move it away and run `noiseprop reproduce` again"

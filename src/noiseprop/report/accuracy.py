@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from noiseprop.evaluation.record import STATES, Evaluation, State
+from noiseprop.evaluation.results import STATES, Evaluation, State
 from noiseprop.evaluation.settings import ATTACKS, CONDITIONS, CORRUPTIONS
 from noiseprop.evaluation.statistics import mean_std
-from noiseprop.evaluation.summary import weak_lbfgs
-from noiseprop.report.runs import Group, Run
+from noiseprop.evaluation.text_summary import weak_lbfgs
+from noiseprop.report.run_groups import Group, Run
 
 NAMES = {
     "clean": "clean",

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import RunError
-from noiseprop.evaluation.crafting import Attack, attack_of, craft
-from noiseprop.evaluation.measure import judging, noise_is_on, noise_key
-from noiseprop.evaluation.partial import fingerprint
+from noiseprop.evaluation.attack_suite import Attack, attack_of, craft
+from noiseprop.evaluation.checkpoint import fingerprint
+from noiseprop.evaluation.sanity_checks import Subject
+from noiseprop.evaluation.scoring import judging, noise_is_on, noise_key
 from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
-from noiseprop.evaluation.trust import Subject
+from noiseprop.files.atomic import check_writable, write_json
+from noiseprop.files.checksum import unsealed
+from noiseprop.files.untrusted import read_json
 from noiseprop.noise.stream import reset_noise
-from noiseprop.reading import read_json
-from noiseprop.training.run_folder import check_writable, write_json
-from noiseprop.training.seal import unsealed
 
 CURVE = "curve.json"
 MULTIPLES = (0.25, 0.5, 1.0, 1.5, 2.0)  # of the evaluation's eps of PGD

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from noiseprop.report.look import Sigma
-from noiseprop.report.pictures import heat, shrunk, square, tiled
+from noiseprop.report.network_views import Sigma
+from noiseprop.report.png import heat, shrunk, square, tiled
 
 _PIXELS = 16 * 1024  # neurons shown one by one of a layer, at most
 _CHANNELS, _COLUMNS = 16, 4  # channels of a feature map that are shown, and how many side by side

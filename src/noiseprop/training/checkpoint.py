@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noiseprop.errors import RunError
-from noiseprop.noise.optim import SigmaAdam
-from noiseprop.reading import open_tensors, parse_json
+from noiseprop.files.atomic import write_aside
+from noiseprop.files.checksum import sealed, tensors_digest, unsealed
+from noiseprop.files.untrusted import open_tensors, parse_json
+from noiseprop.noise.sigma_adam import SigmaAdam
 from noiseprop.training.run_folder import MODEL as MODEL
 from noiseprop.training.run_folder import STATE as STATE
-from noiseprop.training.run_folder import again, write_aside
-from noiseprop.training.seal import sealed, tensors_digest, unsealed
+from noiseprop.training.run_folder import again
 
 _DIGEST = "tensors"
 _FIELDS: dict[type[Optimizer], set[str]] = {  # what an optimizer keeps of each parameter that it has moved

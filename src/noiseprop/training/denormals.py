@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from noiseprop.noise.threads import dismiss
+from noiseprop.noise.kernels.openmp import dismiss
 
 T = TypeVar("T")
 

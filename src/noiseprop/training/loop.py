@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noiseprop.data import Split, batches, crop_and_flip, digest
+from noiseprop.distributed import World, world
+from noiseprop.environment import threads_to_go_on_with
 from noiseprop.errors import InputError, RunError
 from noiseprop.noise.objectives import AdversarialSigma, Objective
-from noiseprop.noise.optim import SigmaAdam, sigmas, weights
+from noiseprop.noise.sigma_adam import SigmaAdam, sigmas, weights
 from noiseprop.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
 from noiseprop.training.denormals import flushing_denormals
-from noiseprop.training.distributed import World, world
-from noiseprop.training.machine import threads_to_go_on_with
 from noiseprop.training.metrics import Epoch, loss_and_accuracy, sigma_statistics
-from noiseprop.training.objectives import described
+from noiseprop.training.objective_config import described
 from noiseprop.training.recipes import Recipe, learning_rate
 from noiseprop.training.run_folder import (
     CONFIG,
@@ -66,7 +66,7 @@ def train(
     was killed and resumed ends with the same bits as one that was not, for it goes on with the threads it began with.
 
     Called in every process of a `torch.distributed` process group, it trains one model in all of them: see
-    `noiseprop.training.distributed`. Only the first one writes to the folder, which all have to see.
+    `noiseprop.distributed`. Only the first one writes to the folder, which all have to see.
 
     Args:
         model: maps images (B, C, H, W) in [0, 1] to logits (B, classes); its device is used.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noiseprop.data import Dataset, batches
+from noiseprop.distributed import World
 from noiseprop.errors import RunError
-from noiseprop.noise.attach import noise_layers
-from noiseprop.training.distributed import World
+from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.training.recipes import Precision
 
 _STATISTICS = ("mean", "std", "min", "max")  # of |sigma| over the neurons of a layer

@@ -1,20 +1,20 @@
 """A run's folder: config.json says what was asked for, metrics.jsonl what came of it, one line an epoch."""
 
-import errno
 import json
 import os
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from noiseprop.environment import made_with
 from noiseprop.errors import RunError
-from noiseprop.reading import parse_json, read_json, read_text
-from noiseprop.training.continuing import continued
-from noiseprop.training.machine import made_with
-from noiseprop.training.seal import sealed, unsealed
+from noiseprop.files.atomic import write_aside, write_json
+from noiseprop.files.checksum import sealed, unsealed
+from noiseprop.files.untrusted import parse_json, read_json, read_text
+from noiseprop.training.resume import continued
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -23,61 +23,6 @@ STATE = "state.safetensors"
 _LOCK = ".lock"
 _FORMAT = 1
 _MOST_EPOCHS = 100_000
-
-
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place, so that `path` is never half-written.
-
-    Raises:
-        RunError: the file cannot be written; what was at `path` is still there.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        mode = _touch(aside)  # the one that the umask asks for; safetensors would leave 0600
-        write(aside)
-        aside.chmod(mode & 0o777)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _fsync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Try whether `write_aside` could write `path`, before work that would be lost if it could not.
-
-    Raises:
-        RunError: it could not.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _touch(aside)
-        aside.unlink()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _touch(path: Path) -> int:
-    """Make an empty file anew; its mode."""
-    path.unlink(missing_ok=True)
-    path.touch()
-    return path.stat().st_mode
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path} could not be written ({error.strerror or error}); free space or choose another folder")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` aside as indented JSON with a checksum (see `sealed`); NaN and infinity are refused."""
-    text = json.dumps(sealed(value), indent=2, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
@@ -272,12 +217,3 @@ def _counts(path: Path) -> bool:
 
 def _unreadable(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} could not be read ({error.strerror or error}); check its rights")
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

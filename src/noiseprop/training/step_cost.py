@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noiseprop.noise.attach import noise_layers, remove_noise
+from noiseprop.noise.attach.add_noise import noise_layers, remove_noise
 from noiseprop.noise.layer import NeuronNoise
-from noiseprop.noise.optim import SigmaAdam, sigmas, weights
+from noiseprop.noise.sigma_adam import SigmaAdam, sigmas, weights
 from noiseprop.training.timing import paired, ratio
 
 NAMES = ("no noise", "noiseprop", "plain torch")

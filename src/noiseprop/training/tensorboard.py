@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from noiseprop.errors import InputError
-from noiseprop.noise.attach import noise_layers
+from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.training.loop import EpochEnd
 from noiseprop.training.metrics import Epoch
 

@@ -1,0 +1,161 @@
+"""The expected loss of a model and its gradient with respect to the images: the one place where EOT lives.
+
+Every attack asks here for the gradient of
+
+    L(x, y) = 1/K sum_k CE(model(x; noise_k), y)
+
+over K independent noise draws, fresh for every image and every draw (expectation over transformation, Athalye et al.
+2018), so that none can mistake one lucky draw for the network.
+
+What noise that is, the model says: an attack inside `with sampling(model, "off")` or `"frozen"` meets that network,
+which has only one draw, so K is 1 there. Outside, noise is fresh in every pass. The passes of an attack draw noise of
+their own (`noiseprop.noise.stream.noise_apart`): whoever scores the result draws noise that the attack has not seen,
+training goes on as if there had been no attack, and two attacks in a row differ. What they draw follows from the place
+at which the model's noise stands, so `reset_noise` before an attack makes its result one that can be repeated.
+
+Only noise of `NeuronNoise` layers is known here. A network that draws from torch's generator by itself is attacked as
+if it were deterministic, one pass a step, and moves that generator on.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from noiseprop.attacks.microbatch import parts
+from noiseprop.attacks.validation import check_logits
+from noiseprop.errors import InputError
+from noiseprop.noise.layer import NeuronNoise
+from noiseprop.noise.sampling import sampling
+from noiseprop.noise.stream import noise_apart, noise_of
+
+T = TypeVar("T")
+
+# Draws that decide which of several candidates has the higher expected loss.
+SCORE_DRAWS = 32
+
+
+class LossGradient(NamedTuple):
+    """The expected loss of each image, its gradient with respect to the image, and the logits behind it."""
+
+    loss: Tensor  # (B,), float32 or wider
+    gradient: Tensor  # like x
+    logits: Tensor  # (K, B, classes)
+
+
+def is_random(model: nn.Module) -> bool:
+    """Whether passes of the model differ: it has a noise layer that acts, and its noise is neither off nor frozen."""
+    for layer in model.modules():
+        if isinstance(layer, NeuronNoise) and (layer.training or layer.at_inference):
+            stream = layer.stream
+            if stream.frozen is None and not (stream.sampling is not None and stream.sampling.off):
+                return True
+    return False
+
+
+@contextmanager
+def attacking(model: nn.Module) -> Generator[None]:
+    """Hold a model as attacks need it and give it back as it was, also after an exception.
+
+    Inside, every module is in eval mode (batch norm uses and keeps its running statistics, dropout is off) but for
+    noise layers in training mode that would fall silent; parameters need no gradient (so none is computed, and `.grad`
+    is not touched); gradients with respect to the images are recorded even under `torch.no_grad()` and
+    `torch.inference_mode()`; and passes draw noise that no pass outside draws.
+    """
+    modules = [(module, module.training) for module in model.modules()]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for module, _ in modules:
+            module.training = module.training and isinstance(module, NeuronNoise) and not module.at_inference
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad(), noise_apart(model):
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, training in modules:
+            module.training = training
+
+
+def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key: int | None = None) -> LossGradient:
+    """The expected cross-entropy of each image and its gradient with respect to that image.
+
+    The losses of the batch are summed, never averaged, so that an image's gradient does not depend on its batch.
+    Call it inside `attacking(model)`.
+
+    Args:
+        model: images (B, ...) to logits (B, classes).
+        x: images (B, ...) in [0, 1].
+        y: labels (B,).
+        draws: K, the number of noise draws to average over; a model without randomness gets by with one.
+        key: keep to the K draws of this key in every call, instead of fresh ones.
+
+    Raises:
+        InputError: if the model's logits are not finite or of another shape, y is out of range, or the logits do not
+            depend on x in a differentiable way.
+    """
+    if (draws > 1 or key is not None) and not is_random(model):
+        draws, key = 1, None
+
+    def look(rows: slice) -> LossGradient:
+        part = x[rows].detach().requires_grad_()
+        logits = _logits(model, part, y[rows], draws, key)  # (K, b, classes)
+        loss = _expected_cross_entropy(logits, y[rows])
+        gradient = torch.autograd.grad(loss.sum(), part, allow_unused=True)[0] if loss.requires_grad else None
+        if gradient is None:
+            raise InputError(
+                "attacks: the logits carry no gradient to the images; remove .detach(), rounding or no_grad from the "
+                "model's forward pass, or attack by transfer"
+            )
+        return LossGradient(loss.detach(), gradient, logits.detach())
+
+    found = _in_parts(model, x, draws, look)
+    return found[0] if len(found) == 1 else _join(found)
+
+
+def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> tuple[Tensor, Tensor]:
+    """The expected cross-entropy (B,) of each image over fresh draws, and the logits (K, B, classes) behind it.
+
+    Call it inside `attacking(model)`, where nothing needs a gradient and so no graph is built.
+    """
+    draws = draws if draws == 1 or is_random(model) else 1
+    found = _in_parts(model, x, draws, lambda rows: _logits(model, x[rows], y[rows], draws).detach())
+    logits = torch.cat(found, 1)
+    return _expected_cross_entropy(logits, y), logits
+
+
+def _in_parts(model: nn.Module, x: Tensor, draws: int, work: Callable[[slice], T]) -> list[T]:
+    """What `work` makes of each part of a batch, whose images have the noise that they would have in the whole."""
+    first, *others = parts(model, x, draws)
+    found: list[T] = []
+    for rows in others:
+        with noise_of(model, rows.start):
+            found.append(work(rows))
+    return [work(first), *found]  # the first one last: it moves the noise on
+
+
+def _logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None = None) -> Tensor:
+    """Logits (K, B, classes): one ordinary pass where draws is 1, else K draws of the noise, fresh or of a key."""
+    if draws == 1 and key is None:
+        return check_logits(model(x), y)[None]
+    with sampling(model, "fresh" if key is None else "frozen", draws=draws, key=key):
+        return check_logits(model(x), y, draws)
+
+
+def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean over draws of the cross-entropy: (K, B, classes) and (B,) to (B,), in float32 or wider."""
+    draws, batch, _ = logits.shape
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if draws == 1:
+        return functional.cross_entropy(wide[0], y, reduction="none")
+    losses = functional.cross_entropy(wide.flatten(0, 1), y.repeat(draws), reduction="none")  # (K*B,)
+    return losses.view(draws, batch).mean(0)
+
+
+def _join(found: list[LossGradient]) -> LossGradient:
+    losses, gradients, logits = zip(*found, strict=True)
+    return LossGradient(torch.cat(losses), torch.cat(gradients), torch.cat(logits, 1))

@@ -1,0 +1,238 @@
+"""``gaussian_noise``: Eq. 1 forward, Eq. 3 backward."""
+# pyright: reportPrivateUsage=false
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noiseprop.errors import InputError
+from noiseprop.noise.kernels import dispatch as kernels
+from noiseprop.noise.kernels import functorch as transforms
+from noiseprop.noise.kernels.philox import standard_normal
+
+KEY_LENGTH = 5  # seed, pass, layer, call, global index of the first sample
+
+
+def gaussian_noise(
+    x: Tensor,
+    sigma: Tensor | float,
+    *,
+    mu: Tensor | float | None = None,
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    draws: int = 1,
+) -> Tensor:
+    """Add a neuron's own Gaussian noise: ``y = x + mu + sigma * eps`` with ``eps ~ N(0, 1)``.
+
+    eps is independent for every element of every sample, and a pure function of the key (see
+    `noiseprop.noise.kernels.philox`). The gradient for sigma is Eq. 3, ``sum over the batch of grad * eps``, right for any
+    sign of sigma; x receives the gradient unchanged. The backward pass draws eps again, so nothing of x's size is kept.
+
+    Args:
+        x: pre-activations (B, *neurons), float32, bfloat16, float16 or float64.
+        sigma: standard deviations, in units of x: one number, or a tensor broadcastable to (*neurons). Eq. 3 is summed
+            in float32 or wider whatever x is; torch then gives a tensor's gradient the tensor's own dtype, so a sigma
+            that is to be learned should be float32 or wider, as that of `NeuronNoise` stays.
+        mu: means, in units of x, in the same forms; none if omitted.
+        key: int64 tensor of up to five numbers (seed, pass, layer, call, global index of the first sample); what is
+            left out is 0. If omitted, a seed is drawn from `generator`.
+        generator: only draws the seed when there is no key; torch's global one if omitted.
+        draws: x holds this many draws of one batch, one after another; draw k uses the noise of pass + k.
+
+    Returns:
+        A new tensor with x's shape and dtype.
+
+    Raises:
+        InputError: x is not floating point, a shape does not fit, or sigma is neither a tensor nor a number.
+
+    Examples:
+        >>> x, sigma = torch.zeros(2, 3), torch.ones(3)
+        >>> y = gaussian_noise(x, sigma, key=torch.tensor([7]))
+        >>> torch.equal(y, gaussian_noise(x, sigma, key=torch.tensor([7])))
+        True
+        >>> torch.equal(y[0], y[1])
+        False
+
+    Source: Xiao, Zhang and Peng (2021), Eq. 1 and Theorem 1 (Eq. 3).
+    """
+    if not isinstance(sigma, Tensor):
+        sigma = _number("sigma", sigma, x)
+    if mu is not None and not isinstance(mu, Tensor):
+        mu = _number("mu", mu, x)
+    _check(x, sigma, mu, draws)
+    key = _full_key(key, generator, x)
+    if not torch.compiler.is_compiling():
+        if transforms.active():
+            return transforms.gaussian_noise(x, sigma, mu, key, draws)
+        if type(x) in _EAGER:
+            return _apply(x, sigma, mu, key, draws)  # half the price of a call through the dispatcher
+    return torch.ops.noiseprop.gaussian_noise(x, sigma, mu, key, draws)
+
+
+def _noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
+    """Eq. 1: ``x + mu + sigma * eps``."""
+    if kernels.usable(x):
+        return kernels.add_noise(x, sigma, mu, key, draws)
+    eps = _eps(x, key, draws)
+    y = x + sigma * eps if mu is None else x + (mu + sigma * eps)
+    return y.to(x.dtype).contiguous(memory_format=kernels.memory_format(x))
+
+
+def _sigma_gradient(grad: Tensor, key: Tensor, shape: Sequence[int], draws: int) -> Tensor:
+    """Eq. 3: the gradient for sigma is ``grad * eps``, summed over the batch and the axes that sigma is shared over."""
+    if kernels.usable(grad):
+        return _sum_to(kernels.sigma_gradient(grad, key, draws), shape)
+    return _sum_to((grad * _eps(grad, key, draws)).sum(0), shape)
+
+
+def _eps(x: Tensor, key: Tensor, draws: int) -> Tensor:
+    """Draw x's noise from its key, in float32, or float64 where x is."""
+    eps = standard_normal(key, draws, x.shape[0] // draws, math.prod(x.shape[1:])).view(x.shape)
+    return eps.double() if x.dtype == torch.float64 else eps
+
+
+def _sum_to(total: Tensor, shape: Sequence[int]) -> Tensor:
+    """Sum over the axes that were broadcast; on the CPU in numpy's order, which no number of threads changes."""
+    if total.shape == tuple(shape):
+        return total
+    lead = total.dim() - len(shape)
+    axes = tuple(i for i in range(total.dim()) if i < lead or (shape[i - lead] == 1 and total.shape[i] != 1))
+    if kernels.usable(total) and type(total) is Tensor and not total.requires_grad:
+        return torch.from_numpy(np.asarray(total.numpy().sum(axis=axes))).view(tuple(shape))
+    return total.sum(axes).view(tuple(shape))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, sigma, mu, key, ctx.draws = inputs
+    ctx.save_for_backward(key)
+    ctx.sigma_shape, ctx.mu_shape = sigma.shape, None if mu is None else mu.shape
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (key,) = ctx.saved_tensors
+    to_sigma = to_mu = None
+    if ctx.needs_input_grad[1]:
+        again = torch.is_grad_enabled() or type(grad) not in _EAGER or transforms.active()  # twice, traced or mapped
+        eq_3 = torch.ops.noiseprop.sigma_gradient if again else _sigma_gradient
+        to_sigma = eq_3(grad, key, ctx.sigma_shape, ctx.draws)
+    if ctx.needs_input_grad[2]:
+        to_mu = _sum_to(grad.sum(0, dtype=_wide(grad)), ctx.mu_shape)
+    return grad, to_sigma, to_mu, None, None
+
+
+class _GaussianNoise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
+        _remember(ctx, (x, sigma, mu, key, draws), None)
+        return _noise(x, sigma, mu, key, draws)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _gradients(ctx, grad)
+
+
+# Function.apply without its look for the wrappers of torch.func, which gaussian_noise has looked for already
+_apply: Any = super(torch.autograd.Function, _GaussianNoise).apply  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _remember_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, key, _, ctx.draws = inputs
+    ctx.save_for_backward(key)
+    ctx.like = {"size": grad.shape, "dtype": grad.dtype, "device": grad.device}
+
+
+def _second_gradients(ctx: Any, gradgrad: Tensor) -> tuple[Tensor | None, ...]:
+    """Eq. 3 is linear in grad, so its own gradient is eps times what comes in: noise added to nothing."""
+    (key,) = ctx.saved_tensors
+    return gaussian_noise(torch.zeros(**ctx.like), gradgrad, key=key, draws=ctx.draws), None, None, None
+
+
+def _register() -> torch.library.Library:
+    """One functional op each way, so that torch.compile and torch.export see nothing of what is inside."""
+    library = torch.library.Library("noiseprop", "DEF")
+    library.define("gaussian_noise(Tensor x, Tensor sigma, Tensor? mu, Tensor key, int draws) -> Tensor")
+    library.define("sigma_gradient(Tensor grad, Tensor key, SymInt[] shape, int draws) -> Tensor")
+    library.impl("gaussian_noise", _noise, "CompositeExplicitAutograd")
+    library.impl("sigma_gradient", _sigma_gradient, "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        "noiseprop::gaussian_noise",
+        lambda x, *rest: torch.empty_like(x, memory_format=kernels.memory_format(x)),
+        lib=library,
+    )
+    torch.library.register_fake(
+        "noiseprop::sigma_gradient",
+        lambda grad, key, shape, draws: grad.new_empty(shape, dtype=_wide(grad)),
+        lib=library,
+    )
+    torch.library.register_autograd("noiseprop::gaussian_noise", _gradients, setup_context=_remember, lib=library)
+    torch.library.register_autograd(
+        "noiseprop::sigma_gradient", _second_gradients, setup_context=_remember_gradient, lib=library
+    )
+    transforms.register(library)
+    return library
+
+
+_LIBRARY = _register()
+_EAGER = (Tensor, torch.nn.Parameter)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _full_key(key: Tensor | None, generator: torch.Generator | None, x: Tensor) -> Tensor:
+    if key is None:
+        device = None if generator is None else generator.device
+        key = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device)
+    elif key.dtype != torch.int64 or key.dim() != 1 or key.numel() > KEY_LENGTH:
+        raise InputError(
+            f"gaussian_noise got a key of shape {tuple(key.shape)} and dtype {key.dtype}; pass a one-dimensional "
+            f"int64 tensor of at most {KEY_LENGTH} numbers: (seed, pass, layer, call, first sample)"
+        )
+    missing = KEY_LENGTH - key.numel()
+    if missing:
+        key = torch.cat([key, key.new_zeros(missing)])
+    if not (key.is_cpu and x.is_cpu):
+        key = key.to(x.device)
+    return key if key.is_contiguous() else key.contiguous()
+
+
+def _number(name: str, value: Any, x: Tensor) -> Tensor:
+    """One number for all neurons, as a tensor."""
+    if not isinstance(value, int | float):
+        raise InputError(
+            f"gaussian_noise got a {type(value).__name__} for {name}; pass a tensor, or one number for all"
+        )
+    return torch.full((), float(value), dtype=_wide(x), device=x.device)
+
+
+def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
+    if not x.is_floating_point() or x.dim() == 0:
+        raise InputError(
+            f"gaussian_noise adds to floating-point tensors (B, *neurons), not to {x.dtype} of shape {tuple(x.shape)}"
+        )
+    _check_shape("sigma", sigma, x)
+    if mu is not None:
+        _check_shape("mu", mu, x)
+    if draws != 1 and (draws < 1 or x.shape[0] % draws):
+        raise InputError(f"x holds {x.shape[0]} rows, which are not {draws} draws of one batch; repeat the batch first")
+
+
+def _check_shape(name: str, values: Tensor, x: Tensor) -> None:
+    shape, neurons = values.shape, x.shape[1:]
+    if values.device != x.device:
+        raise InputError(f"{name} is on {values.device}, but x on {x.device}; move both to one device")
+    if shape != neurons and not _broadcasts(shape, neurons):
+        raise InputError(
+            f"{name} has shape {tuple(shape)}, which does not broadcast to the neurons {tuple(neurons)} of x; "
+            f"make it {tuple(neurons)}, or 1 where an axis shares one value"
+        )
+
+
+def _broadcasts(shape: Sequence[int], neurons: Sequence[int]) -> bool:
+    lead = len(neurons) - len(shape)
+    return lead >= 0 and all(s in (1, n) for s, n in zip(shape, neurons[lead:], strict=True))

@@ -1,0 +1,244 @@
+"""What a report shows of the networks themselves: accuracy against eps, example images, saliency, and sigma."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from noiseprop.corruptions import corrupt, corruption_seed
+from noiseprop.data import Dataset
+from noiseprop.errors import NoisepropError
+from noiseprop.evaluation.attack_suite import attack_of, craft
+from noiseprop.evaluation.evaluate import attack_images
+from noiseprop.evaluation.scoring import device_of, draw_logits, judging, noise_is_on, noise_key
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, settings_of
+from noiseprop.noise.attach.add_noise import noise_layers
+from noiseprop.noise.stream import reset_noise
+from noiseprop.report.eps_curve import CURVE, Curve, eps_curve, try_to_keep
+from noiseprop.report.run_groups import Group, Run
+from noiseprop.runs.trained_model import load_parts, load_run
+from noiseprop.saliency import smoothgrad
+
+SEVERITY = 3  # of the example images' corruptions
+MOST_EXAMPLES, EXAMPLES_IN_ALL = 5, 24  # of one network, and of a report: pictures are most of its bytes
+_SEARCHED = 500  # images among which examples of different classes are looked for
+
+Progress = Callable[[int, int, str], None]
+SurrogateOf = Callable[[Run, Dataset], nn.Module | None]
+
+
+@dataclass(frozen=True)
+class Sigma:
+    """|sigma| of one layer, in its shape: (neurons,), (C, H, W), ..."""
+
+    layer: str
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One version of an example image and what the network makes of it.
+
+    Attributes:
+        name: "clean", one of the attacks or of the corruptions.
+        image: (C, H, W) in [0, 1].
+        label: the class that most draws predict.
+        share: how many of the draws do; None of a network without noise.
+        right: whether it is the true one.
+    """
+
+    name: str
+    image: Tensor
+    label: str
+    share: float | None
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test image of a class in all its versions, and where the network looks for that class: a map (H, W)."""
+
+    label: str
+    versions: tuple[Seen, ...]
+    saliency: Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one run; None or empty where it could not be, with a sentence that says why."""
+
+    curve: Curve | None = None
+    sigmas: tuple[Sigma, ...] = ()
+    examples: tuple[Example, ...] = ()
+    draws: int = 1
+    troubles: tuple[str, ...] = ()
+
+
+def look_at(
+    groups: Sequence[Group],
+    *,
+    data_dir: Path | None,
+    images: int | None = None,
+    surrogate_of: SurrogateOf | None = None,
+    trusted: Collection[str] = (),
+    own_data: str | None = None,
+    progress: Progress | None = None,
+) -> dict[Path, Look]:
+    """Look at every run's network; at examples and sigma of the first run of each group alone.
+
+    Args:
+        groups: of runs.
+        data_dir: folder of the official files.
+        images: how many test images are attacked at each eps; 0 leaves out the curves; default 200 small grey ones, 50
+            of others.
+        surrogate_of: the network for attacks by transfer on a run, if any.
+        trusted: the user's own networks, "package.module:function", whose code may be run.
+        own_data: where data of the user's own lie, if not where they lay at the training.
+        progress: called with the steps done, their number and the next one's name.
+    """
+    runs = [(group, run) for group in groups for run in group.runs]
+    each = len(ATTACKS) + len(TRANSFERS) + 3
+    found: dict[Path, Look] = {}
+    data: dict[str, Dataset] = {}
+    for number, (group, run) in enumerate(runs):
+        step = 0
+
+        def tell(what: str, number: int = number, run: Run = run) -> None:
+            nonlocal step
+            if progress:
+                progress(number * each + min(step, each - 1), len(runs) * each, f"{run.path.name}: {what}")
+            step += 1
+
+        first = run is group.runs[0]
+        count = min(MOST_EXAMPLES, max(1, EXAMPLES_IN_ALL // len(groups))) if first else 0
+        test_images = partial(_test_images, run, data, data_dir, own_data)
+        found[run.path] = _look(run, trusted, test_images, images, count, surrogate_of, tell)
+    if progress:
+        progress(len(runs) * each, len(runs) * each, "done")
+    return found
+
+
+def _look(
+    run: Run,
+    trusted: Collection[str],
+    test_images: Callable[[], Dataset],
+    images: int | None,
+    count: int,
+    surrogate_of: SurrogateOf | None,
+    tell: Callable[[str], None],
+) -> Look:
+    if run.settings is None:
+        return Look()
+    tell("network")
+    sigmas: tuple[Sigma, ...] = ()
+    try:
+        model, _ = load_run(run.path, trusted)
+        if count:
+            sigmas = tuple(
+                Sigma(path.removesuffix("noise").removesuffix("."), layer.sigma.detach().abs().cpu())
+                for path, layer in noise_layers(model).items()
+            )
+        tell("images")
+        test = test_images()
+        shape = tuple(test.images.shape[1:])
+        known = run.evaluation.settings if run.evaluation else settings_of(test.name, shape, own=bool(test.path))
+        settings = _affordable(known)
+        curve = None
+        if images != 0:
+            grey = test.images[0].numel() <= 1024
+            x, y = attack_images(test, images or (200 if grey else 50), device_of(model))
+            surrogate = surrogate_of(run, test) if surrogate_of else None
+            kept = try_to_keep(run.path / CURVE)
+            curve = eps_curve(model, x, y, settings=settings, surrogate=surrogate, kept=kept, tell=tell)
+        tell("examples")
+        return Look(curve, sigmas, _examples(model, test, settings, count), settings.vote_draws)
+    except NoisepropError as error:
+        return Look(sigmas=sigmas, troubles=(str(error),))
+
+
+def _affordable(settings: Settings) -> Settings:
+    """The settings of an evaluation, which a file tells, but no more steps, draws and rows than anyone asks for."""
+    return replace(
+        settings,
+        pgd_steps=min(settings.pgd_steps, 200),
+        lbfgs_steps=min(settings.lbfgs_steps, 200),
+        attack_draws=(min(max(settings.attack_draws), 100),),
+        vote_draws=min(settings.vote_draws, 100),
+        batch_size=min(settings.batch_size, 4096),
+    )
+
+
+def _test_images(run: Run, data: dict[str, Dataset], data_dir: Path | None, own_data: str | None) -> Dataset:
+    """The test part of a run's data, read once for all runs that share it."""
+    assert run.settings is not None
+    key = repr(sorted(run.settings["data"].items(), key=str))
+    if key not in data:
+        own = own_data if run.settings["data"].get("path") else None
+        data[key] = load_parts(run.path, run.settings, data_dir, own).test
+    return data[key]
+
+
+def _examples(model: nn.Module, test: Dataset, settings: Settings, count: int) -> tuple[Example, ...]:
+    """The first test images of different classes, attacked, corrupted and looked at."""
+    if not count:
+        return ()
+    x, y = attack_images(test, _SEARCHED, device_of(model))
+    rows = _first_of_classes(y, count)
+    x, y = x[rows], y[rows]
+    with judging(model):
+        versions = [("clean", x), *_attacked(model, x, y, settings), *_corrupted(x, test.name, settings)]
+        predicted = [_predict(model, image, y, settings, name) for name, image in versions]
+        maps = smoothgrad(model, x, y).cpu()
+    return tuple(
+        Example(
+            test.classes[int(y[i])],
+            tuple(
+                Seen(name, image[i].cpu(), test.classes[label[i]], share[i] if share else None, label[i] == int(y[i]))
+                for (name, image), (label, share) in zip(versions, predicted, strict=True)
+            ),
+            maps[i],
+        )
+        for i in range(len(y))
+    )
+
+
+def _first_of_classes(y: Tensor, count: int) -> list[int]:
+    """The places of the first images of the first `count` different classes."""
+    first: dict[int, int] = {}
+    for place, label in enumerate(y.tolist()):
+        first.setdefault(label, place)
+    return list(first.values())[:count]
+
+
+def _attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> list[tuple[str, Tensor]]:
+    draws = max(settings.attack_draws) if noise_is_on(model) else 1
+    found: list[tuple[str, Tensor]] = []
+    for name in ATTACKS:
+        reset_noise(model, noise_key(settings.seed, "example", name, "attack"))
+        found.append((name, craft(attack_of(name, settings), model, x, y, draws=draws, rows=settings.batch_size)))
+    return found
+
+
+def _corrupted(x: Tensor, name: str, settings: Settings) -> list[tuple[str, Tensor]]:
+    found: list[tuple[str, Tensor]] = []
+    for kind in CORRUPTIONS:
+        generator = torch.Generator().manual_seed(corruption_seed(name, kind, SEVERITY))
+        params = settings.corruption_params
+        found.append((kind, corrupt(x, kind, severity=SEVERITY, params=params, generator=generator)))
+    return found
+
+
+@torch.no_grad()
+def _predict(
+    model: nn.Module, x: Tensor, y: Tensor, settings: Settings, name: str
+) -> tuple[list[int], list[float] | None]:
+    """The class that most draws see in each image, and their share; without noise, the class alone."""
+    if not noise_is_on(model):
+        return model(x).argmax(-1).tolist(), None
+    reset_noise(model, noise_key(settings.seed, "example", name, "score"))
+    seen = draw_logits(model, x, y, settings.vote_draws).argmax(-1)  # (draws, n)
+    label = seen.mode(0).values
+    return label.tolist(), (seen == label).double().mean(0).tolist()

@@ -1,0 +1,138 @@
+"""Evaluations that are stopped go on; with limits only the first images are voted or averaged on."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from noiseprop import add_noise, reset_noise
+from noiseprop.data import Dataset
+from noiseprop.errors import InputError
+from noiseprop.evaluation import evaluate as suite
+from noiseprop.evaluation.checkpoint import fingerprint
+from noiseprop.evaluation.evaluate import evaluate
+from noiseprop.evaluation.serialization import from_json, to_json
+from noiseprop.evaluation.settings import NO_LIMIT, Settings
+from noiseprop.models.mlp import mlp
+
+QUICK = Settings(
+    conditions=("clean", "fgsm", "pgd", "contrast"),
+    attack_images=40,
+    trust_images=16,
+    attack_draws=(1, 4),
+    vote_draws=4,
+    batch_size=64,
+    pgd_steps=2,
+)
+
+
+def images(count: int = 60) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 1, 4, 4), generator=generator).to(torch.uint8)
+    return Dataset("noise", pixels, torch.randint(0, 3, (count,), generator=generator), tuple("abc"))
+
+
+def noisy(seed: int = 0):
+    torch.manual_seed(seed)
+    return add_noise(mlp((16, 12, 3)), ["fc1"], init=1.0, example=torch.zeros(1, 1, 4, 4))
+
+
+class Stop(Exception):  # noqa: N818 - no error
+    pass
+
+
+def stopping_before(step: str):
+    def progress(done: int, total: int, name: str) -> None:
+        if name == step:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("step", ["fgsm, EOT-4", "contrast 3", "check convergence", "check frozen"])
+def test_a_stopped_evaluation_goes_on_to_the_same_bits(step, tmp_path):
+    kept = tmp_path / "part.jsonl"
+    whole = evaluate(noisy(), images(), settings=QUICK)
+    with pytest.raises(Stop):
+        evaluate(noisy(), images(), settings=QUICK, kept=kept, progress=stopping_before(step))
+    done = [json.loads(line)["step"] for line in kept.read_text().splitlines()[1:]]
+    assert done
+    assert step not in done
+    calls: list[str] = []
+    original = suite.score
+
+    def counting(*args, **kwargs):
+        calls.append("score")
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "score", counting)
+        resumed = evaluate(noisy(), images(), settings=QUICK, kept=kept)
+    assert to_json(resumed) == to_json(whole)
+    scored = [name for name in done if not name.startswith("check")]
+    assert len(calls) == 12 - len(scored)  # of 12 steps: clean, 2 x 3 attacks, 5 severities
+
+
+@pytest.mark.parametrize("change", ["model", "settings", "about", "images", "damage", "torn"])
+def test_what_belongs_to_another_evaluation_is_not_used(change, tmp_path):
+    kept = tmp_path / "part.jsonl"
+    evaluate(noisy(), images(), settings=QUICK, kept=kept)
+    model, data, settings, about = noisy(), images(), QUICK, {}
+    if change == "model":
+        model = noisy(1)
+    elif change == "settings":
+        settings = replace(QUICK, seed=1)
+    elif change == "about":
+        about = {"epochs": 3}
+    elif change == "images":
+        data = images(50)
+    elif change == "damage":
+        text = kept.read_text().splitlines()
+        text[1] = text[1].replace('"right": ', '"right": 1')
+        kept.write_text("\n".join(text) + "\n")
+    else:
+        kept.write_text(kept.read_text()[:-40])
+    found = evaluate(model, data, settings=settings, about=about, kept=kept)
+    assert to_json(found) == to_json(evaluate(model, data, settings=settings, about=about))
+
+
+def test_limits_leave_the_first_images_as_they_are():
+    whole = evaluate(noisy(), images(), settings=QUICK)
+    limited = evaluate(noisy(), images(), settings=replace(QUICK, eot_images=10, vote_images=25))
+    assert [m.key for m in limited.measurements] == [m.key for m in whole.measurements]
+    for few, all_ in zip(limited.measurements, whole.measurements, strict=True):
+        if few.state == "vote" or few.attack_draws == 4:
+            expected = 10 if few.attack_draws == 4 else min(25, all_.correct.size)
+            assert few.correct.size == expected
+        else:
+            assert few.correct.size == all_.correct.size
+        if few.state == "off" or (few.attack_draws == 0 and few.state == "vote"):
+            np.testing.assert_array_equal(few.correct, all_.correct[: few.correct.size])
+    ones = [m for m in limited.measurements if m.state == "one" and m.condition == "clean"]
+    assert ones[0].correct.size == 60  # 25 from the votes' first draws, 35 from draws of their own
+    assert from_json(to_json(limited)).settings == limited.settings
+
+
+def test_older_files_knew_no_limits():
+    document = json.loads(to_json(evaluate(noisy(), images(), settings=replace(QUICK, conditions=("clean",)))))
+    del document["sha256"]
+    del document["settings"]["eot_images"], document["settings"]["vote_images"]
+    settings = from_json(json.dumps(document)).settings
+    assert (settings.eot_images, settings.vote_images) == (NO_LIMIT, NO_LIMIT)
+    with pytest.raises(InputError, match="eot_images is 0"):
+        Settings(eot_images=0)
+
+
+def test_fingerprints_tell_models_and_seeds_of_noise_apart():
+    one = fingerprint(noisy())
+    assert one == fingerprint(noisy())
+    assert fingerprint(None) is None
+    other = noisy()
+    reset_noise(other, 2**61 + 1)
+    near = noisy()
+    reset_noise(near, 2**61 + 2)
+    assert len({one, fingerprint(noisy(1)), fingerprint(other), fingerprint(near)}) == 4
+    plain = mlp((16, 12, 3))
+    assert fingerprint(plain) == fingerprint(plain.to(memory_format=torch.channels_last))

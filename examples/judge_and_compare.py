@@ -13,7 +13,7 @@ import torch
 from noiseprop import add_noise
 from noiseprop.data import load, split
 from noiseprop.evaluation import SETTINGS, compare, evaluate, mean_std, read, welch, write
-from noiseprop.evaluation import text_summary as summary
+from noiseprop.evaluation import summary
 from noiseprop.models import mlp
 from noiseprop.training import fast, train
 

@@ -2,7 +2,7 @@
 # # Attack a noisy network
 #
 # Attacks here climb the loss that is *expected* over the network's noise, in pixels, on the true label. What scores
-# them is noise that they have not seen. [Judging noisy networks](../judging.md) says why it must be so.
+# them is noise that they have not seen. [Judging noisy networks](../evaluation.md) says why it must be so.
 
 # %%
 from functools import partial

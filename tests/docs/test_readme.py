@@ -96,9 +96,9 @@ def test_the_code_does_what_its_comments_say(tmp_path):
 def test_what_it_says_of_the_resnets_is_in_the_results():
     five, six = (read_record(*(ROOT / "results").glob(f"table{number}-paper-*.json")) for number in (5, 6))
     says = " ".join(README.split())
-    assert "five epochs of the ResNet18s, and four of the ResNet34s on a part of Tiny-ImageNet, after which" in says
+    assert "five epochs of the ResNet18s, and four epochs of the ResNet34s on a part of Tiny-ImageNet, after which" in says
     assert (five["epochs"], guessing(five)) == (5, [])
     assert (six["epochs"], guessing(six)) == (4, ["ResNet34-A+", "ResNet34-AN"])
     figure = read_figure_4(ROOT / "results" / "figure4-paper-fast-4.json")
-    assert "So no image is right by all five, as Figure 4 wants it." in says
+    assert "No image is classified correctly by all five, as Figure 4 would need." in says
     assert (figure["recipe"], figure["right_by_all"]) == (six["recipe"], 0)

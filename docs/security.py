@@ -16,8 +16,8 @@ END = "<!-- end -->"
 
 
 def fuzz_table(record: Mapping[str, Any]) -> str:
-    """Every reader's run, and what fuzzing has found in it."""
-    lines = ["| reads | executions | crashes | memory, MB | found and mended |", "| --- | ---: | ---: | ---: | --- |"]
+    """Return the table of all readers with the defects that fuzzing found."""
+    lines = ["| reads | executions | crashes | memory, MB | found and fixed |", "| --- | ---: | ---: | ---: | --- |"]
     for run in record["readers"]:
         found = "; ".join(run["found"]) or "–"
         lines.append(
@@ -28,16 +28,16 @@ def fuzz_table(record: Mapping[str, Any]) -> str:
     total = sum(run["executions"] for run in record["readers"])
     versions = ", ".join(f"{name} {number}" for name, number in made.items())
     says = (
-        f"{total:,} executions in all, with {versions}. {record['asked']:,} of each reader were asked for; where there "
-        f"are fewer, the time for it was over. An input may take {limits['seconds']} s by the clock and "
-        f"{limits['memory_mb']:,} MB of address space; memory is the most that the process had beyond what it began "
-        "with, the fuzzer's own among it."
+        f"{total:,} executions in all, with {versions}. {record['asked']:,} per reader were requested; a smaller number means "
+        f"that its time ran out. An input may take {limits['seconds']} s of wall-clock time and "
+        f"{limits['memory_mb']:,} MB of address space; memory is the peak of the process above "
+        "its start, including the fuzzer."
     )
     return "\n".join([*lines, "", says])
 
 
 def bombs_table() -> str:
-    """Every bomb with its bound."""
+    """Return the table of all bombs with their memory limits."""
     sys.path.insert(0, str(ROOT))
     from tests.fuzz.bombs import BOMBS
 
@@ -46,7 +46,7 @@ def bombs_table() -> str:
 
 
 def updated(page: str, record: Mapping[str, Any]) -> str:
-    """docs/security.md with the tables of this record."""
+    """Return docs/security.md with the tables of this record."""
     for name, table in (("bombs", bombs_table()), ("fuzz", fuzz_table(record))):
         before, begin, rest = page.partition(MARKS[name])
         _, end, after = rest.partition(END)

@@ -113,7 +113,7 @@ def network() -> str:
 
 def rows() -> list[list[str]]:
     """The table: header first."""
-    header = ["noise", "a sigma for each", "sigmas", "moved", "by memory", "by arithmetic", "kept", "sent"]
+    header = ["noise", "one sigma per", "sigmas", "moved", "by memory", "by arithmetic", "stored", "sent"]
     found = [[*header, "sending", "of the weights'"]]
     for name, places, granularity in (
         ("classifier", HEAD, "neuron"),

@@ -57,7 +57,7 @@ def main() -> None:
         training = Watch("steps", STEPS, folder)
         recipe = replace(recipe, epochs=-(-STEPS // per_epoch))
         train(model, parts, recipe, folder / "run", progress=lambda done, total, loss: training(done))
-        judging = Watch("evaluations", EVALUATIONS, folder)
+        evaluating = Watch("evaluations", EVALUATIONS, folder)
         settings = replace(known_settings("mnist-5k"), **FEW)
         surrogate = build("MLP-surrogate", seed=0)
         kept = folder / "run" / "evaluation.partial.jsonl"
@@ -65,8 +65,8 @@ def main() -> None:
             found = evaluate(model, parts.test[:IMAGES], settings=settings, surrogate=surrogate, kept=kept)
             write_evaluation(found, folder / "run" / "evaluation.json")
             kept.unlink()
-            judging(number)
-    write("long_run", "the same process earlier", {"steps": training.samples, "evaluations": judging.samples})
+            evaluating(number)
+    write("long_run", "the same process earlier", {"steps": training.samples, "evaluations": evaluating.samples})
 
 
 if __name__ == "__main__":

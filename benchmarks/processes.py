@@ -51,10 +51,10 @@ def work(name: str, target: Path) -> None:
         conditions = tuple(c for c in settings.conditions if not c.endswith("-transfer"))
         start = time.perf_counter()
         evaluate(model, digits.test, settings=replace(settings, conditions=conditions))
-        judging = time.perf_counter() - start
+        evaluation = time.perf_counter() - start
         if world.first:
             training = sum(epoch.seconds for epoch in history[1:])
-            target.write_text(json.dumps({"training": training / epochs, "judging": judging}))
+            target.write_text(json.dumps({"training": training / epochs, "evaluation": evaluation}))
 
 
 def timed(name: str, processes: int, threads: int) -> dict[str, float]:
@@ -73,7 +73,7 @@ def main() -> None:
     digits = split(load("mnist-5k"))
     for name in [name for name in NETWORKS if not sys.argv[1:] or name in sys.argv[1:]]:
         seconds: dict[str, dict[str, list[float]]] = {
-            what: {who: [] for who in CONTENDERS} for what in ("training", "judging")
+            what: {who: [] for who in CONTENDERS} for what in ("training", "evaluation")
         }
         for _ in range(ROUNDS):
             for who, (processes, threads) in CONTENDERS.items():
@@ -81,7 +81,7 @@ def main() -> None:
                     seconds[what][who].append(took)
                     print(f"{name}, {what}, {who}: {took:.2f} s", flush=True)
         figures[f"{name}, training"] = {"images": len(digits.train), "seconds": seconds["training"]}
-        figures[f"{name}, judging"] = {"images": len(digits.test), "seconds": seconds["judging"]}
+        figures[f"{name}, evaluation"] = {"images": len(digits.test), "seconds": seconds["evaluation"]}
     write("processes", "one process of one thread", figures)
 
 

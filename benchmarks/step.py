@@ -1,7 +1,7 @@
 """What noise adds to a training step: time, bytes kept, peak memory. `python benchmarks/step.py [NETWORK …]`.
 
 Every figure is a ratio to the same network without noise, in one run. Compared with what a user would use instead: the
-plain expression, the paper's released code, PNI's noise on weights, and an op that does nothing, which is the price of
+plain expression, the paper's released code, PNI's noise on weights, and no-op autograd function, which is the price of
 calling one op per site. Learned noise is trained (`SigmaAdam`) in every row that has a sigma.
 """
 
@@ -30,7 +30,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], str, bool, bool]] 
     "ResNet18 fp32": (lambda: resnet18(head=()), (3, 32, 32), "all", False, True),
     "ResNet18 bf16": (lambda: resnet18(head=()), (3, 32, 32), "all", True, True),
 }
-EAGER = ("no noise", "an op that does nothing", "noiseprop", "plain", "released code", "PNI")
+EAGER = ("no noise", "no-op autograd function", "noiseprop", "plain", "released code", "PNI")
 COMPILED = ("no noise", "no noise, compiled", "noiseprop, compiled")
 
 
@@ -110,7 +110,7 @@ def variant(network: str, name: str) -> tuple[nn.Module, list[Tensor], list[Tens
         levels = [site.alpha for site in sites]
     else:
         levels = []
-        if name == "an op that does nothing":
+        if name == "no-op autograd function":
             for site in sites:
                 site.register_forward_hook(lambda m, a, out: Nothing.apply(out))
     if channels_last:

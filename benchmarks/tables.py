@@ -18,23 +18,23 @@ STEPS = ("mlp-fp32", "cnn-fp32", "cnn-bf16", "resnet18-fp32", "resnet18-bf16")
 
 
 def read(name: str) -> dict[str, Any]:
-    """One benchmark's file."""
+    """Return the content of one benchmark file."""
     return json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text())
 
 
 def rows(header: list[str], body: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])
 
 
 def spread(figure: dict[str, float]) -> str:
-    """A median ratio with its quartiles."""
+    """Format a median ratio with its quartiles."""
     return f"{figure['median']:.3f} ({figure['quartile_1']:.3f}–{figure['quartile_3']:.3f})"
 
 
 def step_time() -> str:
-    """Step time over the noise-free network's."""
+    """Return step times relative to the noise-free network."""
     files = {name: read(f"step-{name}")["figures"] for name in STEPS}
     variants = [v for v in next(iter(files.values())) if v != "no noise"]
     body = []
@@ -53,18 +53,18 @@ def step_time() -> str:
 
 
 def aims() -> str:
-    """What was aimed at, what became of it, and by how much it is missed."""
+    """Return the targets with the measured figures and the amount by which each is missed."""
     steps = {name: read(f"step-{name}")["figures"] for name in STEPS}
-    nothing = steps["mlp-fp32"]["an op that does nothing"]["median"]
+    nothing = steps["mlp-fp32"]["no-op autograd function"]["median"]
     limits = dict(zip(STEPS, (nothing + 0.10, 1.12, 1.30, 1.03, 1.07), strict=True))
     aimed = [(f"step time, {name}, ×", limits[name], f["noiseprop"]["median"]) for name, f in steps.items()]
     for key, what in (("bytes", "bytes saved"), ("peak", "peak memory")):
-        aimed.append((f"{what}, the worst network, ×", 1.01, max(f["noiseprop"][key] for f in steps.values())))
+        aimed.append((f"{what}, worst network, ×", 1.01, max(f["noiseprop"][key] for f in steps.values())))
     ns = {name: figure["nanoseconds"] for name, figure in read("kernel")["figures"]["float32, contiguous"].items()}
     plain = ns["plain: x + sigma * randn_like(x)"]
     for where, name in (
-        ("a new tensor", "fused forward"),
-        ("a tensor that is there", "fused forward, into a tensor that is there"),
+        ("new tensor", "fused forward"),
+        ("existing tensor", "fused forward, into an existing tensor"),
     ):
         aimed.append((f"kernel forward, {where}, ns", 0.4, ns[name]))
         aimed.append((f"kernel forward, {where}, over plain", 1 / 16, ns[name] / plain))
@@ -82,7 +82,7 @@ def aims() -> str:
 
 
 def step_memory() -> str:
-    """Bytes saved for backward, and the process's peak, over the noise-free network's."""
+    """Return bytes saved for the backward pass and peak memory, relative to the noise-free network."""
     files = {name: read(f"step-{name}")["figures"] for name in STEPS}
     body = []
     for variant in ("plain", "released code", "PNI", "noiseprop"):
@@ -96,15 +96,15 @@ def step_memory() -> str:
 
 
 def kernel() -> str:
-    """Nanoseconds an element."""
+    """Return nanoseconds per element."""
     figures = {name: f for name, f in read("kernel")["figures"].items() if "autograd" not in name}
     names = list(next(iter(figures.values())))
     body = [[name, *(f"{f[name]['nanoseconds']:.2f}" for f in figures.values())] for name in names]
-    return rows(["ns an element", *figures], body)
+    return rows(["ns per element", *figures], body)
 
 
 def eot() -> str:
-    """EOT-K over EOT-1."""
+    """Return the time of EOT-K relative to EOT-1."""
     body = []
     for name, figure in read("eot")["figures"].items():
         body.append([name, *(spread(figure[k]) if k in figure else "" for k in ("5", "20"))])
@@ -112,7 +112,7 @@ def eot() -> str:
 
 
 def growth() -> str:
-    """Step time against batch, width and number of noisy layers."""
+    """Return step times against batch size, width and number of noisy layers."""
     body = []
     for varied, figures in read("growth")["figures"].items():
         for figure in figures:
@@ -122,7 +122,7 @@ def growth() -> str:
 
 
 def estimators() -> str:
-    """The estimators' variance, their cost, and both together."""
+    """Return the variance of the estimators, their cost, and the product."""
     figures = read("estimators")["figures"]
     body = []
     for activation in ("tanh", "sign"):
@@ -137,18 +137,18 @@ def estimators() -> str:
 
 
 def epochs() -> str:
-    """Seconds of an epoch of MNIST."""
+    """Return seconds per epoch of MNIST."""
     body = []
     for name, figure in read("train-mnist")["figures"].items():
         seconds = figure["seconds"]
         plain = seconds.get("plain loop, fp32")
         cells = [f"{statistics.median(seconds['noiseprop']):.2f}", f"{statistics.median(plain):.2f}" if plain else ""]
         body.append([name, *cells])
-    return rows(["an epoch of 50,000 digits", "noiseprop, s", "plain loop, fp32, s"], body)
+    return rows(["epoch of 50,000 digits", "noiseprop, s", "plain loop, fp32, s"], body)
 
 
 def attacks() -> str:
-    """Times of other tools over ours, and the accuracy that is left."""
+    """Return times of other tools relative to noiseprop, and the remaining accuracy."""
     body = []
     for name, figure in read("attacks")["figures"].items():
         times, left = figure["times over noiseprop"], figure["robust accuracy"]
@@ -158,7 +158,7 @@ def attacks() -> str:
 
 
 def corruptions() -> str:
-    """Microseconds an image of 32 x 32 pixels, and how many times the definition's loop takes."""
+    """Return microseconds per image of 32 x 32 pixels, and the speed-up over the loop of the definition."""
     body = []
     for name, figure in read("corruptions")["figures"].items():
         times = [f"{figure[f'{whose}, us an image']:,.0f}" for whose in ("definition", "ours")]
@@ -167,7 +167,7 @@ def corruptions() -> str:
 
 
 def augment() -> str:
-    """What random crops and flips cost."""
+    """Return the cost of random crops and flips."""
     figures = read("augment")["figures"]
     alone = figures["crop_and_flip"]
     return (
@@ -178,7 +178,7 @@ def augment() -> str:
 
 
 def machine() -> str:
-    """Where the figures come from."""
+    """Return the machine of the measurements."""
     m = read("kernel")["machine"]
     return (
         f"{m['cpu']}, {m['cores']} cores ({', '.join(m['vector'])}), {m['threads']} threads, torch {m['torch']}, "
@@ -187,7 +187,7 @@ def machine() -> str:
 
 
 def processes() -> str:
-    """Images a second of one process and of two, and how many times as many."""
+    """Return images per second of one process, and the ratios for two."""
     body = []
     for name, seconds in read("processes")["figures"].items():
         images = seconds["images"]
@@ -198,12 +198,12 @@ def processes() -> str:
             ratios = sorted(a / b for a, b in zip(speed, first, strict=True))
             cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})")
         body.append([name, *cells])
-    header = ["one process, one thread: images a second", "two processes, one thread each, ×"]
+    header = ["one process, one thread: images per second", "two processes, one thread each, ×"]
     return rows(["", *header, "one process, two threads, ×"], body)
 
 
 def imagenet() -> str:
-    """The arithmetic of benchmarks/imagenet.py."""
+    """Return the estimates of benchmarks/imagenet.py."""
     header, *body = on_paper.rows()
     return f"{on_paper.network()}\n\n{rows(header, body)}"
 
@@ -228,7 +228,7 @@ PAGES: dict[str, tuple[Callable[[], str], ...]] = {
 
 
 def filled(page: str, tables: tuple[Callable[[], str], ...]) -> str:
-    """The page with every table between its markers made anew."""
+    """Return the page with every table between its markers replaced."""
     for make in tables:
         name = make.__name__
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
@@ -239,7 +239,7 @@ def filled(page: str, tables: tuple[Callable[[], str], ...]) -> str:
 
 
 def main() -> int:
-    """Fill the pages in, or with --check say whether they hold what the results say."""
+    """Update the pages; with --check, exit with 1 if they differ from the results."""
     asked, same = [name for name in PAGES if name in sys.argv[1:]] or list(PAGES), True
     for name in asked:
         path = ROOT / "docs" / f"{name}.md"

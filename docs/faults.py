@@ -11,28 +11,26 @@ PAGE = ROOT / "docs" / "faults.md"
 
 _HEAD = """# Faults
 
-What happens to a run when the machine does not play along. Each fault of the table is brought about on real processes
-and files by `tests/faults/`, on small networks and images; one that ends otherwise than it says here fails the tests.
+This page lists the tested faults and their outcomes. `tests/faults/` causes each fault of the table on real processes and files, with small
+networks and images; a different outcome fails the tests.
 
-- A run goes on from its last finished epoch, an evaluation from its last finished step, a reproduction from both. "The
-  same bits" means that the files of weights, optimizers and judged images equal, byte for byte, those of a run that
-  nothing has disturbed.
-- "Told in one sentence" means exit code 1, one line on stderr that names the file and what to do next, and nothing that
-  was finished lost.
-- Every file of a run folder, of the caches and of results carries a SHA-256 of what it holds. Files of older versions,
-  which have none, are read without.
+- A training resumes from its last finished epoch, an evaluation from its last finished step, a reproduction from both. "Resumed to the same
+  bits" means that the files of weights, optimizers and evaluations equal, byte for byte, those of an undisturbed run.
+- "Reported in one sentence" means exit code 1 and one line on stderr that names the file and the next step; nothing that was finished is
+  lost.
+- Every file of a run folder, of the caches and of results carries a SHA-256 of its content.
 - SIGTERM and Ctrl-C stop a training after its step, an evaluation at once, and the workers of a reproduction at their
   next step. The exit codes are 143 and 130.
-- Files are written aside and renamed, so a full disk costs what was about to be written, never what was there.
-- A folder in use is locked; the system lets go of the lock when its process ends, however it does.
-- Of three nodes of a Ray cluster one is killed while it trains; its run goes on elsewhere, to the results of a local
-  grid. See [Scale](scale.md).
-- NaN in a batch stops the training before it is kept; the epochs before it are.
+- Files are written to a temporary file and renamed, so a full disk never damages an existing file.
+- A folder in use is locked. The system releases the lock when the process ends for any reason.
+- One of three nodes of a Ray cluster is killed during training. Its run resumes on another node, with the results of a local grid. See
+  [Scale](scale.md).
+- NaN in a batch stops the training before the epoch is saved; earlier epochs are kept.
 """
 
 
 def page(table: Mapping[str, Any], long_run: Mapping[str, Any]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     made = table["made_with"]
     tried = sum(row["tried"] for row in table["faults"])
     where = f"{tried:,} tries, on {made['processor']}, Python {made['python']}, torch {made['torch']}."
@@ -51,9 +49,9 @@ def _long_run(long_run: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Long runs",
         "",
-        "What one process holds while it trains and judges for long: `python benchmarks/long_run.py`. Resident memory",
-        "in MB, open file handles, and temporary files in the run's folder and in the system's; the one that is there",
-        "throughout is the folder of torch's compiler.",
+        "Resources of one process during long training and evaluation: `python benchmarks/long_run.py`. Resident memory",
+        "in MB, open file handles, and temporary files in the run folder and in the system's folder; the permanent one",
+        "is the folder of torch's compiler.",
         "",
         "| after | memory | file handles | temporary files |",
         "|---|---:|---:|---:|",

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Attack a noisy network
 #
-# Attacks here climb the loss that is *expected* over the network's noise, in pixels, on the true label. What scores
-# them is noise that they have not seen. [Judging noisy networks](../evaluation.md) says why it must be so.
+# The attacks maximise the loss *expected* over the network's noise, on pixels and for the true label. They are scored
+# with fresh noise. [Evaluating noisy networks](../evaluation.md) explains why.
 
 # %%
 from functools import partial
@@ -43,8 +43,8 @@ def accuracy(net, images):
 # %% [markdown]
 # ## White box
 #
-# One step, ten steps, and Auto-PGD, which chooses its step sizes itself. `draws` is how many draws of the noise each
-# gradient is averaged over; for a network without noise it changes nothing.
+# One step, ten steps, and Auto-PGD, which adapts its step sizes. `draws` is the number of noise draws per gradient; it
+# has no effect on a network without noise.
 
 # %%
 eps = 25 / 255
@@ -63,7 +63,7 @@ for name, attack in attacks.items():
 # %% [markdown]
 # ## Black box
 #
-# Images crafted on another network, and what the noisy one makes of them.
+# Adversarial images of another network, classified by the noisy one.
 
 # %%
 found = transfer(noisy, x, y, surrogate=surrogate, attack=attacks["PGD-10, one draw"], draws=20)
@@ -71,10 +71,10 @@ transferred = (found.logits.argmax(-1) == y).float().mean().item()  # (20, 256, 
 print(f"PGD-10 by transfer on the noisy network: {transferred:.3f}")
 
 # %% [markdown]
-# ## Without its noise
+# ## With the noise off
 #
-# Inside `sampling(net, "off")` the network without its noise is attacked and scored. What is left there was gained by
-# training with noise, not by noise at inference.
+# Inside `sampling(net, "off")` the network is attacked and scored without its noise. The remaining gain comes from
+# training with noise, not from noise at inference.
 
 # %%
 with sampling(noisy, "off"):
@@ -82,7 +82,7 @@ with sampling(noisy, "off"):
 print(f"PGD-10 with the noise off: {silent:.3f}")
 
 # %% [markdown]
-# ## Against eps
+# ## Accuracy against eps
 
 # %%
 radii = [n / 255 for n in (0, 5, 10, 15, 20, 25, 30)]

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Corruptions
 #
-# Hendrycks and Dietterich's Gaussian noise, impulse noise, glass blur and contrast, in five severities, on any batch
-# of images; and how a network with noise and one without stand them.
+# Hendrycks and Dietterich's Gaussian noise, impulse noise, glass blur and contrast, in five severities, applied to any
+# batch of images, and the accuracy of a network with noise and of one without.
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,8 +29,8 @@ def trained(noisy):
 networks = {"no noise": trained(False), "sigma = 0.5": trained(True)}
 
 # %% [markdown]
-# The seed of a corruption follows from the data set, the kind and the severity, so that all networks see the same
-# corrupted images. `params` are those of CIFAR-10-C, Tiny-ImageNet-C or MNIST-C, the harshest.
+# The seed of a corruption depends on the data set, the kind and the severity, so all networks see the same corrupted
+# images. `params` selects the parameters of CIFAR-10-C, Tiny-ImageNet-C or MNIST-C (the strongest).
 
 # %%
 x, y = next(batches(parts.test, 256, generator=None))
@@ -57,7 +57,7 @@ for name, by_kind in curves.items():
         print(f"  {kind:15}", *(f"{value:.3f}" for value in curve))
 
 # %% [markdown]
-# One digit in all its states; rows are kinds, columns severities.
+# One digit under all corruptions; rows are kinds, columns severities.
 
 # %%
 figure, axes = plt.subplots(len(KINDS), 6, figsize=(6, 4.4))

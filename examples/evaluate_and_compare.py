@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Judge a network, and compare two
+# # Evaluate and compare networks
 #
-# One call measures a network clean, attacked and corrupted, with its noise and without, and says what makes a figure
-# doubtful. Two evaluations of the same images can then be compared image by image.
+# One call measures accuracy on clean, attacked and corrupted images, with and without noise, and flags doubtful
+# figures. Two evaluations on the same images can then be compared image by image.
 
 # %%
 from dataclasses import replace
@@ -33,8 +33,8 @@ def trained(seed, noisy):
 # %% [markdown]
 # ## One network
 #
-# The settings of a data set are Table 2's. Here some are made smaller, to be quick; an evaluation keeps its settings,
-# and two of different strength cannot be compared by mistake.
+# The default settings of a data set are those of Table 2. This example reduces some of them to be quick. An evaluation
+# records its settings; comparing two with different settings raises an error.
 
 # %%
 settings = replace(
@@ -49,7 +49,7 @@ noisy = evaluate(trained(0, True), parts.test, settings=settings, about={"model"
 print(summary(noisy))
 
 # %% [markdown]
-# It holds the outcome of every image and goes to disk as JSON.
+# The result holds the outcome of every image and can be saved as JSON.
 
 # %%
 write(noisy, Path("noisy.json"))
@@ -58,7 +58,7 @@ assert read(Path("noisy.json")).accuracy("pgd") == noisy.accuracy("pgd")
 # %% [markdown]
 # ## Two networks on the same images
 #
-# The paired test looks at the images on which they disagree. It speaks of these two trained networks.
+# The paired test uses the images on which the two networks disagree. It applies to these two trained networks.
 
 # %%
 plain = evaluate(trained(0, False), parts.test, settings=settings, about={"model": "MLP", "seed": 0})
@@ -70,7 +70,7 @@ for condition in ("clean", "fgsm", "pgd"):
 # %% [markdown]
 # ## Two ways of training
 #
-# Whether another seed would say the same is another question. Three seeds are the least that can answer it.
+# Whether the result holds for other training seeds is a different question. It requires at least three seeds.
 
 # %%
 quick = replace(settings, conditions=("clean", "fgsm"), attack_draws=(10,), trust_images=8)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Noise for your model
 #
-# `add_noise` works on any `torch.nn.Module`. Here it is a small convolutional network that nobody wrote with noise in
-# mind.
+# `add_noise` works on any `torch.nn.Module`. This example uses a small convolutional network that
+# was not written for noise.
 
 # %%
 import torch
@@ -27,11 +27,11 @@ model = nn.Sequential(
 untouched = set(model.state_dict())
 
 # %% [markdown]
-# ## Where, and how fine
+# ## Sites and granularity
 #
-# A BatchNorm would rescale noise that a convolution got, so here it goes behind the BatchNorms, before the
-# activations: one sigma per channel, whatever the images' size. The classifier gets one sigma per neuron, and a
-# learned mean besides. Two calls, two choices.
+# A BatchNorm would rescale the noise of the convolution before it. The noise is therefore added after the BatchNorms,
+# before the activations, with one sigma per channel for any image size. The classifier gets one sigma per neuron and a
+# learned mean. Two calls make the two choices.
 
 # %%
 images = torch.zeros(2, 1, 28, 28)
@@ -43,7 +43,7 @@ for path, layer in noise_layers(model).items():
 # %% [markdown]
 # ## Train it
 #
-# Any loop will do: only the second optimizer is new.
+# Any training loop works; only the second optimizer is new.
 
 # %%
 parts = split(load("mnist-5k"))
@@ -67,15 +67,15 @@ print(f"test accuracy of one draw, on average: {accuracy:.3f}")
 # %% [markdown]
 # ## Look at the noise
 #
-# How large it is beside the signal, and whether the loss wants less of it or more.
+# Its size relative to the signal, and whether the loss would raise or lower it.
 
 # %%
 print(table(inspect_noise(model, batches(parts.train, 128, generator=order, drop_last=True))))
 
 # %% [markdown]
-# ## Take it away
+# ## Remove it
 #
-# What remains is the model as it was, with its own parameters and names, and the weights that it has learned.
+# The original model remains, with its parameters, their names, and the trained weights.
 
 # %%
 remove_noise(model)

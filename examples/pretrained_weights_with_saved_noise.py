@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Pretrained weights, with noise in a file of its own
+# # Pretrained weights with saved noise
 #
-# Weights that are there already need not be trained again: hold them, learn only sigma, and keep the noise in a small
-# safetensors file that can be put on the same weights anywhere.
+# Freeze pretrained weights, learn only sigma, and save the noise in a small safetensors file. The file can be loaded
+# onto the same weights anywhere.
 
 # %%
 from pathlib import Path
@@ -23,10 +23,10 @@ train(pretrained, parts, fast("mnist-5k", epochs=5))
 published = {name: tensor.clone() for name, tensor in pretrained.state_dict().items()}  # the weights as downloaded
 
 # %% [markdown]
-# ## Learn the noise that these weights can bear
+# ## Learn the noise that these weights tolerate
 #
-# The entropy bonus asks for as much noise as possible, the cross-entropy for as little harm: each neuron gets what it
-# can bear.
+# The entropy bonus rewards noise and the cross-entropy penalises its harm, so each neuron gets the noise that it
+# tolerates.
 
 # %%
 model = add_noise(pretrained, "linear", init=0.1, example=torch.zeros(1, 1, 28, 28))
@@ -45,7 +45,7 @@ for path, layer in noise_layers(model).items():
     print(f"{path}: sigma from {low:.2f} to {high:.2f}, on average {layer.sigma.mean().item():.2f}")
 
 # %% [markdown]
-# ## Save it, and put it on the same weights elsewhere
+# ## Save the noise and load it onto the same weights
 
 # %%
 save_noise(model, "noise.safetensors")

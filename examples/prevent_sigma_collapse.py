@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Keep sigma alive
+# # Prevent sigma from collapsing
 #
-# On the clean loss the exact gradient takes the noise away. Each objective here says in its own way that it shall
-# stay, and is used in the same two lines of a loop.
+# On the clean loss the exact gradient reduces the noise. Each of these objectives keeps it in a different way; all need
+# the same two lines in the loop.
 
 # %%
 import torch
@@ -39,10 +39,10 @@ def trained(make):
 
 
 # %% [markdown]
-# - Nothing: the noise dwindles.
-# - A floor: no sigma falls below it.
-# - A fixed power: the sum of sigma² stays, and what is learned is which neurons have it.
-# - An entropy bonus: noise is worth something in itself.
+# - No objective: the noise decreases.
+# - Floor: no sigma falls below it.
+# - Fixed power: the sum of sigma² is constant; its distribution over the neurons is learned.
+# - Entropy bonus: noise itself is rewarded.
 
 # %%
 objectives = {

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Saliency
 #
-# SmoothGrad shows which pixels decide a score (the paper's Eq. 8): squared gradients, averaged over noisy copies of
-# the image. On a noisy network they are averaged over its own noise as well.
+# SmoothGrad shows which pixels affect a score (the paper's Eq. 8): squared gradients, averaged over noisy copies of the
+# image. For a noisy network the average is also over its noise.
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,7 +29,7 @@ def trained(noisy):
 networks = {"without noise": trained(False), "sigma = 1": trained(True)}
 
 # %% [markdown]
-# Generators of one seed give both networks the same noisy copies.
+# Generators with equal seeds give both networks the same noisy copies.
 
 # %%
 x, y = next(batches(parts.test, 8, generator=None))
@@ -39,8 +39,8 @@ maps = {
 }
 
 # %% [markdown]
-# How much of the saliency lies on the ink and its nearest neighbours? A network that looks elsewhere can be attacked
-# elsewhere.
+# Which share of the saliency is on the ink and its nearest neighbours? A network that depends on other pixels can be
+# attacked there.
 
 # %%
 ink = torch.nn.functional.max_pool2d(x, 3, stride=1, padding=1)[:, 0] > 0.1

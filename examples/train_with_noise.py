@@ -2,7 +2,7 @@
 # # Train with noise
 #
 # Algorithm 1 of the paper in a plain PyTorch loop: one backward pass, two optimizers. The data are 5,000 real digits,
-# the network is the paper's MLP, and the whole takes some seconds.
+# the network is the paper's MLP, and training takes some seconds.
 
 # %%
 import matplotlib.pyplot as plt
@@ -17,9 +17,8 @@ torch.manual_seed(0)
 parts = split(load("mnist-5k"))  # 3,572 digits to learn from, 714 to watch, 714 to test
 
 # %% [markdown]
-# `add_noise` changes the model in place. Every output of a Linear layer gets noise of its own, and `example` shows it
-# the shapes. From then on `model.parameters()` holds the sigmas too, so the two optimizers take `weights` and
-# `sigmas`.
+# `add_noise` changes the model in place. Every output of a Linear layer gets independent noise; `example` provides the
+# shapes. `model.parameters()` then includes the sigmas, so the two optimizers take `weights` and `sigmas`.
 
 # %%
 model = mlp()  # 784-100-50-10, ReLU
@@ -40,8 +39,8 @@ for _ in range(15):
     history.append({path: layer.sigma.mean().item() for path, layer in noise_layers(model).items()})
 
 # %% [markdown]
-# The noise also acts in eval mode, until `sampling` says otherwise. One pass is one draw; twenty draws come in one
-# call and are here put to the vote.
+# The noise also acts in eval mode unless `sampling` turns it off. One pass is one draw. `draws=20` makes twenty draws in
+# one call; here they vote.
 
 # %%
 model.eval()
@@ -55,7 +54,7 @@ with torch.no_grad():
 print(f"test accuracy: one draw {one:.3f}, vote of 20 {vote:.3f}, noise off {silent:.3f}")
 
 # %% [markdown]
-# On the clean loss sigma only falls: [the mathematics](../mathematics.md#what-it-does-to-the-clean-loss) says why.
+# On the clean loss sigma only decreases: [the mathematics](../mathematics.md#effect-on-the-clean-loss) explains why.
 
 # %%
 for path in history[0]:

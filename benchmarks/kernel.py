@@ -6,6 +6,7 @@ import torch
 from measure import paired, ratio, write
 from noiseprop.noise.gaussian_noise import gaussian_noise
 from noiseprop.noise.kernels import dispatch as kernels
+from noiseprop.noise.kernels import numba_launch
 
 SHAPE = (128, 65_536)
 KEY = torch.tensor([2021, 0, 0, 0, 0])
@@ -23,9 +24,9 @@ def candidates(dtype: torch.dtype, memory_format: torch.memory_format) -> dict[s
         "torch.randn alone": lambda: torch.randn_like(x),
         "numpy SFC64 alone": lambda: rng.standard_normal(out=numbers, dtype=np.float32),
         "plain gradient: (grad * eps).sum(0)": lambda: (x * y).sum(0),
-        "fused forward": lambda: kernels.add_noise(x, sigma, None, KEY, 1),
-        "fused forward, into an existing tensor": lambda: kernels.add_noise(x, sigma, None, KEY, 1, out=y),
-        "fused gradient of sigma": lambda: kernels.compute_sigma_gradient(x, KEY, 1),
+        "fused forward": lambda: kernels.add_gaussian_noise(x, sigma, None, KEY, 1),
+        "fused forward, into an existing tensor": lambda: numba_launch.add_noise_on_cpu(x, sigma, None, KEY, 1, out=y),
+        "fused gradient of sigma": lambda: kernels.compute_sigma_gradient(x, KEY, x.shape[1:], 1),
         "memory: x.clone()": lambda: x.clone(),
         "memory: y.copy_(x)": lambda: y.copy_(x),
         "memory: x.sum()": lambda: x.sum(),

@@ -14,8 +14,8 @@ import torch
 
 from noiseprop.distributed import world
 from noiseprop.errors import InputError, NoisepropWarning
-from noiseprop.noise.kernels.dispatch import usable
-from noiseprop.noise.kernels.openmp import openmp
+from noiseprop.noise.kernels.dispatch import select_backend
+from noiseprop.noise.kernels.openmp import find_gomp_parallel
 
 
 def made_with() -> dict[str, str | int | None]:
@@ -41,8 +41,8 @@ def made_with() -> dict[str, str | int | None]:
 def abilities() -> dict[str, str | int]:
     """What this machine can do for noiseprop, in words: versions, cores, vector and matrix units, GPU, kernels."""
     made, units = made_with(), _units()
-    fused = usable(torch.zeros(1))
-    team = "on torch's own threads" if openmp() is not None else "on Python's threads"
+    fused = select_backend(torch.zeros(1)) == "numba"
+    team = "on torch's own threads" if find_gomp_parallel() is not None else "on Python's threads"
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     gpus += ["Apple GPU"] if torch.backends.mps.is_available() else []
     return {

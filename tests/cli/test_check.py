@@ -66,7 +66,7 @@ def test_it_reports_the_machine_and_passes_on_the_paper_s_network(capsys):
 
 
 def test_without_numba_the_kernel_is_not_said_to_be_in_use(capsys, monkeypatch):
-    monkeypatch.setattr(kernels, "available", False)
+    monkeypatch.setattr(kernels, "has_numba", False)
     assert main(["check", "--draws", "2"]) == 0
     assert "plain torch, slower: numba is missing" in capsys.readouterr().out
 

@@ -30,8 +30,8 @@ def eq_7(sigma, gradients, lr=1e-3, b1=0.9, b2=0.999, eps=1e-8):
 def path(request, monkeypatch):
     """Every test runs on both paths."""
     if request.param == "torch":
-        monkeypatch.setattr(kernels, "usable", lambda x: False)
-    elif not kernels.available:
+        monkeypatch.setattr(kernels, "select_backend", lambda x: "torch")
+    elif not kernels.has_numba:
         pytest.skip("numba is missing")
 
 

@@ -71,12 +71,12 @@ assert threads() >= alone + team
 def test_a_forked_child_does_not_wait_for_workers_of_its_parent():
     script = """
 import os, sys, torch
-from noiseprop.noise.kernels.openmp import dismiss
+from noiseprop.noise.kernels.openmp import release_openmp_threads
 torch.set_num_threads(3)
 torch.ones(4_000_000).mul(2)
 pid = os.fork()
 if pid == 0:
-    dismiss()
+    release_openmp_threads()
     os._exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """

@@ -1,18 +1,16 @@
 """``gaussian_noise``: Eq. 1 forward, Eq. 3 backward."""
 # pyright: reportPrivateUsage=false
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from noiseprop.errors import InputError
 from noiseprop.noise.kernels import dispatch as kernels
 from noiseprop.noise.kernels import functorch as transforms
-from noiseprop.noise.kernels.philox import standard_normal
+from noiseprop.noise.kernels.memory_layout import noise_dtype, select_memory_format
 
 KEY_LENGTH = 5  # seed, pass, layer, call, global index of the first sample
 
@@ -66,44 +64,11 @@ def gaussian_noise(
     _check(x, sigma, mu, draws)
     key = _full_key(key, generator, x)
     if not torch.compiler.is_compiling():
-        if transforms.active():
+        if transforms.are_transforms_active():
             return transforms.gaussian_noise(x, sigma, mu, key, draws)
         if type(x) in _EAGER:
             return _apply(x, sigma, mu, key, draws)  # half the price of a call through the dispatcher
     return torch.ops.noiseprop.gaussian_noise(x, sigma, mu, key, draws)
-
-
-def _noise(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
-    """Eq. 1: ``x + mu + sigma * eps``."""
-    if kernels.usable(x):
-        return kernels.add_noise(x, sigma, mu, key, draws)
-    eps = _eps(x, key, draws)
-    y = x + sigma * eps if mu is None else x + (mu + sigma * eps)
-    return y.to(x.dtype).contiguous(memory_format=kernels.memory_format(x))
-
-
-def _sigma_gradient(grad: Tensor, key: Tensor, shape: Sequence[int], draws: int) -> Tensor:
-    """Eq. 3: the gradient for sigma is ``grad * eps``, summed over the batch and the axes that sigma is shared over."""
-    if kernels.usable(grad):
-        return _sum_to(kernels.sigma_gradient(grad, key, draws), shape)
-    return _sum_to((grad * _eps(grad, key, draws)).sum(0), shape)
-
-
-def _eps(x: Tensor, key: Tensor, draws: int) -> Tensor:
-    """Draw x's noise from its key, in float32, or float64 where x is."""
-    eps = standard_normal(key, draws, x.shape[0] // draws, math.prod(x.shape[1:])).view(x.shape)
-    return eps.double() if x.dtype == torch.float64 else eps
-
-
-def _sum_to(total: Tensor, shape: Sequence[int]) -> Tensor:
-    """Sum over the axes that were broadcast; on the CPU in numpy's order, which no number of threads changes."""
-    if total.shape == tuple(shape):
-        return total
-    lead = total.dim() - len(shape)
-    axes = tuple(i for i in range(total.dim()) if i < lead or (shape[i - lead] == 1 and total.shape[i] != 1))
-    if kernels.usable(total) and type(total) is Tensor and not total.requires_grad:
-        return torch.from_numpy(np.asarray(total.numpy().sum(axis=axes))).view(tuple(shape))
-    return total.sum(axes).view(tuple(shape))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -116,11 +81,12 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (key,) = ctx.saved_tensors
     to_sigma = to_mu = None
     if ctx.needs_input_grad[1]:
-        again = torch.is_grad_enabled() or type(grad) not in _EAGER or transforms.active()  # twice, traced or mapped
-        eq_3 = torch.ops.noiseprop.sigma_gradient if again else _sigma_gradient
+        traced = type(grad) not in _EAGER or transforms.are_transforms_active()
+        again = torch.is_grad_enabled() or traced
+        eq_3 = torch.ops.noiseprop.sigma_gradient if again else kernels.compute_sigma_gradient
         to_sigma = eq_3(grad, key, ctx.sigma_shape, ctx.draws)
     if ctx.needs_input_grad[2]:
-        to_mu = _sum_to(grad.sum(0, dtype=_wide(grad)), ctx.mu_shape)
+        to_mu = kernels.sum_to_shape(grad.sum(0, dtype=noise_dtype(grad)), ctx.mu_shape)
     return grad, to_sigma, to_mu, None, None
 
 
@@ -128,7 +94,7 @@ class _GaussianNoise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int) -> Tensor:
         _remember(ctx, (x, sigma, mu, key, draws), None)
-        return _noise(x, sigma, mu, key, draws)
+        return kernels.add_gaussian_noise(x, sigma, mu, key, draws)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -156,32 +122,28 @@ def _register() -> torch.library.Library:
     library = torch.library.Library("noiseprop", "DEF")
     library.define("gaussian_noise(Tensor x, Tensor sigma, Tensor? mu, Tensor key, int draws) -> Tensor")
     library.define("sigma_gradient(Tensor grad, Tensor key, SymInt[] shape, int draws) -> Tensor")
-    library.impl("gaussian_noise", _noise, "CompositeExplicitAutograd")
-    library.impl("sigma_gradient", _sigma_gradient, "CompositeExplicitAutograd")
+    library.impl("gaussian_noise", kernels.add_gaussian_noise, "CompositeExplicitAutograd")
+    library.impl("sigma_gradient", kernels.compute_sigma_gradient, "CompositeExplicitAutograd")
     torch.library.register_fake(
         "noiseprop::gaussian_noise",
-        lambda x, *rest: torch.empty_like(x, memory_format=kernels.memory_format(x)),
+        lambda x, *rest: torch.empty_like(x, memory_format=select_memory_format(x)),
         lib=library,
     )
     torch.library.register_fake(
         "noiseprop::sigma_gradient",
-        lambda grad, key, shape, draws: grad.new_empty(shape, dtype=_wide(grad)),
+        lambda grad, key, shape, draws: grad.new_empty(shape, dtype=noise_dtype(grad)),
         lib=library,
     )
     torch.library.register_autograd("noiseprop::gaussian_noise", _gradients, setup_context=_remember, lib=library)
     torch.library.register_autograd(
         "noiseprop::sigma_gradient", _second_gradients, setup_context=_remember_gradient, lib=library
     )
-    transforms.register(library)
+    transforms.register_vmap_rules(library)
     return library
 
 
 _LIBRARY = _register()
 _EAGER = (Tensor, torch.nn.Parameter)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _full_key(key: Tensor | None, generator: torch.Generator | None, x: Tensor) -> Tensor:
@@ -207,7 +169,7 @@ def _number(name: str, value: Any, x: Tensor) -> Tensor:
         raise InputError(
             f"gaussian_noise got a {type(value).__name__} for {name}; pass a tensor, or one number for all"
         )
-    return torch.full((), float(value), dtype=_wide(x), device=x.device)
+    return torch.full((), float(value), dtype=noise_dtype(x), device=x.device)
 
 
 def _check(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:

@@ -98,7 +98,7 @@ class SigmaAdam(torch.optim.Optimizer):
 def _move(rows: list[_Row], step: int, group: dict[str, Any]) -> None:
     (b1, b2), lr, eps = group["betas"], group["lr"], group["eps"]
     correction1, correction2 = 1 - b1**step, 1 - b2**step
-    if kernels.sigma_adam(rows, settings=(b1, b2, lr / correction1, 1 / correction2, eps)):
+    if kernels.step_sigma_adam(rows, settings=(b1, b2, lr / correction1, 1 / correction2, eps)):
         return
     sigmas, gradients, h, v = (list(column) for column in zip(*rows, strict=True))
     torch._foreach_lerp_(h, gradients, 1 - b1)

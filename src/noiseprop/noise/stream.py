@@ -82,8 +82,8 @@ class NoiseStream(nn.Module):
         else:
             keys = start + layers  # before the next line moves on: keys of a pass stay as they are
             passes = 1 if sampling is None or sampling.draws is None else sampling.draws
-            if not torch.compiler.is_compiling() and transforms.active():
-                transforms.advance(start, one_pass, passes)
+            if not torch.compiler.is_compiling() and transforms.are_transforms_active():
+                transforms.advance_pass(start, one_pass, passes)
             else:
                 start.add_(one_pass, alpha=passes)
         if self.first_sample:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from noiseprop.noise.kernels.openmp import dismiss
+from noiseprop.noise.kernels.openmp import release_openmp_threads
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def flushing_denormals(work: Callable[[], T], stop: threading.Event, *, threads:
         torch.set_flush_denormal(True)
         torch.set_num_threads(threads or before)
 
-    dismiss()
+    release_openmp_threads()
     try:
         with ThreadPoolExecutor(1, "noiseprop-training", prepare) as executor:
             future = executor.submit(contextvars.copy_context().run, work)

@@ -6,16 +6,16 @@ import torch
 from scipy import stats
 
 from noiseprop.noise.kernels import dispatch as kernels
-from noiseprop.noise.kernels.philox import _philox, standard_normal
+from noiseprop.noise.kernels.philox import philox_words, standard_normal
 
-BACKENDS = ["torch", pytest.param("kernel", marks=pytest.mark.skipif(not kernels.available, reason="numba is missing"))]
+BACKENDS = ["torch", pytest.param("kernel", marks=pytest.mark.skipif(not kernels.has_numba, reason="numba is missing"))]
 
 
 def draw(backend: str, key: list[int], draws: int, batch: int, neurons: int) -> torch.Tensor:
     tensor = torch.tensor(key)
     if backend == "torch":
         return standard_normal(tensor, draws, batch, neurons)
-    return kernels.add_noise(torch.zeros(draws * batch, neurons), torch.ones(neurons), None, tensor, draws)
+    return kernels.add_gaussian_noise(torch.zeros(draws * batch, neurons), torch.ones(neurons), None, tensor, draws)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def draw(backend: str, key: list[int], draws: int, batch: int, neurons: int) -> 
 )
 def test_philox_gives_the_known_answers_of_random123(counter, key, words):
     tensors = [torch.tensor(v) for v in (*counter, *key)]
-    assert [int(word) for word in _philox(*tensors)] == words
+    assert [int(word) for word in philox_words(*tensors)] == words
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -74,7 +74,7 @@ def moments_within(z: np.ndarray, errors: float = 4.5) -> None:
 
 @pytest.fixture(scope="module")
 def ten_million() -> np.ndarray:
-    backend = "kernel" if kernels.available else "torch"
+    backend = "kernel" if kernels.has_numba else "torch"
     return draw(backend, [2021, 1, 2, 3, 0], 1, 1000, 10_000).numpy().astype(np.float64)
 
 
@@ -119,7 +119,7 @@ def test_adjacent_keys_are_uncorrelated(backend):
         assert correlation.abs().max() < 4.5 / z.shape[1] ** 0.5
 
 
-@pytest.mark.skipif(not kernels.available, reason="numba is missing")
+@pytest.mark.skipif(not kernels.has_numba, reason="numba is missing")
 @pytest.mark.parametrize(
     "key",
     [

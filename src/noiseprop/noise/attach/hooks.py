@@ -70,7 +70,7 @@ def _noise_of(module: nn.Module) -> Any:
     time and looking would cost a pass over it (and a GPU its queue), the loss tells.
     """
     noise: Any = module.noise
-    if torch.compiler.is_compiling() or transforms.active():
+    if torch.compiler.is_compiling() or transforms.are_transforms_active():
         return noise
     seen = noise.__dict__.get("_seen_finite")
     if noise.training and seen is not None:

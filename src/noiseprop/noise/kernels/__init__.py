@@ -1,1 +1,1 @@
-"""Kernels of the noise: the Philox stream, its CPU implementation, and the choice between implementations."""
+"""Kernels of the noise: the Philox stream, its implementations, and the choice between them."""

@@ -1,5 +1,5 @@
-"""Eq. 7 for a whole list of tensors, compiled: the step of `noiseprop.noise.sigma_adam.SigmaAdam` in one call."""
-# numba types what it compiles by itself, and its intrinsics are called without their first argument:
+"""Eq. 7 for a list of tensors, compiled: one step of `noiseprop.noise.sigma_adam.SigmaAdam` in one call."""
+# numba infers the types itself, and its intrinsics are called without their first argument:
 # pyright: basic, reportCallIssue=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
 
 from functools import cache
@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types
 
-from noiseprop.noise.kernels.numba_noise import load, pointer
+from noiseprop.noise.kernels.numba_noise import compile_kernel, pointer_to
 
 
 @njit(fastmath={"contract"})
-def _adam(a: Any, number: Any) -> None:
-    """Eq. 7 for a list of tensors: rows of (sigma, gradient, h, v, size), and (b1, b2, lr / c1, 1 / c2, eps)."""
-    rows = carray(pointer(a[2], types.int64), (a[1] * 5,))
-    settings = carray(pointer(a[3], types.float64), (5,))
+def _run_adam(a: Any, number: Any) -> None:
+    """Apply Eq. 7 to a list of tensors: rows of (sigma, gradient, h, v, size), and (b1, b2, lr / c1, 1 / c2, eps)."""
+    rows = carray(pointer_to(a[2], types.int64), (a[1] * 5,))
+    settings = carray(pointer_to(a[3], types.float64), (5,))
     b1, b2, rate, scale, eps = settings
     keep1, take1, keep2, take2 = number(b1), number(1 - b1), number(b2), number(1 - b2)
     rate_, scale_, eps_ = number(rate), number(scale), number(eps)
     for k in range(a[1]):
         n = rows[5 * k + 4]
-        sigma = carray(pointer(rows[5 * k], number), (n,))
-        gradient = carray(pointer(rows[5 * k + 1], number), (n,))
-        h, v = carray(pointer(rows[5 * k + 2], number), (n,)), carray(pointer(rows[5 * k + 3], number), (n,))
+        sigma = carray(pointer_to(rows[5 * k], number), (n,))
+        gradient = carray(pointer_to(rows[5 * k + 1], number), (n,))
+        h, v = carray(pointer_to(rows[5 * k + 2], number), (n,)), carray(pointer_to(rows[5 * k + 3], number), (n,))
         for j in range(n):
             g = gradient[j]
             h[j] = keep1 * h[j] + take1 * g
@@ -32,14 +32,14 @@ def _adam(a: Any, number: Any) -> None:
 
 
 def _adam_float32(a: Any) -> None:
-    _adam(a, types.float32)
+    _run_adam(a, types.float32)
 
 
 def _adam_float64(a: Any) -> None:
-    _adam(a, types.float64)
+    _run_adam(a, types.float64)
 
 
 @cache
-def kernel(name: str) -> tuple[int, Any]:
-    """The kernel "adam_float32" or "adam_float64": address and function."""
-    return load({"adam_float32": _adam_float32, "adam_float64": _adam_float64}[name])
+def load_kernel(name: str) -> tuple[int, Any]:
+    """Return the address and the function of the kernel "adam_float32" or "adam_float64"."""
+    return compile_kernel({"adam_float32": _adam_float32, "adam_float64": _adam_float64}[name])

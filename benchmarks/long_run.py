@@ -10,7 +10,7 @@ from typing import Any
 from measure import write
 from noiseprop.data import load, split
 from noiseprop.evaluation import evaluate
-from noiseprop.evaluation.serialization import write as write_evaluation
+from noiseprop.evaluation.serialization import write_evaluation as write_evaluation
 from noiseprop.evaluation.settings import known_settings
 from noiseprop.paper import build
 from noiseprop.training import Recipe, train
@@ -62,7 +62,7 @@ def main() -> None:
         surrogate = build("MLP-surrogate", seed=0)
         kept = folder / "run" / "evaluation.partial.jsonl"
         for number in range(1, EVALUATIONS + 1):
-            found = evaluate(model, parts.test[:IMAGES], settings=settings, surrogate=surrogate, kept=kept)
+            found = evaluate(model, parts.test[:IMAGES], settings=settings, surrogate=surrogate, checkpoint=kept)
             write_evaluation(found, folder / "run" / "evaluation.json")
             kept.unlink()
             evaluating(number)

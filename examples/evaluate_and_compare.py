@@ -12,8 +12,8 @@ import torch
 
 from noiseprop import add_noise
 from noiseprop.data import load, split
-from noiseprop.evaluation import SETTINGS, compare, evaluate, mean_std, read, welch, write
-from noiseprop.evaluation import summary
+from noiseprop.evaluation import SETTINGS, compare, evaluate, mean_std, read_evaluation, welch, write_evaluation
+from noiseprop.evaluation import format_summary
 from noiseprop.models import mlp
 from noiseprop.training import fast, train
 
@@ -46,14 +46,14 @@ settings = replace(
     trust_images=64,
 )
 noisy = evaluate(trained(0, True), parts.test, settings=settings, about={"model": "MLP+", "seed": 0})
-print(summary(noisy))
+print(format_summary(noisy))
 
 # %% [markdown]
 # The result holds the outcome of every image and can be saved as JSON.
 
 # %%
-write(noisy, Path("noisy.json"))
-assert read(Path("noisy.json")).accuracy("pgd") == noisy.accuracy("pgd")
+write_evaluation(noisy, Path("noisy.json"))
+assert read_evaluation(Path("noisy.json")).accuracy("pgd") == noisy.accuracy("pgd")
 
 # %% [markdown]
 # ## Two networks on the same images

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.eot import attacking, is_random
-from noiseprop.attacks.microbatch import parts
+from noiseprop.attacks.eot import is_random, prepare_for_attack
+from noiseprop.attacks.microbatch import split_batch
 from noiseprop.attacks.validation import check_count, check_images, check_logits, check_number
 from noiseprop.errors import InputError
 from noiseprop.noise.stream import noise_kept, reset_noise
@@ -65,7 +65,7 @@ def smoothgrad(
     sigma, samples, draws = check_number("sigma", sigma), check_count("samples", samples), check_count("draws", draws)
     generator = generator or torch.Generator().manual_seed(0)
     key = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with attacking(model), _noise_from(model, key):
+    with prepare_for_attack(model), _noise_from(model, key):
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         draws = draws if is_random(model) else 1
         for _ in range(samples):
@@ -79,7 +79,7 @@ def smoothgrad(
 def _gradient(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     """The gradient of each image's score, (B, C, H, W), in float32 or wider."""
     found: list[Tensor] = []
-    for rows in parts(model, x, 1):
+    for rows in split_batch(model, x, 1):
         part = x[rows].detach().requires_grad_()
         score = check_logits(model(part), target[rows]).gather(1, target[rows, None]).sum()
         gradient = torch.autograd.grad(score, part, allow_unused=True)[0] if score.requires_grad else None

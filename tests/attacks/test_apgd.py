@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional
 
 from noiseprop.attacks.apgd import apgd
-from noiseprop.attacks.eot import attacking, expected_loss, loss_gradient
+from noiseprop.attacks.eot import expected_loss, loss_gradient, prepare_for_attack
 from noiseprop.attacks.pgd import pgd
-from noiseprop.attacks.restarts import best_of, start_points
-from noiseprop.attacks.validation import ball
+from noiseprop.attacks.restarts import sample_start_points, select_best_restart
+from noiseprop.attacks.validation import linf_ball
 from noiseprop.errors import InputError
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
@@ -21,7 +21,7 @@ def loss(model, x, y):
 
 
 def start_at(start, monkeypatch):
-    monkeypatch.setattr(sys.modules[apgd.__module__], "start_points", lambda *_, **__: iter([start]))
+    monkeypatch.setattr(sys.modules[apgd.__module__], "sample_start_points", lambda *_, **__: iter([start]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -109,7 +109,7 @@ def test_equal_to_an_independent_reading_of_the_paper_with_eot(noisy_conv, batch
         reset_noise(model, 5)
         x_adv = apgd(model, x, y, eps=0.1, steps=100, draws=draws)
         reset_noise(model, 5)
-        with attacking(model):
+        with prepare_for_attack(model):
             expected, halvings = by_the_paper(model, x, y, start, eps=0.1, draws=draws, random=mode == "fresh")
     assert halvings > 10
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
@@ -132,10 +132,12 @@ def test_a_broken_image_is_not_given_up_for_one_of_higher_loss(monkeypatch):
     assert loss(model, x, y) > loss(model, x + 0.25, y)
     assert (apgd(model, x, y, eps=0.25, steps=5) < 0.6).all()  # the highest loss
     assert torch.equal(apgd(model, x, y, eps=0.25, steps=5, stop_when_broken=True), x + 0.25)
-    with attacking(model):
+    with prepare_for_attack(model):
         for stop, best in ((False, x), (True, x + 0.25)):
             starts = iter([x, x + 0.25])
-            assert torch.equal(best_of(model, y, starts, lambda start, _rows: start, draws=1, stop=stop), best)
+            assert torch.equal(
+                select_best_restart(model, y, starts, lambda start, _rows: start, draws=1, stop=stop), best
+            )
 
 
 def test_reaches_a_higher_loss_than_pgd_of_as_many_steps(conv, batch):
@@ -177,8 +179,8 @@ def test_a_constant_loss_halves_the_steps_and_stays_in_the_ball(batch):
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(128, 5))
     torch.nn.init.zeros_(flat[1].weight)
     start = next(
-        start_points(
-            x, *ball(x, 0.1), eps=0.1, restarts=1, from_image=False, generator=torch.Generator().manual_seed(9)
+        sample_start_points(
+            x, *linf_ball(x, 0.1), eps=0.1, restarts=1, from_image=False, generator=torch.Generator().manual_seed(9)
         )
     )
     assert torch.equal(apgd(flat, x, y, eps=0.1, steps=20, generator=torch.Generator().manual_seed(9)), start)

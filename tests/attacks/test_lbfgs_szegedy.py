@@ -7,8 +7,8 @@ from scipy.optimize import fmin_l_bfgs_b
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from noiseprop.attacks.eot import attacking
-from noiseprop.attacks.lbfgs import _minimise, lbfgs_szegedy
+from noiseprop.attacks.eot import prepare_for_attack
+from noiseprop.attacks.lbfgs import _minimise_distance, lbfgs_szegedy
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.add_noise import add_noise
 
@@ -41,8 +41,8 @@ def test_each_minimisation_reaches_the_minimum_of_fmin_l_bfgs_b(softmax_regressi
     for image, label in zip(x, y, strict=True):
         target = (label + 1) % 4
         expected, value, _ = by_fmin(model, image.numpy(), int(target), c)
-        with attacking(model):
-            found = _minimise(model, image[None], target[None], c=c, steps=1000, draws=1)
+        with prepare_for_attack(model):
+            found = _minimise_distance(model, image[None], target[None], c=c, steps=1000, draws=1)
         distance = (found - image).norm()
         loss = c * distance + nn.functional.cross_entropy(model(found).detach(), target[None])
         assert distance > 0.01
@@ -95,7 +95,7 @@ def test_the_search_goes_by_tens_then_halves_and_keeps_the_nearest_success(monke
         tried.append(c)
         return x + (0.5 + 0.001 * len(tried) if c <= 50 else 0)
 
-    monkeypatch.setattr(sys.modules[lbfgs_szegedy.__module__], "_minimise", minimise)
+    monkeypatch.setattr(sys.modules[lbfgs_szegedy.__module__], "_minimise_distance", minimise)
     model = nn.Linear(1, 2).double()
     model.weight.data[:, 0], model.bias.data[:] = torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0])
     x = torch.tensor([[0.25]], dtype=torch.float64)

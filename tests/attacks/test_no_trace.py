@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from noiseprop.attacks import apgd, fgsm, lbfgs, lbfgs_szegedy, pgd, transfer
-from noiseprop.attacks.eot import attacking
+from noiseprop.attacks.eot import prepare_for_attack
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.add_noise import add_noise
 from noiseprop.noise.sampling import sampling
@@ -186,7 +186,7 @@ def test_noise_kept_or_reset_inside_or_around_an_attack(noisy_conv, batch):
         noisy_conv(x)
         crafting(noisy_conv, x, y)
     assert different([*first, *crafting(noisy_conv, x, y)]) == 8  # goes on where the first attack ended
-    with attacking(noisy_conv):
+    with prepare_for_attack(noisy_conv):
         reset_noise(noisy_conv, 3)
         inside = noisy_conv(x)
     reset_noise(noisy_conv, 3)
@@ -210,7 +210,7 @@ def test_noise_that_waits_for_a_first_batch_is_asked_for_one(conv, batch):
 
 def test_modes_come_back_after_bad_input_too(model, batch):
     before = state(model)
-    with pytest.raises(InputError), attacking(model):
+    with pytest.raises(InputError), prepare_for_attack(model):
         raise InputError("inside")
     assert_same(before, state(model))
 

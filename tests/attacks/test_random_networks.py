@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from noiseprop.attacks import apgd, fgsm, pgd
-from noiseprop.attacks.eot import attacking
-from noiseprop.attacks.restarts import best_of
+from noiseprop.attacks.eot import prepare_for_attack
+from noiseprop.attacks.restarts import select_best_restart
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.add_noise import add_noise
 from noiseprop.noise.sampling import sampling
@@ -67,8 +67,8 @@ def test_of_several_results_the_higher_expected_loss_wins_by_fresh_draws(noisy_l
     noisy_linear[1].noise.sigma.data.fill_(0.5)
     best = linear_optimum(x, y, 0.5)
     candidates = [x, best, linear_optimum(x, 1 - y, 0.5)]
-    with attacking(noisy_linear):
-        found = best_of(noisy_linear, y, iter(candidates), lambda start, _rows: start, draws=1, stop=False)
+    with prepare_for_attack(noisy_linear):
+        found = select_best_restart(noisy_linear, y, iter(candidates), lambda start, _rows: start, draws=1, stop=False)
     assert torch.equal(found, best)
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from noiseprop.attacks.fgsm import fgsm
-from noiseprop.attacks.validation import ball
+from noiseprop.attacks.validation import linf_ball
 from noiseprop.errors import InputError
 
 
@@ -80,6 +80,6 @@ def test_what_a_model_may_not_return(batch, change, message):
 
 
 def test_the_ball_is_cut_to_the_pixels_range():
-    low, high = ball(torch.tensor([[0.0, 0.3, 1.0]]), 0.2)
+    low, high = linf_ball(torch.tensor([[0.0, 0.3, 1.0]]), 0.2)
     torch.testing.assert_close(low, torch.tensor([[0.0, 0.1, 0.8]]))
     torch.testing.assert_close(high, torch.tensor([[0.2, 0.5, 1.0]]))

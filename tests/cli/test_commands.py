@@ -14,7 +14,7 @@ from noiseprop.cli import COMMANDS, main
 from noiseprop.cli.signals import Terminated
 from noiseprop.data import load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.serialization import read
+from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.paper import NAMES
 from noiseprop.runs.trained_model import load_run, train_run
 from noiseprop.training import fast, loss_and_accuracy, read_metrics
@@ -198,7 +198,7 @@ def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
     monkeypatch.setattr("noiseprop.cli.evaluate._DIGITS", ())  # as if its surrogate took hours
     assert main(["evaluate", str(run)]) == 0
     said = capsys.readouterr().out
-    evaluation = read(run / "evaluation.json")
+    evaluation = read_evaluation(run / "evaluation.json")
     assert evaluation.about["model"] == "MLPN"
     assert evaluation.about["epochs"] == 1
     assert max(map(len, said.replace(str(run), "").splitlines())) <= 80
@@ -211,7 +211,7 @@ def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
     assert main([*TRAIN, "--model", "MLP-surrogate", "--out", str(surrogate)]) == 0
     assert main(["evaluate", str(run), "--surrogate", str(surrogate)]) == 0
     assert "fgsm-transfer" in capsys.readouterr().out
-    assert 0 < read(run / "evaluation.json").accuracy("fgsm-transfer") < 1
+    assert 0 < read_evaluation(run / "evaluation.json").accuracy("fgsm-transfer") < 1
     assert not list(run.glob("*partial*"))
 
     before = (run / "evaluation.json").read_bytes()
@@ -269,7 +269,7 @@ def test_evaluate_trains_the_surrogate_of_digits_once(run, capsys, monkeypatch, 
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation.json"))
     assert main(["evaluate", str(copy)]) == 0
     said = capsys.readouterr().out
-    evaluation = read(copy / "evaluation.json")
+    evaluation = read_evaluation(copy / "evaluation.json")
     assert evaluation.about["surrogate"] == "MLP-surrogate, seed 0, 1 epochs"
     assert f"{evaluation.accuracy('fgsm-transfer'):.3f}" in said
     assert "No attacks by transfer" not in said

@@ -12,7 +12,7 @@ from PIL import Image
 
 from noiseprop.cli import main
 from noiseprop.evaluation import settings
-from noiseprop.evaluation.serialization import read
+from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.runs.trained_model import load_run
 
 NETS = """
@@ -164,7 +164,7 @@ def test_evaluate_and_inspect_work_when_the_network_is_named_again(run, tmp_path
     mine = copy(run, tmp_path / "mine")
     trust = ["--model", "nets_of_mine:small"]
     assert main(["evaluate", str(mine), *trust]) == 0
-    evaluation = read(mine / "evaluation.json")
+    evaluation = read_evaluation(mine / "evaluation.json")
     assert (evaluation.dataset, evaluation.images) == ("shades.npz", 40)
     assert evaluation.settings.pgd_eps == 8 / 255
     assert evaluation.about["model"] == "nets_of_mine:small"
@@ -183,7 +183,7 @@ def test_evaluate_and_inspect_work_when_the_network_is_named_again(run, tmp_path
     assert main(["evaluate", str(mine), *both, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     transfer = next(m for m in told["measurements"] if (m["condition"], m["state"]) == ("fgsm-transfer", "one"))
-    assert transfer["accuracy"] == read(mine / "evaluation.json").accuracy("fgsm-transfer")
+    assert transfer["accuracy"] == read_evaluation(mine / "evaluation.json").accuracy("fgsm-transfer")
     assert 0 <= transfer["interval"][0] <= transfer["accuracy"] <= transfer["interval"][1] <= 1
     assert "nets_of_mine:other" in fails(capsys, ["evaluate", str(mine), *trust, "--surrogate", str(plain)])
 

@@ -3,9 +3,9 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from noiseprop import add_noise, noise_layers, sampling
 from noiseprop.attacks import pgd
-from noiseprop.attacks.eot import attacking, loss_gradient
+from noiseprop.attacks.eot import loss_gradient, prepare_for_attack
 from noiseprop.evaluation.bfloat16 import Bfloat16
-from noiseprop.evaluation.scoring import noise_is_on
+from noiseprop.evaluation.scoring import has_inference_noise
 from noiseprop.models import cnn
 
 
@@ -40,7 +40,7 @@ def test_it_is_the_network_with_fewer_digits_and_as_strong_attacks():
     assert float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
     assert float((exact.argmax(1) == y).float().mean()) > 0.8
     assert int((exact.argmax(1) != rounded.argmax(1)).sum()) <= 2
-    with attacking(half):
+    with prepare_for_attack(half):
         ours, theirs = (loss_gradient(net, x, y).gradient.flatten(1) for net in (half, model))
     assert float(cosine_similarity(ours, theirs).median()) > 0.99
     accuracies = []
@@ -55,7 +55,7 @@ def test_it_is_the_network_with_fewer_digits_and_as_strong_attacks():
 def test_noise_is_that_of_the_network():
     model = add_noise(cnn(), ["fc1"], init=1.0, example=torch.zeros(1, 1, 28, 28)).eval()
     half, x = Bfloat16(model), torch.rand(3, 1, 28, 28)
-    assert noise_is_on(half)
+    assert has_inference_noise(half)
     assert list(noise_layers(half)) == ["model.fc1.noise"]
     with sampling(half, draws=4), torch.no_grad():
         draws = half(x)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,16 +12,16 @@ from noiseprop.attacks import fgsm, lbfgs, pgd
 from noiseprop.corruptions import SEVERITIES, corrupt, corruption_seed
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
-from noiseprop.evaluation import evaluate as suite
 from noiseprop.evaluation.evaluate import evaluate
 from noiseprop.evaluation.results import Measurement
-from noiseprop.evaluation.scoring import chunks, noise_key, score
-from noiseprop.evaluation.serialization import to_json
+from noiseprop.evaluation.scoring import derive_noise_key, iterate_chunks, score_states
+from noiseprop.evaluation.serialization import format_evaluation
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, SETTINGS, Settings
-from noiseprop.evaluation.text_summary import summary
+from noiseprop.evaluation.text_summary import format_summary
 from noiseprop.models.mlp import mlp
 from noiseprop.noise.stream import noise_of
 
+suite = import_module("noiseprop.evaluation.evaluate")  # not the function of this name
 CLASSES = tuple("abcde")
 QUICK = Settings(attack_images=40, attack_draws=(1, 4), vote_draws=8, batch_size=64, pgd_steps=3, lbfgs_steps=3)
 
@@ -130,7 +131,7 @@ def test_the_checks_of_trust_come_with_it(full):
         "frozen noise",
     ]
     assert full.findings[0].outcome == "passed"
-    assert all(f.sentence in summary(full) for f in full.findings)
+    assert all(f.sentence in format_summary(full) for f in full.findings)
 
 
 def test_progress_counts_every_step():
@@ -151,9 +152,9 @@ def test_the_attack_and_the_scoring_draw_from_different_keys(full):
     dataset = striped()
     x, y = dataset.images[:40].float() / 255, dataset.labels[:40]
     model = noisy(2.0).eval()
-    reset_noise(model, noise_key(0, "pgd", 4, "attack"))
+    reset_noise(model, derive_noise_key(0, "pgd", 4, "attack"))
     x_adv = pgd(model, x, y, eps=25 / 255, step=5 / 255, steps=3, draws=4)
-    reset_noise(model, noise_key(0, "pgd", 4, "score"))
+    reset_noise(model, derive_noise_key(0, "pgd", 4, "score"))
     with sampling(model, draws=8), torch.no_grad():
         votes = model(x_adv).argmax(-1)
     np.testing.assert_array_equal(find(full, "pgd", "one", 4).correct, (votes[0] == y).numpy())
@@ -163,8 +164,10 @@ def test_the_attack_and_the_scoring_draw_from_different_keys(full):
 @pytest.fixture
 def crafted(monkeypatch):
     """The adversarial images that the suite's attacks made, in their order."""
-    made, craft = [], suite.craft
-    monkeypatch.setattr(suite, "craft", lambda *args, **options: made.append(craft(*args, **options)) or made[-1])
+    made, craft = [], suite.craft_images
+    monkeypatch.setattr(
+        suite, "craft_images", lambda *args, **options: made.append(craft(*args, **options)) or made[-1]
+    )
     return made
 
 
@@ -177,7 +180,7 @@ def test_attacks_meet_the_noise_that_is_said_from_a_key_of_their_own(crafted):
     evaluate(model, dataset, settings=replace(QUICK, conditions=("pgd",), attack_draws=(4,), trust_images=8))
     by_hand = {}
     for purpose in ("attack", "score"):
-        reset_noise(model, noise_key(0, "pgd", 4, purpose))
+        reset_noise(model, derive_noise_key(0, "pgd", 4, purpose))
         by_hand[purpose] = torch.zeros_like(x)
         for piece in (slice(0, 16), slice(16, 32), slice(32, 40)):
             with noise_of(model, piece.start):
@@ -209,18 +212,18 @@ def test_equal_calls_give_equal_evaluations_and_leave_the_model_alone():
     model.train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     settings = replace(QUICK, conditions=("clean", "pgd", "impulse_noise"))
-    first = to_json(evaluate(model, striped(), settings=settings))
+    first = format_evaluation(evaluate(model, striped(), settings=settings))
     torch.rand(3)
     model(torch.zeros(2, 1, 10, 10))
     random_state = torch.get_rng_state()
     for name, value in state.items():
         model.state_dict()[name].copy_(value)
-    assert to_json(evaluate(model, striped(), settings=settings)) == first
+    assert format_evaluation(evaluate(model, striped(), settings=settings)) == first
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    other = to_json(evaluate(model, striped(), settings=replace(settings, seed=1)))
+    other = format_evaluation(evaluate(model, striped(), settings=replace(settings, seed=1)))
     changed = [
         (a["condition"], a["state"])
         for a, b in zip(json.loads(first)["measurements"], json.loads(other)["measurements"], strict=True)
@@ -237,7 +240,7 @@ def test_a_vote_is_the_most_frequent_class():
         linear.weight.copy_(torch.tensor([[1.0], [0.0], [0.0]]))
     model = add_noise(linear, [""], init=2.0, example=torch.zeros(1, 1)).eval()
     x, y = torch.ones(2000, 1), torch.zeros(2000, dtype=torch.int64)
-    outcomes = score(model, chunks(x, y), len(y), draws=200, rows=20000)
+    outcomes = score_states(model, iterate_chunks(x, y), len(y), draws=200, rows=20000)
     assert outcomes["off"].all()
     # P(1 + 2a > max(2b, 2c)) for independent normals, by quadrature
     grid = np.linspace(-8, 8, 4001)
@@ -265,10 +268,10 @@ def test_ties_in_a_vote_go_to_the_surer_class():
     from noiseprop.evaluation import scoring as measure
 
     two_draws = Alternating()(torch.zeros(2, 1)).view(2, 1, 3)
-    assert measure._vote(two_draws).tolist() == [1]
-    assert measure._vote(two_draws.repeat(1, 4, 1)).tolist() == [1] * 4
+    assert measure._majority_vote(two_draws).tolist() == [1]
+    assert measure._majority_vote(two_draws.repeat(1, 4, 1)).tolist() == [1] * 4
     more = torch.cat([two_draws, two_draws[:1]])  # two narrow votes outnumber a firm one
-    assert measure._vote(more).tolist() == [0]
+    assert measure._majority_vote(more).tolist() == [0]
 
 
 def test_corruptions_are_averaged_over_five_severities(full):
@@ -281,7 +284,7 @@ def test_corruptions_are_averaged_over_five_severities(full):
 
 
 def test_the_summary_shows_every_figure_with_its_interval(full):
-    text = summary(full)
+    text = format_summary(full)
     lines = text.splitlines()
     assert lines[0].split() == ["accuracy", "noise", "off", "one", "draw", "vote", "of", "8"]
     pgd_line = next(line for line in lines if line.startswith("pgd, EOT-4"))
@@ -295,8 +298,8 @@ def test_the_summary_tells_a_recipe_that_is_not_the_papers(full):
     told = "The network was trained by the fast recipe, not the paper's: 5 epochs."
     for recipe, said in (("fast", True), ("table1", False)):
         about = {"recipe": recipe, "epochs": 5}
-        assert (told in summary(replace(full, about=about)).splitlines()) == said
-    assert "recipe" not in summary(full)
+        assert (told in format_summary(replace(full, about=about)).splitlines()) == said
+    assert "recipe" not in format_summary(full)
 
 
 def test_the_summary_doubts_an_unbounded_attack_that_is_weaker_than_a_bounded_one(full):
@@ -304,7 +307,7 @@ def test_the_summary_doubts_an_unbounded_attack_that_is_weaker_than_a_bounded_on
         right = {"lbfgs": lbfgs, "pgd": pgd}
         kept = [m for m in full.measurements if m.condition not in right]
         kept += [Measurement(name, "one", 4, 0, np.arange(40) < count) for name, count in right.items()]
-        return summary(replace(full, measurements=tuple(kept)))
+        return format_summary(replace(full, measurements=tuple(kept)))
 
     assert "doubtful: L-BFGS may change an image as much as it likes and still leaves 0.500, PGD in its" in told(20, 10)
     assert "0.250; its 3 steps of fixed length have not converged." in told(20, 10)

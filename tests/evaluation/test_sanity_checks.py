@@ -10,14 +10,14 @@ from noiseprop import NeuronNoise, add_noise, sampling
 from noiseprop.errors import InputError
 from noiseprop.evaluation.sanity_checks import (
     CHECKS,
-    Subject,
+    CheckSubject,
     check_convergence,
     check_frozen,
     check_large_eps,
     check_noise,
     check_single_step,
     check_transfer,
-    trust,
+    run_sanity_checks,
 )
 from noiseprop.evaluation.settings import Settings
 
@@ -59,7 +59,7 @@ def noisy(model, sigma=0.5):
 
 
 def subject(model, settings=SETTINGS, surrogate=None, spread=0.3):
-    return Subject(model.eval(), *margins(spread), settings, surrogate)
+    return CheckSubject(model.eval(), *margins(spread), settings, surrogate)
 
 
 # noise: dead, shared, frozen, foreign
@@ -156,7 +156,7 @@ class FlickeringGradient(SideNoise):
 
 def test_convergence_when_more_steps_still_lower_it():
     x = 0.45 + 0.07 * torch.rand(40, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    finding = check_convergence(Subject(OnePixelAtATime(), x, torch.ones(40, dtype=torch.int64), SETTINGS))
+    finding = check_convergence(CheckSubject(OnePixelAtATime(), x, torch.ones(40, dtype=torch.int64), SETTINGS))
     assert finding.outcome == "failed"
     assert finding.numbers["accuracy"] > finding.numbers["twice_the_steps"] + 0.2
     assert "not converged" in finding.sentence
@@ -166,7 +166,7 @@ def test_convergence_when_more_steps_still_lower_it():
 def test_convergence_when_more_draws_still_lower_it():
     settings = replace(SETTINGS, attack_draws=(1, 8), pgd_steps=40, pgd_step=0.005, pgd_eps=0.11)
     x, y = torch.full((40, 1, SIDE, SIDE), 0.6), torch.ones(40, dtype=torch.int64)
-    finding = check_convergence(Subject(FlickeringGradient(100.0), x, y, settings))
+    finding = check_convergence(CheckSubject(FlickeringGradient(100.0), x, y, settings))
     assert finding.outcome == "failed"
     assert finding.numbers["accuracy"] > finding.numbers["twice_the_draws"] + 0.1
 
@@ -207,9 +207,9 @@ def test_single_step_is_no_stronger_on_a_plain_gradient(model):
 @pytest.mark.parametrize(("count", "images", "outcome"), [(16, 1, "passed"), (16, 2, "failed"), (100, 3, "failed")])
 def test_one_image_more_or_less_is_no_finding(count, images, outcome, monkeypatch):
     left = {"single-step": 0.0, "many-steps": images / count}
-    monkeypatch.setattr(Subject, "accuracy_under", lambda self, attack, name: left[name])
+    monkeypatch.setattr(CheckSubject, "accuracy_under", lambda self, attack, name: left[name])
     x, y = margins(count=count)
-    assert check_single_step(Subject(Linear().eval(), x, y, SETTINGS)).outcome == outcome
+    assert check_single_step(CheckSubject(Linear().eval(), x, y, SETTINGS)).outcome == outcome
 
 
 # transfer and large eps: saturated logits have no gradient
@@ -275,7 +275,7 @@ class HelpfulNoise(SideNoise):
 def greys(model):
     """Class 1 alone, near one half."""
     x = 0.5 + 0.04 * (torch.rand(400, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) - 0.5)
-    return Subject(model.eval(), x, torch.ones(400, dtype=torch.int64), SETTINGS)
+    return CheckSubject(model.eval(), x, torch.ones(400, dtype=torch.int64), SETTINGS)
 
 
 def test_frozen_noise_that_was_only_hidden():
@@ -309,8 +309,8 @@ def test_frozen_noise_without_gain_or_without_noise():
 def told(monkeypatch):
     """Accuracies by the name of the attack, in place of those that the model would have."""
     found = {}
-    monkeypatch.setattr(Subject, "accuracy_under", lambda self, attack, name, **options: found[name])
-    monkeypatch.setattr(Subject, "accuracy", lambda self, x_adv, **options: found["transferred"])
+    monkeypatch.setattr(CheckSubject, "accuracy_under", lambda self, attack, name, **options: found[name])
+    monkeypatch.setattr(CheckSubject, "accuracy", lambda self, x_adv, **options: found["transferred"])
     return found
 
 
@@ -355,14 +355,14 @@ def test_lines_between_trust_and_doubt(check, accuracies, outcome, told):
 def test_trust_refuses_what_is_no_batch(images, labels, says):
     x, y = margins()
     with pytest.raises(InputError, match=says):
-        trust(Linear(), images(x), labels(y), settings=SETTINGS)
+        run_sanity_checks(Linear(), images(x), labels(y), settings=SETTINGS)
 
 
 def test_trust_runs_every_check_and_leaves_the_model_alone():
     model = noisy(Linear(50.0), 3.0).train()
     x, y = margins()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    first = trust(model, x, y, settings=SETTINGS, surrogate=Linear(50.0))
+    first = run_sanity_checks(model, x, y, settings=SETTINGS, surrogate=Linear(50.0))
     assert [finding.name for finding in first] == [
         "noise",
         "convergence",
@@ -376,4 +376,4 @@ def test_trust_runs_every_check_and_leaves_the_model_alone():
     assert all(finding.sentence.endswith(".") and "\n" not in finding.sentence for finding in first)
     assert model.training
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
-    assert trust(model, x, y, settings=SETTINGS, surrogate=Linear(50.0)) == first
+    assert run_sanity_checks(model, x, y, settings=SETTINGS, surrogate=Linear(50.0)) == first

@@ -7,8 +7,15 @@ import pytest
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation.results import Evaluation, Finding, Measurement
-from noiseprop.evaluation.serialization import from_json, is_foreign, read, to_json, write
+from noiseprop.evaluation.serialization import (
+    format_evaluation,
+    is_other_file,
+    parse_evaluation,
+    read_evaluation,
+    write_evaluation,
+)
 from noiseprop.evaluation.settings import Settings
+from noiseprop.files.checksum import add_checksum
 
 
 def outcomes(n, seed):
@@ -46,14 +53,14 @@ def same(a, b):
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "evaluation.json"
-    write(sample(), path)
-    same(read(path), sample())
-    assert to_json(read(path)) == path.read_text()
+    write_evaluation(sample(), path)
+    same(read_evaluation(path), sample())
+    assert format_evaluation(read_evaluation(path)) == path.read_text()
     assert os.listdir(tmp_path) == ["evaluation.json"]
 
 
 def test_outcomes_are_packed_eight_to_a_byte_first_image_highest():
-    first = json.loads(to_json(sample()))["measurements"][2]
+    first = json.loads(format_evaluation(sample()))["measurements"][2]
     raw = base64.b64decode(first["correct"])
     correct = outcomes(13, 2)
     assert len(raw) == 2
@@ -72,16 +79,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(RunError, match="No space left"):
-        write(sample(), path)
+        write_evaluation(sample(), path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["evaluation.json"]
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(RunError, match="could not be written"):
-        write(sample(), tmp_path / "no" / "evaluation.json")
+        write_evaluation(sample(), tmp_path / "no" / "evaluation.json")
     with pytest.raises(RunError, match="noiseprop evaluate"):
-        read(tmp_path / "evaluation.json")
+        read_evaluation(tmp_path / "evaluation.json")
 
 
 def change(*path, to):
@@ -160,25 +167,25 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_found_and_named(name, tmp_path):
-    document = json.loads(to_json(sample()))
-    del document["sha256"]  # older files have none
-    from_json(json.dumps(document))
+    document = json.loads(format_evaluation(sample()))
+    del document["sha256"]
+    parse_evaluation(json.dumps(add_checksum(document)))
     DAMAGE[name](document)
     path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(add_checksum(document)))
     with pytest.raises(
         RunError, match=r"evaluation\.json: not a usable evaluation \(.*evaluate the run again"
     ) as caught:
-        read(path)
+        read_evaluation(path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_the_checksum_finds_all_of_it_too(name):
-    document = json.loads(to_json(sample()))
+    document = json.loads(format_evaluation(sample()))
     DAMAGE[name](document)
     with pytest.raises(ValueError, match="its checksum does not fit"):
-        from_json(json.dumps(document))
+        parse_evaluation(json.dumps(document))
 
 
 @pytest.mark.parametrize(
@@ -198,25 +205,25 @@ def test_bytes_that_are_no_evaluation(raw, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_bytes(raw)
     with pytest.raises(RunError, match="not a usable evaluation"):
-        read(path)
+        read_evaluation(path)
 
 
 def test_infinite_numbers_are_refused(tmp_path):
     path = tmp_path / "evaluation.json"
-    path.write_text(to_json(sample()).replace("0.001", "1e999"))
+    path.write_text(format_evaluation(sample()).replace("0.001", "1e999"))
     with pytest.raises(RunError, match="finite"):
-        read(path)
+        read_evaluation(path)
 
 
 def test_what_others_wrote_is_told_from_damage(tmp_path):
     path = tmp_path / "evaluation.json"
-    text = to_json(sample())
+    text = format_evaluation(sample())
     for ours in (text, text[:1000], text[:5], "", text[:30] + "#" + text[31:]):
         path.write_text(ours)
-        assert not is_foreign(path)
+        assert not is_other_file(path)
     for theirs in ("my notes", "{}", "[1]", '{"about": 3}'):
         path.write_text(theirs)
-        assert is_foreign(path)
+        assert is_other_file(path)
 
 
 def test_a_giant_file_is_not_read(tmp_path):
@@ -224,4 +231,4 @@ def test_a_giant_file_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse
     with pytest.raises(RunError, match=r"not a usable evaluation .*1,099,511,627,776 bytes, expected at most"):
-        read(path)
+        read_evaluation(path)

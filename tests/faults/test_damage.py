@@ -12,10 +12,11 @@ from tests.faults.table import AGAIN, HARMLESS, TOLD
 
 from noiseprop.cli import main
 from noiseprop.data import load
-from noiseprop.data.image_cache import read_mapped
+from noiseprop.data.image_cache import read_cached_images
 from noiseprop.errors import NoisepropError
 from noiseprop.evaluation import serialization as storage
-from noiseprop.evaluation.checkpoint import Partial
+from noiseprop.evaluation.checkpoint import EvaluationIdentity, PartialEvaluation
+from noiseprop.files.records import parse_record
 from noiseprop.paper.results import read_record
 from noiseprop.runs.trained_model import load_run
 from noiseprop.training.checkpoint import kept_epoch, load_model, load_state
@@ -128,7 +129,7 @@ def test_headers_of_weights(run, faults):
 
 def test_evaluation(run, faults):
     def read():
-        return storage.to_json(storage.read(run / "evaluation.json"))
+        return storage.format_evaluation(storage.read_evaluation(run / "evaluation.json"))
 
     path = run / "evaluation.json"
     try_reader(path, read, equal, flips=4000, faults=faults, name="damage-evaluation")
@@ -155,7 +156,7 @@ def test_the_cache_of_decoded_images(pictures, tmp_path, monkeypatch, faults):
             path.unlink()
             if other is not None:
                 path.write_bytes(other)
-            assert read_mapped(index.parent, index.stem) is None
+            assert read_cached_images(index.parent, index.stem) is None
         assert torch.equal(load("tiny-imagenet", pictures).images, whole)
         assert path.read_bytes() == before[path]
         faults.add("damage-cache", AGAIN, 40 + flips)
@@ -166,12 +167,12 @@ def test_finished_steps_of_an_evaluation(undisturbed, evaluate, tmp_path, few, f
     run = undisturbed.measured(EPOCHS, tmp_path / "run")
     path = run / "evaluation.partial.jsonl"
     content, rng = path.read_bytes(), random.Random(4)
-    what, *lines = map(json.loads, content.splitlines())
-    found = {line["step"]: line["found"] for line in lines}
-    assert Partial(path, what)._done == found
+    identity = parse_record(content.decode().splitlines()[0], EvaluationIdentity)
+    found = dict(PartialEvaluation(path, identity, writes=False)._done)
+    assert len(found) == len(content.splitlines()) - 1 > 0
     for other in damaged(content, 4000, rng):
         path.write_bytes(other)
-        done = Partial(path, what)._done
+        done = PartialEvaluation(path, identity, writes=False)._done
         assert all(found.get(step) == kept for step, kept in done.items())
         faults.add("damage-partial", HARMLESS if len(done) == len(found) else AGAIN)
     for other in (content[: len(content) // 2], content.replace(b'"correct": "', b'"correct": "A', 1), None):

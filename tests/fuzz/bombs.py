@@ -23,15 +23,15 @@ from pathlib import Path
 from tests.fuzz.readers import config_seeds, picture_seeds, plain_net
 
 from noiseprop.corruptions.cifar10_c import read_cifar10_c
-from noiseprop.data.cifar10 import REMOTE, cifar10
-from noiseprop.data.class_folders import class_folders
-from noiseprop.data.mnist import IMAGES_MAGIC, TRAIN, read_idx
-from noiseprop.data.npz import npz
-from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
+from noiseprop.data.cifar10 import CIFAR10_ARCHIVE, read_cifar10
+from noiseprop.data.class_folders import read_class_folders
+from noiseprop.data.mnist import IMAGES_MAGIC, MAX_TRAIN, read_idx
+from noiseprop.data.npz import read_npz
+from noiseprop.data.tiny_imagenet import MAX_JPEG_BYTES, decode_jpeg
 from noiseprop.data.tiny_imagenet_index import list_images
-from noiseprop.data.zip_archive import open_archive
+from noiseprop.data.zip_archive import open_zip
 from noiseprop.errors import NoisepropError
-from noiseprop.evaluation.serialization import read
+from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.noise.attach.serialization import load_noise
 from noiseprop.paper.results import read_record
 from noiseprop.runs.trained_model import load_run, read_settings
@@ -75,7 +75,7 @@ def idx(folder: Path) -> None:
 
 def read_images(folder: Path) -> None:
     """The file as MNIST's training images."""
-    read_idx(folder / "x.gz", IMAGES_MAGIC, (28, 28), TRAIN)
+    read_idx(folder / "x.gz", IMAGES_MAGIC, (28, 28), MAX_TRAIN)
 
 
 def zip_of(folder: Path, count: int) -> None:
@@ -102,7 +102,7 @@ def lying_zip(folder: Path) -> None:
 
 def read_zip(folder: Path) -> None:
     """The archive as Tiny-ImageNet's."""
-    with open_archive(folder / "x.zip") as archive:
+    with open_zip(folder / "x.zip") as archive:
         list_images(archive)
 
 
@@ -146,12 +146,12 @@ def own_npz(folder: Path) -> None:
 
 def read_image(folder: Path) -> None:
     """The file as one of Tiny-ImageNet's images."""
-    decode_jpeg((folder / "x").read_bytes()[:MOST_JPEG], "x.JPEG")
+    decode_jpeg((folder / "x").read_bytes()[:MAX_JPEG_BYTES], "x.JPEG")
 
 
 def read_pictures(folder: Path) -> None:
     """The folder as a data set of one's own."""
-    class_folders(folder, "pictures/")
+    read_class_folders(folder, "pictures/")
 
 
 def tensors(size: int) -> Callable[[Path], None]:
@@ -224,7 +224,7 @@ BOMBS = [
     Bomb(
         "1 GB of zeros as MNIST's images, packed to 1 MB", 160, lambda f: (f / "x.gz").write_bytes(zeros()), read_images
     ),
-    Bomb("the same as the CIFAR-10 archive", 512, zeros_as(REMOTE.path), cifar10),
+    Bomb("the same as the CIFAR-10 archive", 512, zeros_as(CIFAR10_ARCHIVE.path), read_cifar10),
     Bomb("a JPEG of 65,500 x 65,500 pixels", 16, jpeg, read_image),
     Bomb("a PNG of 30,000 x 30,000 pixels", 16, lambda f: png(f / "x"), read_image),
     Bomb("the same in a class folder", 32, pictures(30_000), read_pictures),
@@ -234,7 +234,7 @@ BOMBS = [
         packed_text,
         read_pictures,
     ),
-    Bomb("a .npz file whose array claims 2^50 bytes", 48, own_npz, lambda f: npz(f / "own.npz", "own.npz")),
+    Bomb("a .npz file whose array claims 2^50 bytes", 48, own_npz, lambda f: read_npz(f / "own.npz", "own.npz")),
     Bomb("a zip archive of a million members", 128, lambda f: zip_of(f, 1_000_000), read_zip),
     Bomb(
         "a zip archive of 300,000 members",
@@ -252,7 +252,7 @@ BOMBS = [
         read_tensors,
     ),
     Bomb("JSON nested 10,000 deep as config.json", 16, text('{"a":' * 10_000 + "0" + "}" * 10_000), read_settings),
-    Bomb("the same as evaluation.json", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read(f / "config.json")),
+    Bomb("the same as evaluation.json", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_evaluation(f / "config.json")),
     Bomb("the same as a results file", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_record(f / "config.json")),
     Bomb("a config.json of 1 TB", 16, sparse(2**40), read_settings),
     Bomb("10 million empty objects as config.json", 96, text("[" + "{}," * 10**7 + "0]"), read_settings),

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -25,23 +26,23 @@ from tests.fuzz.damage import SEAM, Damage, checked, gzipped, header, lines, pla
 from torch import nn
 
 from noiseprop.data import mnist5k
-from noiseprop.data.cifar10 import CLASSES, ROW, parse_rows
-from noiseprop.data.class_folders import class_folders
-from noiseprop.data.image_cache import read_mapped
+from noiseprop.data.cifar10 import CIFAR10_CLASSES, ROW_BYTES, parse_cifar10_rows
+from noiseprop.data.class_folders import read_class_folders
+from noiseprop.data.image_cache import read_cached_images
 from noiseprop.data.mnist import IMAGES_MAGIC, read_idx
-from noiseprop.data.npy import map_array
-from noiseprop.data.npz import npz
-from noiseprop.data.tar_archive import plain_files
-from noiseprop.data.tiny_imagenet import MOST_JPEG, decode_jpeg
+from noiseprop.data.npy import map_npy
+from noiseprop.data.npz import read_npz
+from noiseprop.data.tar_archive import iterate_tar_files
+from noiseprop.data.tiny_imagenet import MAX_JPEG_BYTES, decode_jpeg
 from noiseprop.data.tiny_imagenet_index import list_images
-from noiseprop.data.zip_archive import open_archive
+from noiseprop.data.zip_archive import open_zip
 from noiseprop.errors import DataError, NoisepropError, RunError
-from noiseprop.evaluation.checkpoint import Partial
+from noiseprop.evaluation.checkpoint import PartialEvaluation
 from noiseprop.evaluation.results import Evaluation, Finding, Measurement
-from noiseprop.evaluation.serialization import measurement_document, read, to_json
+from noiseprop.evaluation.serialization import format_evaluation, read_evaluation
 from noiseprop.evaluation.settings import Settings
 from noiseprop.files.bounded import gunzip
-from noiseprop.files.checksum import sealed
+from noiseprop.files.checksum import add_checksum
 from noiseprop.noise.attach.add_noise import add_noise, remove_noise
 from noiseprop.noise.attach.serialization import load_noise, save_noise
 from noiseprop.noise.sigma_adam import SigmaAdam, sigmas, weights
@@ -51,7 +52,8 @@ from noiseprop.paper.how import how
 from noiseprop.paper.page_resnets import page
 from noiseprop.paper.protocol import RESNETS
 from noiseprop.paper.results import read_record
-from noiseprop.paper.tables import findings_table, main_tables, states_tables, text_table
+from noiseprop.evaluation.text_summary import format_text_table
+from noiseprop.paper.tables import findings_table, main_tables, states_tables
 from noiseprop.report import eps_curve
 from noiseprop.runs.trained_model import read_settings
 from noiseprop.training import Epoch, Recipe, read_metrics
@@ -134,7 +136,7 @@ def digits_seeds() -> list[bytes]:
 
 def read_digits(data: bytes) -> None:
     with patch.object(mnist5k, "COUNT", 1):
-        assert mnist5k.parse_digits(data, Path("x.csv")).shape == (1, 785)
+        assert mnist5k.parse_digits_csv(data, Path("x.csv")).shape == (1, 785)
 
 
 def tar_seeds() -> list[bytes]:
@@ -144,18 +146,18 @@ def tar_seeds() -> list[bytes]:
         with tarfile.open(fileobj=packed, mode="w", format=form) as archive:
             for name in ("cifar-10-batches-bin/a.bin", "./b.bin"):
                 info = tarfile.TarInfo(name)
-                info.size, info.mtime = ROW, 1.5 if form == tarfile.PAX_FORMAT else 1
-                archive.addfile(info, io.BytesIO(bytes(ROW)))
+                info.size, info.mtime = ROW_BYTES, 1.5 if form == tarfile.PAX_FORMAT else 1
+                archive.addfile(info, io.BytesIO(bytes(ROW_BYTES)))
         seeds.append(packed.getvalue()[: 11 * 1024])
     return seeds
 
 
 def read_tar(data: bytes) -> None:
-    for name, content in plain_files(data, Path("x.tar")):
+    for name, content in iterate_tar_files(data, Path("x.tar")):
         assert ".." not in name.split("/")
         assert not name.startswith("/")
         with suppress(DataError):
-            assert parse_rows(content, Path(name))[:, 0].max() < len(CLASSES)
+            assert parse_cifar10_rows(content, Path(name))[:, 0].max() < len(CIFAR10_CLASSES)
 
 
 def jpeg(mode: str = "RGB", **options: object) -> bytes:
@@ -187,11 +189,11 @@ def zip_seeds() -> list[bytes]:
 
 
 def read_zip(data: bytes) -> None:
-    with open_archive(as_file(data, "tiny.zip")) as archive:
+    with open_zip(as_file(data, "tiny.zip")) as archive:
         listing = list_images(archive)
         assert len(listing.members) == len(listing.labels) == len(listing.boxes) >= 1
         for member in listing.members[:4]:
-            assert len(archive.read(member, MOST_JPEG)) <= MOST_JPEG
+            assert len(archive.read(member, MAX_JPEG_BYTES)) <= MAX_JPEG_BYTES
 
 
 def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
@@ -208,7 +210,7 @@ def npy_seeds() -> list[bytes]:
 def read_npy(data: bytes) -> None:
     path = as_file(data, "array.npy")
     with suppress(ValueError):  # its callers' word for damage
-        array = map_array(path, "r")
+        array = map_npy(path, "r")
         assert array.nbytes <= len(data)
         array.sum()
 
@@ -227,7 +229,7 @@ def npz_seeds() -> list[bytes]:
 
 
 def read_npz(data: bytes) -> None:
-    assert len(npz(as_file(data, "own.npz"), "own.npz")) >= 1
+    assert len(read_npz(as_file(data, "own.npz"), "own.npz")) >= 1
 
 
 def picture_seeds() -> list[bytes]:
@@ -245,7 +247,7 @@ def picture_seeds() -> list[bytes]:
 def read_pictures(data: bytes) -> None:
     as_file(picture_seeds_kept()[0], "pictures/one/sound.png")
     folder = as_file(data, "pictures/two/damaged.png").parents[1]
-    assert class_folders(folder, "pictures/").images.shape[2:] == (4, 4)
+    assert read_class_folders(folder, "pictures/").images.shape[2:] == (4, 4)
 
 
 @cache
@@ -267,7 +269,7 @@ def cache_seeds() -> list[bytes]:
 def read_cache(data: bytes) -> None:
     images, _, index = data.partition(SEAM)
     as_file(images, "cache/key.npy")
-    found = read_mapped(as_file(index, "cache/key.json").parent, "key")
+    found = read_cached_images(as_file(index, "cache/key.json").parent, "key")
     if found is not None:
         assert found[0].dtype == torch.uint8
         assert found[0].ndim == 4
@@ -371,7 +373,7 @@ def config_seeds() -> list[bytes]:
     data = {"name": "mnist-5k", "split_seed": 0, "ratio": [5, 1, 1], "images": {"train": 9}, "digest": "ab"}
     settings = {"model": model, "data": data, "recipe": asdict(Recipe()), "seed": 0}
     document = {"format": 1, "settings": settings, "made_with": {"torch": "2"}}
-    return [json.dumps(document).encode(), json.dumps(sealed(document)).encode()]
+    return [json.dumps(document).encode(), json.dumps(add_checksum(document)).encode()]
 
 
 def read_config_file(data: bytes) -> None:
@@ -382,7 +384,7 @@ def read_config_file(data: bytes) -> None:
 def metrics_seeds() -> list[bytes]:
     sigma = {"fc1.noise": {"mean": 1.0, "std": 0.5, "min": 0, "max": 2.5}}
     rows = [vars(Epoch(number, 0.5, 0.5, 0.25, 1.0, sigma, 1.5)) for number in (1, 2)]
-    return [b"".join(json.dumps(change(row)).encode() + b"\n" for row in rows) for change in (dict, sealed)] + [b""]
+    return [b"".join(json.dumps(change(row)).encode() + b"\n" for row in rows) for change in (dict, add_checksum)] + [b""]
 
 
 def read_metrics_file(data: bytes) -> None:
@@ -406,31 +408,33 @@ def evaluation() -> Evaluation:
 
 
 def evaluation_seeds() -> list[bytes]:
-    text = to_json(evaluation())
-    older = {name: value for name, value in json.loads(text).items() if name != "sha256"}
-    return [json.dumps(older).encode(), text.encode()]
+    text = format_evaluation(evaluation())
+    return [json.dumps(json.loads(text)).encode(), text.encode()]
 
 
-def read_evaluation(data: bytes) -> None:
-    found = read(as_file(data, "evaluation.json"))
+def read_evaluation_file(data: bytes) -> None:
+    found = read_evaluation(as_file(data, "evaluation.json"))
     assert 0 <= found.measurements[0].accuracy <= 1
 
 
-WHAT = {"seed": 0}
+class Identity(msgspec.Struct):
+    """What an evaluation under way is known by."""
+
+    seed: int = 0
 
 
 def partial_seeds() -> list[bytes]:
-    found = [measurement_document(m) for m in evaluation().measurements]
-    finding = {"name": "noise", "outcome": "passed", "numbers": {"difference": 0.5}, "sentence": "So it is."}
-    steps = [{"step": "clean", "found": found}, {"step": "noise", "found": finding}]
-    return [b"\n".join(json.dumps(x).encode() for x in (WHAT, *map(change, steps))) for change in (dict, sealed)]
+    path = scratch() / "seed.jsonl"
+    partial = PartialEvaluation(path, Identity())
+    partial.load_or_measure("clean", lambda: list(evaluation().measurements))
+    partial.load_or_check("noise", lambda: evaluation().findings[0])
+    return [path.read_bytes()]
 
 
 def read_partial(data: bytes) -> None:
-    partial = Partial(as_file(data, "partial.jsonl"), WHAT)
-    partial._path = None  # so that nothing is written
-    partial.measured("clean", list)
-    partial.checked("noise", lambda: Finding("noise", "passed", {}, ""))
+    partial = PartialEvaluation(as_file(data, "partial.jsonl"), Identity(), writes=False)
+    partial.load_or_measure("clean", list)
+    partial.load_or_check("noise", lambda: Finding("noise", "passed", {}, ""))
 
 
 def record_seeds() -> list[bytes]:
@@ -453,7 +457,7 @@ def read_record_file(data: bytes) -> None:
         how(record)
         findings_table(record)
         for table in (*main_tables(record), *states_tables(record)):
-            text_table(table)
+            format_text_table(table)
         if record["table"] in RESNETS:
             page([record], {})
 
@@ -505,7 +509,7 @@ READERS = {
         Reader("noise", "files of save_noise", noise_seeds, read_noise, header, TENSORS),
         Reader("config", "config.json", config_seeds, read_config_file, tree, NUMBERS),
         Reader("metrics", "metrics.jsonl", metrics_seeds, read_metrics_file, lines, NUMBERS),
-        Reader("evaluation", "evaluation.json", evaluation_seeds, read_evaluation, tree, NUMBERS),
+        Reader("evaluation", "evaluation.json", evaluation_seeds, read_evaluation_file, tree, NUMBERS),
         Reader("partial", "evaluation.partial.jsonl", partial_seeds, read_partial, lines, NUMBERS),
         Reader("record", "results of the tables", record_seeds, read_record_file, tree, NUMBERS),
         Reader("curve", "curve.json of a report", curve_seeds, read_curve, tree, NUMBERS),

@@ -16,8 +16,8 @@ from torch.nn import functional
 from noiseprop.cli import main
 from noiseprop.data import Dataset, load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.scoring import noise_key
-from noiseprop.files.checksum import sealed
+from noiseprop.evaluation.scoring import derive_noise_key
+from noiseprop.files.checksum import add_checksum
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper import figure4, reproduction
@@ -89,7 +89,7 @@ def test_a_network_without_noise_is_right_where_its_largest_logit_is_the_label_s
 def test_a_network_with_noise_is_right_where_most_of_its_draws_say_the_label(plan):
     job, test = plan.jobs(TABLES["table6"], 1)[4], split(load("tiny-imagenet", plan.data_dir)).test
     model, images = trained(job).eval(), test.images.float() / 255
-    reset_noise(model, noise_key(0, "figure 4"))
+    reset_noise(model, derive_noise_key(0, "figure 4"))
     with torch.no_grad(), sampling(model, "fresh", draws=figure4.VOTES):
         said = model(images).argmax(-1)  # (draws, 8)
     counts = functional.one_hot(said).sum(0)
@@ -359,7 +359,7 @@ def test_a_foreign_file_is_one_sentence(content, tmp_path):
 )
 def test_figures_at_odds_are_told(seen, tmp_path, change, says):
     path = tmp_path / "figure4-x.json"
-    path.write_text(json.dumps(sealed({**seen.record, **change})))
+    path.write_text(json.dumps(add_checksum({**seen.record, **change})))
     with pytest.raises(RunError, match=says):
         read_figure_4(path)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from noiseprop.attacks.eot import attacking
+from noiseprop.attacks.eot import prepare_for_attack
 from noiseprop.errors import InputError
 from noiseprop.models.registry import build
 from noiseprop.noise.attach.add_noise import noise_layers
@@ -242,6 +242,6 @@ def test_batch_lbfgs_over_several_draws_climbs_their_mean_loss():
         loss.backward()
         return loss
 
-    with attacking(noisy), sampling(noisy, draws=4):
+    with prepare_for_attack(noisy), sampling(noisy, draws=4):
         optimizer.step(closure)
     torch.testing.assert_close(x_adv, z.detach().clamp(0, 1), rtol=1e-4, atol=1e-5)

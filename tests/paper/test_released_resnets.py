@@ -11,7 +11,7 @@ from noiseprop import noise_layers, sampling
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError
 from noiseprop.evaluation.evaluate import evaluate
-from noiseprop.evaluation.scoring import noise_key
+from noiseprop.evaluation.scoring import derive_noise_key
 from noiseprop.evaluation.settings import CONDITIONS, Settings
 from noiseprop.models.registry import build
 from noiseprop.noise.sigma_adam import sigmas, weights
@@ -244,6 +244,6 @@ def test_they_meet_the_noise_that_is_said_from_a_key_of_their_own():
 
     first = evaluate(model, test, settings=replace(asked, conditions=("clean",)))
     whole = with_attacks(first, model, surrogate, test, asked, {"lbfgs": attack})
-    key = noise_key(0, "lbfgs", 1, "attack")
+    key = derive_noise_key(0, "lbfgs", 1, "attack")
     assert seen == [(model, [True], []), (model, [False], [[key, 0]]), (surrogate, [], [])]
     assert {m.condition for m in whole.measurements} == set(asked.conditions)

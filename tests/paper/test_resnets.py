@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.faults.processes import LONG_ENOUGH
 from noiseprop.cli import main
 from noiseprop.errors import RunError
 from noiseprop.evaluation import settings as evaluation_settings
-from noiseprop.evaluation.serialization import read
+from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, known_settings
 from noiseprop.evaluation.statistics import holm, welch, wilson
 from noiseprop.paper import protocol as protocol_module
@@ -106,7 +107,7 @@ def test_a_run_keeps_recipe_augmentation_and_all_figures(table5):
     assert settings["recipe"]["name"] == "fast"
     assert settings["recipe"]["augment"] is True
     assert settings["recipe"]["schedule"] == "one-cycle"
-    evaluation = read(job.folder / EVALUATION)
+    evaluation = read_evaluation(job.folder / EVALUATION)
     assert evaluation.images == 20  # of 24
     assert evaluation.noisy
     sizes = {(m.condition, m.state, m.attack_draws): m.correct.size for m in evaluation.measurements}
@@ -244,7 +245,7 @@ def test_finished_steps_are_not_measured_again(table5, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         do(this, stop)
-    monkeypatch.setattr("noiseprop.evaluation.evaluate.craft", None)  # no attack is made any more
+    monkeypatch.setattr(import_module("noiseprop.evaluation.evaluate"), "craft_images", None)  # no attack is made any more
     do(this, quiet)
     assert (this.folder / EVALUATION).read_bytes() == (job.folder / EVALUATION).read_bytes()
 
@@ -680,7 +681,7 @@ def test_judging_in_bf16_is_another_evaluation_of_the_same_network(table5, tmp_p
     assert not is_finished(this)
     do(this, quiet)
     assert (this.folder / MODEL).read_bytes() == (exact.folder / MODEL).read_bytes()
-    half, full = (read(job.folder / EVALUATION) for job in (this, exact))
+    half, full = (read_evaluation(job.folder / EVALUATION) for job in (this, exact))
     assert half.about["judged_in"] == "bf16"
     assert "judged_in" not in full.about
     assert abs(half.accuracy("clean", state="off") - full.accuracy("clean", state="off")) <= 0.1
@@ -693,7 +694,7 @@ def test_table_6_takes_its_own_data_corruptions_and_classes(root, image_dir):
     this = plan(root, image_dir, "table6", epochs=1)
     job = this.job(TABLES["table6"][3], 0)
     do(job, quiet)
-    evaluation = read(job.folder / EVALUATION)
+    evaluation = read_evaluation(job.folder / EVALUATION)
     assert evaluation.settings.corruption_params == "tiny-imagenet"
     assert evaluation.settings.fgsm_eps == 2 / 255
     assert {m.severity for m in evaluation.measurements if m.condition in CORRUPTIONS} == {1, 2, 3, 4, 5}

@@ -11,7 +11,7 @@ import torch
 
 from noiseprop.data import SPLIT_SEED, digest, load, split
 from noiseprop.evaluation.results import Evaluation, Finding, Measurement
-from noiseprop.evaluation.serialization import write
+from noiseprop.evaluation.serialization import write_evaluation
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, SETTINGS
 from noiseprop.models.registry import build
 from noiseprop.noise.attach.add_noise import noise_layers
@@ -90,7 +90,7 @@ def make_run(
     if judged == "made up":
         judged = evaluation(name, seed)
     if isinstance(judged, Evaluation):
-        write(judged, folder / "evaluation.json")
+        write_evaluation(judged, folder / "evaluation.json")
     return folder
 
 

@@ -84,7 +84,7 @@ def test_a_kept_curve_is_read_for_this_network_these_images_and_settings_alone(t
     x, y = pixels(20)
     path = tmp_path / "curve.json"
     made = eps_curve(Above(), x, y, settings=SETTINGS, kept=path)
-    monkeypatch.setattr(module, "craft", None)
+    monkeypatch.setattr(module, "craft_images", None)
     assert eps_curve(Above(), x, y, settings=SETTINGS, kept=path) == made
     for model, images, settings in (
         (nn.Sequential(Above()), x, SETTINGS),

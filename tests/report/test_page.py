@@ -9,7 +9,7 @@ from tests.report.made_up import evaluation, make_run, page
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation.results import Finding
-from noiseprop.evaluation.serialization import write
+from noiseprop.evaluation.serialization import write_evaluation
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.report.eps_curve import Curve
 from noiseprop.report.network_views import EXAMPLES_IN_ALL, Example, Look, Seen, Sigma, look_at
@@ -181,5 +181,5 @@ def test_the_curve_is_kept_beside_the_run_and_read_again(copied, monkeypatch):
 
 def test_other_figures_make_another_page(copied):
     first = page(copied)
-    write(evaluation("MLPN", 7), copied / "evaluation.json")
+    write_evaluation(evaluation("MLPN", 7), copied / "evaluation.json")
     assert page(copied) != first

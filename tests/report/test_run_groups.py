@@ -5,7 +5,7 @@ import pytest
 from tests.report.made_up import evaluation, make_run
 
 from noiseprop.errors import RunError
-from noiseprop.evaluation.serialization import write
+from noiseprop.evaluation.serialization import write_evaluation
 from noiseprop.report.run_groups import grouped, read_run
 
 
@@ -88,6 +88,6 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
 
 def test_an_evaluation_of_other_seeds_joins_its_group_once_written(tmp_path):
     folder = make_run(tmp_path / "b", seed=1, judged=None)
-    write(evaluation("MLPN", 1), folder / "evaluation.json")
+    write_evaluation(evaluation("MLPN", 1), folder / "evaluation.json")
     (group,) = grouped([read_run(make_run(tmp_path / "a")), read_run(folder)])
     assert len(group.evaluations) == 2

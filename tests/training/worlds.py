@@ -22,7 +22,7 @@ from noiseprop import add_noise, sigmas
 from noiseprop.data import Split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.evaluate import evaluate
-from noiseprop.evaluation.serialization import to_json
+from noiseprop.evaluation.serialization import format_evaluation
 from noiseprop.evaluation.settings import Settings
 from noiseprop.models import mlp
 from noiseprop.noise.objectives import SquareRootBonus
@@ -152,16 +152,16 @@ def judge(folder: Path, rank: int) -> None:
     torch.manual_seed(1)
     surrogate, passes = mlp((36, 6, 3)), []
     net.register_forward_pre_hook(lambda *_: passes.append(1))
-    whole = evaluate(net, test, settings=QUICK, surrogate=surrogate, kept=folder / "kept")
-    (folder / f"{rank}.json").write_text(to_json(whole))
+    whole = evaluate(net, test, settings=QUICK, surrogate=surrogate, checkpoint=folder / "kept")
+    (folder / f"{rank}.json").write_text(format_evaluation(whole))
     in_whole = len(passes)
     dist.barrier()
     lines = (folder / "kept").read_text().splitlines(keepends=True)
     if rank == 0:
         (folder / "begun").write_text("".join(lines[:20]))
     dist.barrier()
-    again = evaluate(net, test, settings=QUICK, surrogate=surrogate, kept=folder / "begun")
-    told = {"same": to_json(again) == to_json(whole), "passes": [in_whole, len(passes) - in_whole]}
+    again = evaluate(net, test, settings=QUICK, surrogate=surrogate, checkpoint=folder / "begun")
+    told = {"same": format_evaluation(again) == format_evaluation(whole), "passes": [in_whole, len(passes) - in_whole]}
     with torch.no_grad():
         net.fc1.weight[0, 0] += rank
     try:

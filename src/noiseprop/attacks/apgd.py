@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.eot import attacking, is_random, loss_gradient
-from noiseprop.attacks.restarts import best_of, is_better, refuse_luck, start_points
-from noiseprop.attacks.validation import ball, check_count, check_images, check_number
+from noiseprop.attacks.eot import is_random, loss_gradient, prepare_for_attack
+from noiseprop.attacks.restarts import check_early_stop, compare_candidates, sample_start_points, select_best_restart
+from noiseprop.attacks.validation import check_count, check_images, check_number, linf_ball
 
 # The constants of the paper: weight of the new step against momentum, and the least share of rises that keeps the step.
 _ALPHA = 0.75
@@ -76,20 +76,20 @@ def apgd(
     eps, steps = check_number("eps", eps), check_count("steps", steps)
     restarts, draws = check_count("restarts", restarts), check_count("draws", draws)
 
-    with attacking(model):
-        refuse_luck(model, stop_when_broken)
-        low, high = ball(x, eps)
+    with prepare_for_attack(model):
+        check_early_stop(model, stop_when_broken)
+        low, high = linf_ball(x, eps)
 
         def run(start: Tensor, rows: Tensor) -> Tensor:
-            climb = _Climb.begin(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
-            return _climb(model, climb, steps=steps, draws=draws, stop=stop_when_broken)
+            climb = _ApgdState.from_start(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
+            return _run_apgd(model, climb, steps=steps, draws=draws, stop=stop_when_broken)
 
-        starts = start_points(x, low, high, eps=eps, restarts=restarts, from_image=False, generator=generator)
-        return best_of(model, y, starts, run, draws=draws, stop=stop_when_broken)
+        starts = sample_start_points(x, low, high, eps=eps, restarts=restarts, from_image=False, generator=generator)
+        return select_best_restart(model, y, starts, run, draws=draws, stop=stop_when_broken)
 
 
 @dataclass
-class _Climb:
+class _ApgdState:
     """What APGD knows of each of n images."""
 
     y: Tensor  # (n,)
@@ -109,9 +109,9 @@ class _Climb:
     halved: Tensor  # (n,) bool: the step was halved at the last checkpoint
 
     @classmethod
-    def begin(
+    def from_start(
         cls, model: nn.Module, start: Tensor, y: Tensor, low: Tensor, high: Tensor, *, step: float, draws: int
-    ) -> "_Climb":
+    ) -> "_ApgdState":
         loss, gradient, logits = loss_gradient(model, start, y, draws=draws)
         return cls(
             y=y,
@@ -131,19 +131,19 @@ class _Climb:
             halved=torch.ones_like(y, dtype=torch.bool),  # no halving for want of improvement at the first checkpoint
         )
 
-    def __getitem__(self, rows: Tensor) -> "_Climb":
-        return _Climb(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def __getitem__(self, rows: Tensor) -> "_ApgdState":
+        return _ApgdState(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def _climb(model: nn.Module, climb: _Climb, *, steps: int, draws: int, stop: bool) -> Tensor:
+def _run_apgd(model: nn.Module, climb: _ApgdState, *, steps: int, draws: int, stop: bool) -> Tensor:
     """One run; returns the best iterates, or with `stop` the first misclassified one where there is one."""
     random = is_random(model)
-    checkpoints = _checkpoints(steps)
+    checkpoints = _list_checkpoints(steps)
     result, rows = climb.x.clone(), torch.arange(len(climb.y), device=climb.y.device)
     since = 0
     for t in range(steps + 1):
         if t:
-            _advance(model, climb, draws=draws, momentum=t > 1)
+            _take_step(model, climb, draws=draws, momentum=t > 1)
             since += 1
         if stop and bool(climb.broken.any()):  # before a checkpoint may put another iterate in this one's place
             result[rows[climb.broken]] = climb.x[climb.broken]
@@ -152,17 +152,17 @@ def _climb(model: nn.Module, climb: _Climb, *, steps: int, draws: int, stop: boo
                 return result
         if t in checkpoints:
             if random:
-                better, climb.best_loss = is_better(model, climb.y, climb.x, climb.best, draws=draws)
-                _keep(climb, better)
-            _adapt(climb, since)
+                better, climb.best_loss = compare_candidates(model, climb.y, climb.x, climb.best, draws=draws)
+                _update_best(climb, better)
+            _adapt_step_sizes(climb, since)
             since = 0
     if random:
-        _keep(climb, is_better(model, climb.y, climb.x, climb.best, draws=draws)[0])
+        _update_best(climb, compare_candidates(model, climb.y, climb.x, climb.best, draws=draws)[0])
     result[rows] = climb.best
     return result
 
 
-def _advance(model: nn.Module, climb: _Climb, *, draws: int, momentum: bool) -> None:
+def _take_step(model: nn.Module, climb: _ApgdState, *, draws: int, momentum: bool) -> None:
     """One step of every image, and the record of its best iterate."""
     x, low, high = climb.x, climb.low, climb.high
     new = (x + climb.step * climb.gradient.sign()).clamp_(low, high)
@@ -176,21 +176,21 @@ def _advance(model: nn.Module, climb: _Climb, *, draws: int, momentum: bool) -> 
     better = loss > climb.best_loss
     climb.improved = climb.improved | better
     climb.best_loss = torch.where(better, loss, climb.best_loss)
-    _keep(climb, better)
+    _update_best(climb, better)
 
 
-def _keep(climb: _Climb, chosen: Tensor) -> None:
+def _update_best(climb: _ApgdState, chosen: Tensor) -> None:
     """Make the latest iterate of the chosen images (n,) their best."""
-    chosen = _per_image(chosen, climb.x)
+    chosen = _broadcast_per_image(chosen, climb.x)
     climb.best = torch.where(chosen, climb.x, climb.best)
     climb.best_gradient = torch.where(chosen, climb.gradient, climb.best_gradient)
 
 
-def _adapt(climb: _Climb, since: int) -> None:
+def _adapt_step_sizes(climb: _ApgdState, since: int) -> None:
     """A checkpoint: halve the step and go back to the best iterate where the last `since` steps did little."""
     # The paper's condition 1 has "<"; the authors' code, followed here, has "<=".
     halve = (climb.rises <= _RHO * since) | ~(climb.halved | climb.improved)
-    where = _per_image(halve, climb.x)
+    where = _broadcast_per_image(halve, climb.x)
     climb.step = torch.where(where, climb.step / 2, climb.step)
     climb.x = torch.where(where, climb.best, climb.x)
     climb.gradient = torch.where(where, climb.best_gradient, climb.gradient)
@@ -199,11 +199,11 @@ def _adapt(climb: _Climb, since: int) -> None:
     climb.halved = halve
 
 
-def _checkpoints(steps: int) -> set[int]:
+def _list_checkpoints(steps: int) -> set[int]:
     """After which steps the step sizes adapt: at first 22 % of all steps apart, then less and less, at least 6 %.
 
     Examples:
-        >>> sorted(_checkpoints(100))
+        >>> sorted(_list_checkpoints(100))
         [22, 41, 57, 70, 80, 87, 93, 99]
     """
     distance, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
@@ -216,6 +216,6 @@ def _checkpoints(steps: int) -> set[int]:
     return found
 
 
-def _per_image(flags: Tensor, like: Tensor) -> Tensor:
+def _broadcast_per_image(flags: Tensor, like: Tensor) -> Tensor:
     """Flags (n,) in a shape that broadcasts over images (n, ...)."""
     return flags.view(-1, *[1] * (like.dim() - 1))

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noiseprop.attacks.microbatch import parts
+from noiseprop.attacks.microbatch import split_batch
 from noiseprop.attacks.validation import check_logits
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_apart, noise_of
 
-T = TypeVar("T")
+PartResult = TypeVar("PartResult")
 
 # Draws that decide which of several candidates has the higher expected loss.
 SCORE_DRAWS = 32
@@ -57,7 +57,7 @@ def is_random(model: nn.Module) -> bool:
 
 
 @contextmanager
-def attacking(model: nn.Module) -> Generator[None]:
+def prepare_for_attack(model: nn.Module) -> Generator[None]:
     """Hold a model as attacks need it and give it back as it was, also after an exception.
 
     Inside, every module is in eval mode (batch norm uses and keeps its running statistics, dropout is off) but for
@@ -85,7 +85,7 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
     """The expected cross-entropy of each image and its gradient with respect to that image.
 
     The losses of the batch are summed, never averaged, so that an image's gradient does not depend on its batch.
-    Call it inside `attacking(model)`.
+    Call it inside `prepare_for_attack(model)`.
 
     Args:
         model: images (B, ...) to logits (B, classes).
@@ -103,7 +103,7 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
 
     def look(rows: slice) -> LossGradient:
         part = x[rows].detach().requires_grad_()
-        logits = _logits(model, part, y[rows], draws, key)  # (K, b, classes)
+        logits = _compute_logits(model, part, y[rows], draws, key)  # (K, b, classes)
         loss = _expected_cross_entropy(logits, y[rows])
         gradient = torch.autograd.grad(loss.sum(), part, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None:
@@ -113,32 +113,32 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
             )
         return LossGradient(loss.detach(), gradient, logits.detach())
 
-    found = _in_parts(model, x, draws, look)
-    return found[0] if len(found) == 1 else _join(found)
+    found = _map_parts(model, x, draws, look)
+    return found[0] if len(found) == 1 else _concatenate_parts(found)
 
 
 def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> tuple[Tensor, Tensor]:
     """The expected cross-entropy (B,) of each image over fresh draws, and the logits (K, B, classes) behind it.
 
-    Call it inside `attacking(model)`, where nothing needs a gradient and so no graph is built.
+    Call it inside `prepare_for_attack(model)`, where nothing needs a gradient and so no graph is built.
     """
     draws = draws if draws == 1 or is_random(model) else 1
-    found = _in_parts(model, x, draws, lambda rows: _logits(model, x[rows], y[rows], draws).detach())
+    found = _map_parts(model, x, draws, lambda rows: _compute_logits(model, x[rows], y[rows], draws).detach())
     logits = torch.cat(found, 1)
     return _expected_cross_entropy(logits, y), logits
 
 
-def _in_parts(model: nn.Module, x: Tensor, draws: int, work: Callable[[slice], T]) -> list[T]:
+def _map_parts(model: nn.Module, x: Tensor, draws: int, work: Callable[[slice], PartResult]) -> list[PartResult]:
     """What `work` makes of each part of a batch, whose images have the noise that they would have in the whole."""
-    first, *others = parts(model, x, draws)
-    found: list[T] = []
+    first, *others = split_batch(model, x, draws)
+    found: list[PartResult] = []
     for rows in others:
         with noise_of(model, rows.start):
             found.append(work(rows))
     return [work(first), *found]  # the first one last: it moves the noise on
 
 
-def _logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None = None) -> Tensor:
+def _compute_logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None = None) -> Tensor:
     """Logits (K, B, classes): one ordinary pass where draws is 1, else K draws of the noise, fresh or of a key."""
     if draws == 1 and key is None:
         return check_logits(model(x), y)[None]
@@ -156,6 +156,6 @@ def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return losses.view(draws, batch).mean(0)
 
 
-def _join(found: list[LossGradient]) -> LossGradient:
+def _concatenate_parts(found: list[LossGradient]) -> LossGradient:
     losses, gradients, logits = zip(*found, strict=True)
     return LossGradient(torch.cat(losses), torch.cat(gradients), torch.cat(logits, 1))

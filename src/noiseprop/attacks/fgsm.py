@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from noiseprop.attacks.eot import attacking, loss_gradient
+from noiseprop.attacks.eot import loss_gradient, prepare_for_attack
 from noiseprop.attacks.validation import check_count, check_images, check_number
 
 
@@ -39,6 +39,6 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
     """
     x, y = check_images(x, y)
     eps, draws = check_number("eps", eps), check_count("draws", draws)
-    with attacking(model):
+    with prepare_for_attack(model):
         gradient = loss_gradient(model, x, y, draws=draws).gradient
         return x.add(gradient.sign_(), alpha=eps).clamp_(0, 1)

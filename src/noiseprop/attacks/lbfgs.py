@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from noiseprop.attacks.eot import SCORE_DRAWS, attacking, expected_loss, loss_gradient
+from noiseprop.attacks.eot import SCORE_DRAWS, expected_loss, loss_gradient, prepare_for_attack
 from noiseprop.attacks.validation import check_count, check_images, check_number
 
 # torch.optim.LBFGS remembers a pair (s, y) only where y.s is above this.
@@ -60,25 +60,25 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
     """
     x, y = check_images(x, y)
     step, steps, draws = check_number("step", step), check_count("steps", steps), check_count("draws", draws)
-    with attacking(model):
+    with prepare_for_attack(model):
         z = x.flatten(1).clone()  # (B, n)
         furthest = math.sqrt(torch.finfo(z.dtype).max)
-        move, before, history = torch.zeros_like(z), torch.zeros_like(z), _History(z)
+        move, before, history = torch.zeros_like(z), torch.zeros_like(z), _CurvaturePairs(z)
         for t in range(steps):
             descent = loss_gradient(model, z.view(x.shape), y, draws=draws).gradient.flatten(1)  # of minus the loss
             if t == 0:
                 length = step * (1 / descent.abs().sum(1, keepdim=True)).clamp(max=1)  # (B, 1)
                 move = descent * length
             else:
-                history.remember(move, before - descent)
-                move = history.direction(descent).mul_(step)
+                history.add_pair(move, before - descent)
+                move = history.apply_inverse_hessian(descent).mul_(step)
             moved = z + move
             z = torch.where(moved.abs().amax(1, keepdim=True) < furthest, moved, z)  # false for NaN too
             before = descent
         return z.clamp_(0, 1).view(x.shape)
 
 
-class _History:
+class _CurvaturePairs:
     """The pairs (s, y) of L-BFGS for a batch of independent problems: changes of the point and of its gradient.
 
     A problem whose pair fails the curvature rule stores zeros in its place, which drop out of both loops exactly.
@@ -88,7 +88,7 @@ class _History:
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s (B, n), y (B, n), 1/(y.s) (B, 1)
         self.scale = like.new_ones(len(like), 1)  # the first guess at the inverse Hessian, a multiple of 1
 
-    def remember(self, s: Tensor, y: Tensor) -> None:
+    def add_pair(self, s: Tensor, y: Tensor) -> None:
         """Store a pair for each problem in which y.s > 1e-10, the rule of torch.optim.LBFGS."""
         curvature = (y * s).sum(1, keepdim=True)  # (B, 1)
         good = curvature > _CURVATURE
@@ -97,7 +97,7 @@ class _History:
         self.scale = torch.where(good, curvature / (y * y).sum(1, keepdim=True), self.scale)
         self.pairs.append((s, y, torch.where(good, 1 / curvature, zero)))
 
-    def direction(self, descent: Tensor) -> Tensor:
+    def apply_inverse_hessian(self, descent: Tensor) -> Tensor:
         """H times the direction of steepest descent (B, n): the two-loop recursion."""
         q = descent.clone()
         weights: list[Tensor] = []
@@ -160,23 +160,25 @@ def lbfgs_szegedy(
     x, y = check_images(x, y)
     steps, draws = check_count("steps", steps), check_count("draws", draws)
     searches = check_count("searches", searches)
-    with attacking(model):
+    with prepare_for_attack(model):
         x_adv = x.clone()
         logits = expected_loss(model, x, y, draws=SCORE_DRAWS)[1].mean(0)  # (B, classes)
         if target is None:
             target = logits.scatter(1, y[:, None], -math.inf).argmax(1)
         _, target = check_images(x, target)
         for i in (logits.argmax(1) != target).nonzero()[:, 0].tolist():
-            x_adv[i] = _nearest(model, x[i : i + 1], target[i : i + 1], steps=steps, searches=searches, draws=draws)[0]
+            x_adv[i] = _search_nearest(
+                model, x[i : i + 1], target[i : i + 1], steps=steps, searches=searches, draws=draws
+            )[0]
         return x_adv
 
 
-def _nearest(model: nn.Module, x: Tensor, target: Tensor, *, steps: int, searches: int, draws: int) -> Tensor:
+def _search_nearest(model: nn.Module, x: Tensor, target: Tensor, *, steps: int, searches: int, draws: int) -> Tensor:
     """The search over c for one image (1, ...)."""
     best, smallest = x, math.inf
     succeeded, failed, c = 0.0, math.inf, 1.0
     for _ in range(searches):
-        x_adv = _minimise(model, x, target, c=c, steps=steps, draws=draws)
+        x_adv = _minimise_distance(model, x, target, c=c, steps=steps, draws=draws)
         _, logits = expected_loss(model, x_adv, target, draws=SCORE_DRAWS)
         distance = float((x_adv - x).norm())
         if bool(logits.mean(0).argmax(1) == target):
@@ -191,7 +193,7 @@ def _nearest(model: nn.Module, x: Tensor, target: Tensor, *, steps: int, searche
     return best
 
 
-def _minimise(model: nn.Module, x: Tensor, target: Tensor, *, c: float, steps: int, draws: int) -> Tensor:
+def _minimise_distance(model: nn.Module, x: Tensor, target: Tensor, *, c: float, steps: int, draws: int) -> Tensor:
     """The image (1, ...) that minimises c |r|_2 + expected loss towards the target, in [0, 1], from r = 0."""
 
     def image(r: NDArray[np.float64]) -> Tensor:

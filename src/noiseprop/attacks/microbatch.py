@@ -17,7 +17,7 @@ _MAP_VALUES = 1 << 23
 _SMALL = 1 << 17
 
 
-class _Widths(NamedTuple):
+class _MapWidths(NamedTuple):
     """Values per image of a model's widest map, and of the widest of which K draws hold K copies (0 without noise)."""
 
     widest: int
@@ -25,10 +25,10 @@ class _Widths(NamedTuple):
 
 
 _Layout = tuple[tuple[str, ...], torch.Size]  # where a model's noise is, and the shape of an image
-_seen: "WeakKeyDictionary[nn.Module, dict[_Layout, _Widths]]" = WeakKeyDictionary()
+_known_widths: "WeakKeyDictionary[nn.Module, dict[_Layout, _MapWidths]]" = WeakKeyDictionary()
 
 
-def parts(model: nn.Module, x: Tensor, draws: int) -> list[slice]:
+def split_batch(model: nn.Module, x: Tensor, draws: int) -> list[slice]:
     """Slices of the batch x (B, ...), as equal as may be, to be put through the model one after the other.
 
     Draws share all that comes before the noise, so what counts for K of them is the widest map behind it: a network
@@ -36,21 +36,21 @@ def parts(model: nn.Module, x: Tensor, draws: int) -> list[slice]:
     """
     if draws == 1 and x.numel() <= _SMALL:
         return [slice(None)]
-    widths = _widths(model, x)
+    widths = _measure_widths(model, x)
     values = len(x) * max(widths.widest, draws * widths.copied)
     count = min(len(x), math.ceil(values / _MAP_VALUES))
     size = math.ceil(len(x) / count)
     return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
-def _widths(model: nn.Module, x: Tensor) -> _Widths:
+def _measure_widths(model: nn.Module, x: Tensor) -> _MapWidths:
     """What one image and five draws of it show, looked at once per model.
 
     The draws are frozen ones, so that the model's noise does not move on; five of them, to tell their maps from those
     of one image and from those of the two images that `sampling` itself may try.
     """
     layout = tuple(name for name, module in model.named_modules() if isinstance(module, NeuronNoise)), x.shape[1:]
-    known = _seen.setdefault(model, {})
+    known = _known_widths.setdefault(model, {})
     if layout not in known:
         widest: dict[int, int] = {1: x[0].numel(), 5: 0}  # by number of rows
 
@@ -65,5 +65,5 @@ def _widths(model: nn.Module, x: Tensor) -> _Widths:
         finally:
             for handle in handles:
                 handle.remove()
-        known[layout] = _Widths(widest[1], widest[5])
+        known[layout] = _MapWidths(widest[1], widest[5])
     return known[layout]

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.eot import attacking, loss_gradient
-from noiseprop.attacks.restarts import best_of, refuse_luck, start_points
-from noiseprop.attacks.validation import ball, check_count, check_images, check_number
+from noiseprop.attacks.eot import loss_gradient, prepare_for_attack
+from noiseprop.attacks.restarts import check_early_stop, sample_start_points, select_best_restart
+from noiseprop.attacks.validation import check_count, check_images, check_number, linf_ball
 
 
 def pgd(
@@ -67,21 +67,21 @@ def pgd(
     eps, step = check_number("eps", eps), check_number("step", step)
     steps, restarts, draws = check_count("steps", steps), check_count("restarts", restarts), check_count("draws", draws)
 
-    with attacking(model):
-        refuse_luck(model, stop_when_broken)
-        low, high = ball(x, eps)
+    with prepare_for_attack(model):
+        check_early_stop(model, stop_when_broken)
+        low, high = linf_ball(x, eps)
 
         def ascend(start: Tensor, rows: Tensor) -> Tensor:
             box = (low, high) if len(rows) == len(low) else (low[rows], high[rows])
-            return _ascend(model, start, y[rows], *box, step=step, steps=steps, draws=draws, stop=stop_when_broken)
+            return _ascend_loss(model, start, y[rows], *box, step=step, steps=steps, draws=draws, stop=stop_when_broken)
 
-        starts = start_points(
+        starts = sample_start_points(
             x, low, high, eps=eps, restarts=restarts, from_image=not random_start, generator=generator
         )
-        return best_of(model, y, starts, ascend, draws=draws, stop=stop_when_broken)
+        return select_best_restart(model, y, starts, ascend, draws=draws, stop=stop_when_broken)
 
 
-def _ascend(
+def _ascend_loss(
     model: nn.Module,
     start: Tensor,
     y: Tensor,

@@ -13,17 +13,19 @@ from noiseprop.errors import InputError
 # Runs an attack from a start (n, ...) on the images at the indices `rows` (n,) of the batch, and returns its result.
 Ascent = Callable[[Tensor, Tensor], Tensor]
 
-_for_another_model = ContextVar("_for_another_model", default=False)
+_early_stop_forbidden = ContextVar("_early_stop_forbidden", default=False)
 
 
-def best_of(model: nn.Module, y: Tensor, starts: Iterator[Tensor], ascend: Ascent, *, draws: int, stop: bool) -> Tensor:
+def select_best_restart(
+    model: nn.Module, y: Tensor, starts: Iterator[Tensor], ascend: Ascent, *, draws: int, stop: bool
+) -> Tensor:
     """Run an attack from each start and keep, for every image, the result of highest expected loss.
 
     Results of a random network are compared by fresh draws (at least SCORE_DRAWS of them), which no run has seen, so
     that a run does not win by the luck of its own noise. A single start is not scored at all.
 
     Args:
-        model: the network under attack, held by `attacking`.
+        model: the network under attack, held by `prepare_for_attack`.
         y: labels (B,).
         starts: whole batches of starting points (B, ...), at least one.
         ascend: the attack, from (start, rows) to adversarial images.
@@ -34,26 +36,26 @@ def best_of(model: nn.Module, y: Tensor, starts: Iterator[Tensor], ascend: Ascen
     best = ascend(next(starts), rows)
     score: tuple[Tensor, Tensor] | None = None
     for start in starts:
-        loss, broken = score = score or _score(model, best, y, draws)
+        loss, broken = score = score or _score_candidates(model, best, y, draws)
         if stop:
             rows = (~broken).nonzero()[:, 0]
             if not len(rows):
                 break
         new = ascend(start[rows], rows)
-        new_loss, new_broken = _score(model, new, y[rows], draws)
+        new_loss, new_broken = _score_candidates(model, new, y[rows], draws)
         better = (new_loss > loss[rows]) | (new_broken & stop)
         chosen = rows[better]
         best[chosen], loss[chosen], broken[chosen] = new[better], new_loss[better], new_broken[better]
     return best
 
 
-def is_better(model: nn.Module, y: Tensor, new: Tensor, old: Tensor, *, draws: int) -> tuple[Tensor, Tensor]:
+def compare_candidates(model: nn.Module, y: Tensor, new: Tensor, old: Tensor, *, draws: int) -> tuple[Tensor, Tensor]:
     """Whether `new` (n, ...) has a higher expected loss than `old` over fresh draws (n,), and the higher loss (n,)."""
-    (loss_new, _), (loss_old, _) = _score(model, new, y, draws), _score(model, old, y, draws)
+    (loss_new, _), (loss_old, _) = _score_candidates(model, new, y, draws), _score_candidates(model, old, y, draws)
     return loss_new > loss_old, torch.maximum(loss_new, loss_old)
 
 
-def start_points(
+def sample_start_points(
     x: Tensor,
     low: Tensor,
     high: Tensor,
@@ -79,18 +81,18 @@ def start_points(
 
 
 @contextmanager
-def full_course() -> Generator[None]:
+def forbid_early_stop() -> Generator[None]:
     """Refuse `stop_when_broken` in attacks inside the block, whose images are for another model."""
-    before = _for_another_model.set(True)
+    before = _early_stop_forbidden.set(True)
     try:
         yield
     finally:
-        _for_another_model.reset(before)
+        _early_stop_forbidden.reset(before)
 
 
-def refuse_luck(model: nn.Module, stop_when_broken: bool) -> None:
+def check_early_stop(model: nn.Module, stop_when_broken: bool) -> None:
     """Raise an InputError where `stop_when_broken` is asked for on a network whose noise is on, or for a transfer."""
-    if stop_when_broken and _for_another_model.get():
+    if stop_when_broken and _early_stop_forbidden.get():
         raise InputError(
             "transfer: the attack has stop_when_broken set, but images that barely break the surrogate transfer badly; "
             "leave it off when crafting for another model"
@@ -102,7 +104,7 @@ def refuse_luck(model: nn.Module, stop_when_broken: bool) -> None:
         )
 
 
-def _score(model: nn.Module, x_adv: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+def _score_candidates(model: nn.Module, x_adv: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
     """Expected loss (n,) of each image and whether the mean over draws of its logits misses the label (n,)."""
     draws = max(draws, SCORE_DRAWS) if is_random(model) else 1
     loss, logits = expected_loss(model, x_adv, y, draws=draws)

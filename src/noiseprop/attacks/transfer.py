@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from noiseprop.attacks.eot import attacking, expected_loss
-from noiseprop.attacks.restarts import full_course
+from noiseprop.attacks.eot import expected_loss, prepare_for_attack
+from noiseprop.attacks.restarts import forbid_early_stop
 from noiseprop.attacks.validation import check_count, check_images
 from noiseprop.errors import InputError
 
@@ -59,7 +59,7 @@ def transfer(
     """
     draws = check_count("draws", draws)
     x, y = check_images(x, y)
-    with full_course():
+    with forbid_early_stop():
         x_adv = attack(surrogate, x, y)
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         raise InputError(
@@ -67,5 +67,5 @@ def transfer(
             f"{x.dtype} of shape {tuple(x.shape)} that it was given; check what it returns"
         )
     check_images(x_adv, y)
-    with attacking(model):
+    with prepare_for_attack(model):
         return Transferred(x_adv, expected_loss(model, x_adv, y, draws=draws)[1])

@@ -99,13 +99,13 @@ def check_count(name: str, value: object) -> int:
     return int(value)
 
 
-def ball(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def linf_ball(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Corners (low, high) of the L-infinity ball of radius eps around x, cut to [0, 1]; each has the shape of x.
 
     Projection onto it is `x_adv.clamp(low, high)`.
 
     Examples:
-        >>> ball(torch.tensor([0.0, 0.5]), 0.25)
+        >>> linf_ball(torch.tensor([0.0, 0.5]), 0.25)
         (tensor([0.0000, 0.2500]), tensor([0.2500, 0.7500]))
     """
     return (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)

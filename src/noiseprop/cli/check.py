@@ -75,6 +75,8 @@ class Check:
 
 def _table(layers: "list[LayerCheck]") -> str:
     """One line per layer."""
+    from noiseprop.evaluation.text_summary import format_text_table
+
     rows = [["layer", "sigmas", "same eps", "steps", "Th. 1", "Eq. 3", "d E[loss]", "apart", "Th. 2"]]
     for layer in layers:
         same = "-" if layer.same is None else f"{layer.same:.1e}"
@@ -82,8 +84,7 @@ def _table(layers: "list[LayerCheck]") -> str:
         words = ["pass" if passed else "FAIL" for passed in (layer.theorem_1, layer.theorem_2)]
         first = [layer.path, f"{layer.sigmas:,}", same, f"{layer.difference:.1e}", words[0]]
         rows.append([*first, mean, slope, f"{layer.apart:.1f}", words[1]])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(" ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return format_text_table(rows, gap=" ")
 
 
 def _figures(layer: "LayerCheck") -> dict[str, Any]:

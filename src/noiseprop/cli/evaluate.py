@@ -45,14 +45,14 @@ class Evaluate:
         """Evaluate, show progress, print the table and write the file; of several processes, in the first."""
         from contextlib import nullcontext
 
-        from noiseprop.cli.console import err, out
+        from noiseprop.cli.console import error_console, out
         from noiseprop.distributed import joined
         from noiseprop.runs.trained_model import read_settings
         from noiseprop.training.run_folder import held
 
         read_settings(self.run_dir)  # for a folder that is no run gets no lock
         with joined() as world:
-            out.quiet = err.quiet = not world.first
+            out.quiet = error_console.quiet = not world.first
             with held(self.run_dir, resume=True) if world.first else nullcontext():
                 self._judge(writes=world.first)
 
@@ -64,9 +64,9 @@ class Evaluate:
         from noiseprop.environment import device
         from noiseprop.errors import RunError
         from noiseprop.evaluation.evaluate import evaluate
-        from noiseprop.evaluation.serialization import write
-        from noiseprop.evaluation.settings import TRANSFERS, settings_of
-        from noiseprop.evaluation.text_summary import figures, summary
+        from noiseprop.evaluation.serialization import write_evaluation
+        from noiseprop.evaluation.settings import TRANSFERS, choose_settings
+        from noiseprop.evaluation.text_summary import summary_figures, format_summary
         from noiseprop.runs.trained_model import load_parts, load_run, same_data
         from noiseprop.training import TABLE_1
 
@@ -78,7 +78,7 @@ class Evaluate:
         if surrogate and not same_data(surrogate[1], settings):
             raise RunError(f"{self.surrogate} was trained on other data than {self.run_dir}; choose another surrogate")
         test = load_parts(self.run_dir, settings, self.data_dir, self.data).test
-        chosen = settings_of(data["name"], tuple(test.images.shape[1:]), own=bool(test.path))
+        chosen = choose_settings(data["name"], tuple(test.images.shape[1:]), own=bool(test.path))
         if surrogate is None and not digits:
             chosen = replace(chosen, conditions=tuple(c for c in chosen.conditions if c not in TRANSFERS))
         about = _about(self.run_dir, settings)
@@ -98,19 +98,19 @@ class Evaluate:
                 settings=chosen,
                 surrogate=None if net is None else net.to(where),
                 about=about,
-                kept=partial,
+                checkpoint=partial,
                 progress=progress,
             )
         if not writes:
             return
         # Before it is written, so that a full disk does not lose it; its notes are wrapped between words.
         if self.json:
-            print_json(figures(evaluation) | {"kept": str(target)})
+            print_json(summary_figures(evaluation) | {"kept": str(target)})
         else:
-            out.print(summary(evaluation), markup=False, soft_wrap=False)
+            out.print(format_summary(evaluation), markup=False, soft_wrap=False)
             if net is None:
                 out.print("No attacks by transfer: they need --surrogate.")
-        write(evaluation, target)
+        write_evaluation(evaluation, target)
         partial.unlink(missing_ok=True)
         if not self.json:
             out.print(f"Kept in {target}.", markup=False)
@@ -149,16 +149,16 @@ def _refuse_to_lose(target: Path, settings: "Settings", about: dict[str, Any]) -
     from dataclasses import asdict
 
     from noiseprop.errors import RunError
-    from noiseprop.evaluation.serialization import is_foreign, read
+    from noiseprop.evaluation.serialization import is_other_file, read_evaluation
     from noiseprop.files.atomic import check_writable
 
     check_writable(target)
     if not target.exists():
         return
     try:
-        there = read(target)
+        there = read_evaluation(target)
     except RunError:
-        if is_foreign(target):
+        if is_other_file(target):
             raise RunError(
                 f"{target} is not what `noiseprop evaluate` writes and would be lost; move it elsewhere"
             ) from None

@@ -21,9 +21,9 @@ class Subject:
         """Random images in [0, 1] and random labels, the same each time, where the network computes."""
         import torch
 
-        from noiseprop.evaluation.scoring import device_of
+        from noiseprop.evaluation.scoring import model_device
 
-        generator, device = torch.Generator().manual_seed(0), device_of(self.model)
+        generator, device = torch.Generator().manual_seed(0), model_device(self.model)
         x = torch.rand(count, *self.image, generator=generator)
         return x.to(device), torch.randint(self.classes, (count,), generator=generator).to(device)
 
@@ -65,9 +65,9 @@ def subject(model: str, data: str | None, noise: tuple[str, ...], granularity: "
 def _form(data: str) -> tuple[tuple[int, ...], int]:
     """The form of a data set's images and the number of its classes; only the user's own is read for it."""
     from noiseprop.data import load
-    from noiseprop.data.load import FORMS, own_data
+    from noiseprop.data.load import IMAGE_FORMS, resolve_user_data
 
-    if own_data(data) is None:
-        return FORMS[data]
+    if resolve_user_data(data) is None:
+        return IMAGE_FORMS[data]
     dataset = load(data)
     return tuple(dataset.images.shape[1:]), len(dataset.classes)

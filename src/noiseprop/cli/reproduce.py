@@ -75,7 +75,8 @@ class Reproduce:
         from noiseprop.paper.how import how
         from noiseprop.paper.kept import extend, holds
         from noiseprop.paper.reproduction import finished
-        from noiseprop.paper.tables import main_tables, text_table
+        from noiseprop.evaluation.text_summary import format_text_table
+        from noiseprop.paper.tables import main_tables
 
         plan, jobs = self._plan_and_jobs()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ class Reproduce:
         if self.what == "figure3" or self.json:
             return
         for rows in main_tables(record):
-            out.print(f"{text_table(rows)}\n", markup=False)
+            out.print(f"{format_text_table(rows)}\n", markup=False)
         out.print(how(record), markup=False)
         out.print(f"Accuracy: ours, mean ± {_over(record)} (the paper's). All is in {path}.")
 
@@ -173,27 +174,27 @@ def _over(record: "Record") -> str:
 def _bars(title: str, runs: int) -> "Generator[Show]":
     """A line for each run at work and one for all, on stderr; where that is no terminal, lines now and then."""
     from noiseprop.paper.grid import DONE
-    from noiseprop.progress import PlainLines, bars, err
+    from noiseprop.progress import PlainProgress, create_progress_bars, error_console
 
-    with bars() as drawn:
+    with create_progress_bars() as drawn:
         whole = drawn.add_task(title, note="runs", total=runs)
         tasks: dict[str, TaskID] = {}
-        plain: dict[str, PlainLines] = {}
+        plain: dict[str, PlainProgress] = {}
         ended = 0
 
         def show(name: str, done: int, total: int, what: str) -> None:
             nonlocal ended
             if name not in tasks:
-                tasks[name], plain[name] = drawn.add_task(name, note=""), PlainLines(f"{title}: {name}")
+                tasks[name], plain[name] = drawn.add_task(name, note=""), PlainProgress(f"{title}: {name}")
             if what != DONE:
                 drawn.update(tasks[name], completed=done, total=total, note=what)
-                if not err.is_terminal:
+                if not error_console.is_terminal:
                     plain[name].tell(done, total, what)
                 return
             ended += 1
             drawn.remove_task(tasks[name])
             drawn.advance(whole)
-            if not err.is_terminal:
-                err.print(f"{title}: {name} is done, {ended} of {runs}", markup=False)
+            if not error_console.is_terminal:
+                error_console.print(f"{title}: {name} is done, {ended} of {runs}", markup=False)
 
         yield show

@@ -1,6 +1,5 @@
 """One call for every corruption: checks, exact pixels in, 8-bit pixels out."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from noiseprop.corruptions import contrast, gaussian_noise, glass_blur, impulse_noise
 from noiseprop.errors import InputError
+from noiseprop.files.checksum import derive_seed
 
 KINDS = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
 PARAMS = ("cifar10", "tiny-imagenet", "mnist")
@@ -95,8 +95,7 @@ def corruption_seed(dataset: str, kind: str, severity: int) -> int:
         >>> corruption_seed("mnist", "glass_blur", 3) == corruption_seed("mnist", "glass_blur", 3)
         True
     """
-    digest = hashlib.sha256(f"{dataset}/{kind}/{severity}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
+    return derive_seed(dataset, kind, severity)
 
 
 def _corrupt_chunk(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:

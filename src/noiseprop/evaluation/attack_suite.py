@@ -1,4 +1,4 @@
-"""The suite's attacks with their settings bound, run over many images in pieces."""
+"""Attacks of the evaluation with bound settings, run over many images in pieces."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ from noiseprop.errors import InputError
 from noiseprop.evaluation.settings import ATTACKS, Settings
 from noiseprop.noise.stream import noise_of
 
-Attack = Callable[[nn.Module, Tensor, Tensor, int], Tensor]  # model, x, y and draws to adversarial images
+SuiteAttack = Callable[[nn.Module, Tensor, Tensor, int], Tensor]  # model, x, y and draws to adversarial images
 
 
-def attack_of(name: str, settings: Settings) -> Attack:
-    """One of ATTACKS with its settings bound.
+def bind_attack(name: str, settings: Settings) -> SuiteAttack:
+    """Return one of ATTACKS with its settings bound.
 
     Raises:
-        InputError: there is no such attack.
+        InputError: the attack is unknown.
     """
     match name:
         case "fgsm":
@@ -37,13 +37,13 @@ def attack_of(name: str, settings: Settings) -> Attack:
             raise InputError(f"evaluate: unknown attack {name!r}; choose one of {', '.join(ATTACKS)}.")
 
 
-def craft(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:
-    """Adversarial images (N, C, H, W), crafted `rows` // `draws` at a time on the noise that the model has now.
+def craft_images(attack: SuiteAttack, model: nn.Module, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:
+    """Return adversarial images (N, C, H, W), crafted `rows` // `draws` at a time with the model's current noise.
 
-    The processes of a process group share the pieces; each has all images in the end.
+    The processes of a process group share the pieces; each of them returns all images.
     """
-    here, x_adv = world(), torch.zeros_like(x)
-    for piece in here.pieces(len(x), max(1, rows // draws)):
+    processes, x_adv = world(), torch.zeros_like(x)
+    for piece in processes.pieces(len(x), max(1, rows // draws)):
         with noise_of(model, piece.start):
             x_adv[piece] = attack(model, x[piece], y[piece], draws)
-    return here.total(x_adv)
+    return processes.total(x_adv)

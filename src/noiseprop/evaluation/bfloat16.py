@@ -1,14 +1,14 @@
-"""A network in bfloat16, for judging what would take too long in float32."""
+"""Networks in bfloat16, for evaluations that would take too long in float32."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Bfloat16(nn.Module):
-    """A network whose convolutions and matrix products run in bfloat16 (torch.autocast); its logits are float32.
+    """Network whose convolutions and matrix products run in bfloat16 (torch.autocast) and whose logits are float32.
 
-    Attacks on it see the gradients of just this network, so they are white-box attacks on it. bfloat16 has float32's
-    range: small gradients do not vanish, they lose digits.
+    Attacks on it use the gradients of exactly this network, so they are white-box attacks on it. bfloat16 has the range
+    of float32: small gradients do not vanish, they lose digits.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -16,6 +16,6 @@ class Bfloat16(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W)."""
+        """Return the logits (B, classes) of images (B, C, H, W)."""
         with torch.autocast(images.device.type, torch.bfloat16):
             return self.model(images).float()

@@ -1,77 +1,102 @@
-"""The finished steps of an evaluation under way, kept in a file: one that was killed goes on where it stopped."""
+"""Checkpoint of an evaluation: a file of its finished steps, from which an interrupted one resumes."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import msgspec
 from torch import nn
 
-from noiseprop.errors import InputError, RunError
-from noiseprop.evaluation.results import Finding, Measurement
-from noiseprop.evaluation.serialization import finding_document, finding_from, measurement_document, measurement_from
+from noiseprop.errors import RunError
+from noiseprop.evaluation.results import Finding, Measurement, Scalar
+from noiseprop.evaluation.serialization import MeasurementRecord
+from noiseprop.evaluation.settings import Settings
 from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import sealed, tensors_digest, unsealed
-from noiseprop.files.untrusted import parse_json, read_text
+from noiseprop.files.checksum import hash_tensors
+from noiseprop.files.records import format_record, parse_record
+from noiseprop.files.untrusted import read_text
 
 
-class Partial:
-    """What has been measured so far: a line that tells the evaluation, then one sealed JSON line for each step.
+class EvaluationIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that determines the figures of an evaluation; fields as in `Evaluation`.
 
-    A file of another evaluation, or a damaged one, counts as none and is written anew: its figures can be made again.
-    Of several processes, all read the file and one `writes` to it.
+    Attributes:
+        model: digest of the network's state, see `model_digest`.
+        surrogate: digest of the surrogate's state, or None without a surrogate.
     """
 
-    def __init__(self, path: Path | None, what: Mapping[str, Any], *, writes: bool = True) -> None:
-        self._path = path if writes else None
-        self._lines = [json.dumps(what, sort_keys=True)]
-        self._done: dict[str, Any] = {}
-        if path is not None:
-            self._read(path)
+    about: dict[str, Scalar]
+    dataset: str
+    noisy: bool
+    images: int
+    digest: str
+    settings: Settings
+    versions: dict[str, Scalar]
+    model: str | None
+    surrogate: str | None
+
+
+class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A finished step: the measurements of a condition, or the finding of a sanity check."""
+
+    step: str
+    measurements: tuple[MeasurementRecord, ...] = ()
+    finding: Finding | None = None
+
+
+class PartialEvaluation:
+    """Finished steps of an evaluation in a file: a line that identifies the evaluation, then one line per step.
+
+    The file of another evaluation, or a damaged one, is ignored and overwritten: its figures can be measured again. In
+    a process group, all processes read the file and the one with `writes` writes it.
+    """
+
+    def __init__(self, path: Path | None, identity: msgspec.Struct | None, *, writes: bool = True) -> None:
+        self._path = path if writes and identity is not None else None
+        self._lines = [format_record(identity)] if identity is not None else []
+        self._done: dict[str, StepRecord] = {}
+        if path is not None and identity is not None:
+            self._load_steps(path)
 
     @property
     def steps(self) -> list[str]:
-        """The names of the steps that are done."""
+        """Return the names of the finished steps."""
         return list(self._done)
 
-    def measured(self, step: str, measure: Callable[[], list[Measurement]]) -> list[Measurement]:
-        """The measurements of a step: the kept ones, or those that `measure` makes now."""
-        if isinstance(kept := self._done.get(step), list):
-            return [measurement_from(document) for document in kept]
-        found = measure()
-        self._keep(step, [measurement_document(m) for m in found])
-        return found
+    def load_or_measure(self, step: str, measure: Callable[[], list[Measurement]]) -> list[Measurement]:
+        """Return the stored measurements of a step, or make and store them."""
+        if step in self._done:
+            return [m.to_measurement() for m in self._done[step].measurements]
+        measured = measure()
+        self._save_step(StepRecord(step, tuple(MeasurementRecord.from_measurement(m) for m in measured)))
+        return measured
 
-    def checked(self, step: str, check: Callable[[], Finding]) -> Finding:
-        """The finding of a check: the kept one, or what `check` finds now."""
-        if isinstance(kept := self._done.get(step), dict):
-            return finding_from(kept)
-        found = check()
-        self._keep(step, finding_document(found))
-        return found
+    def load_or_check(self, step: str, check: Callable[[], Finding]) -> Finding:
+        """Return the stored finding of a sanity check, or run the check and store its finding."""
+        if step in self._done and (stored := self._done[step].finding) is not None:
+            return stored
+        finding = check()
+        self._save_step(StepRecord(step, finding=finding))
+        return finding
 
-    def _keep(self, step: str, document: Any) -> None:
+    def _save_step(self, record: StepRecord) -> None:
         if self._path is None:
             return
-        self._lines.append(json.dumps(sealed({"step": step, "found": document}), allow_nan=False))
+        self._lines.append(format_record(record))
         text = "\n".join(self._lines) + "\n"
         write_aside(self._path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
-    def _read(self, path: Path) -> None:
+    def _load_steps(self, path: Path) -> None:
         try:
-            head, *lines = read_text(path).splitlines()
-            if head != self._lines[0]:
+            first, *lines = read_text(path).splitlines()
+            if first != self._lines[0]:
                 return
-            documents = [unsealed(parse_json(line)) for line in lines]
-            done = {document["step"]: document["found"] for document in documents}
-            for found in done.values():  # now, while all can still be dropped
-                _ = [measurement_from(m) for m in found] if isinstance(found, list) else finding_from(found)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError, RunError):
+            records = [parse_record(line, StepRecord) for line in lines]
+        except (OSError, ValueError, RunError):
             return
         self._lines += lines
-        self._done = done
+        self._done = {record.step: record for record in records}
 
 
-def fingerprint(model: nn.Module | None) -> str | None:
-    """SHA-256 of a model's parameters and buffers by name, in hex; None of none."""
-    return None if model is None else tensors_digest(model.state_dict())
+def model_digest(model: nn.Module | None) -> str | None:
+    """Return the SHA-256, in hex, of a model's parameters and buffers by name; None without a model."""
+    return None if model is None else hash_tensors(model.state_dict())

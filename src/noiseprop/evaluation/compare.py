@@ -1,4 +1,4 @@
-"""Two networks on the same images: the paired test between two evaluations."""
+"""Paired test between the evaluations of two networks on the same images."""
 
 from noiseprop.errors import InputError
 from noiseprop.evaluation.results import Evaluation, Measurement, State
@@ -21,16 +21,16 @@ def compare(
         a: evaluation of the first network.
         b: evaluation of the second.
         condition: one of CONDITIONS.
-        severity: 1 to 5 of a corruption, which must be given: over all five the same images would count five times.
-        state: "off", "one" or "vote" of both; default of each network "one" if it is noisy, else "off".
-        attack_draws: of both; default the most draws that each was attacked with.
+        severity: 1 to 5, required for a corruption: over all five the same images would count five times.
+        state: "off", "one" or "vote" of both; default of each network "one" if it is noisy, otherwise "off".
+        attack_draws: noise draws of the attack on both; default the largest number measured for each.
 
     Returns:
-        Accuracies, difference a - b with its 95 % interval, and the exact p-value. They say what the images say of
-        these two trained networks; how far training seeds scatter is another matter (`statistics.mean_std`).
+        Accuracies, difference a - b with its 95 % interval, and the exact p-value. They hold for these two trained
+        networks; `statistics.mean_std` shows how much training seeds vary.
 
     Raises:
-        InputError: the two saw other images, another number of them, or other attacks; or there is no such figure.
+        InputError: the evaluations differ in images, their number, or attacks, or this figure was not measured.
     """
     if (a.dataset, a.digest) != (b.dataset, b.digest):
         raise InputError(
@@ -45,12 +45,14 @@ def compare(
         raise InputError("compare: the evaluations used attacks or corruptions of different strength; use one setting.")
     if (severity > 0) != (condition in CORRUPTIONS):
         raise InputError(f"compare: {condition} with severity {severity}; give 1 to 5 for corruptions, 0 otherwise.")
-    first, second = (_one(e, condition, severity, state, attack_draws) for e in (a, b))
+    first, second = (_select_severity(e, condition, severity, state, attack_draws) for e in (a, b))
     return paired(first.correct, second.correct)
 
 
-def _one(e: Evaluation, condition: str, severity: int, state: State | None, attack_draws: int | None) -> Measurement:
-    for m in e.select(condition, state=state, attack_draws=attack_draws):
+def _select_severity(
+    evaluation: Evaluation, condition: str, severity: int, state: State | None, attack_draws: int | None
+) -> Measurement:
+    for m in evaluation.select(condition, state=state, attack_draws=attack_draws):
         if m.severity == severity:
             return m
     raise InputError(f"compare: {condition} was not measured at severity {severity}; evaluate the run again.")

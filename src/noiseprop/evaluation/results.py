@@ -1,4 +1,4 @@
-"""What one evaluation found: settings, seeds, versions and per-sample outcomes, enough to remake every table."""
+"""Results of an evaluation: outcomes by image, settings, seeds and versions, enough to recompute every table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ OUTCOMES: tuple[Outcome, ...] = ("passed", "failed", "not applicable")
 
 @dataclass(frozen=True)
 class Measurement:
-    """Which images one network got right under one condition.
+    """Outcomes of one network, image by image, under one condition.
 
     Attributes:
         condition: one of CONDITIONS.
         state: "off" (no noise), "one" (a single fresh draw) or "vote" (most frequent class over the vote's draws).
-        attack_draws: noise draws per gradient (EOT) of a white-box attack on the noisy network; 0 where it has none.
-        severity: 1 to 5 of a corruption, else 0.
+        attack_draws: noise draws per gradient (EOT) of a white-box attack on the noisy network, otherwise 0.
+        severity: 1 to 5 for a corruption, otherwise 0.
         correct: (n,) bool, by image, in the order of the test split.
     """
 
@@ -39,23 +39,23 @@ class Measurement:
 
     @property
     def accuracy(self) -> float:
-        """The share of images that are right."""
+        """Return the share of images that are classified correctly."""
         return float(self.correct.mean())
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % interval of the accuracy: images are the sample, the trained network is fixed."""
+        """Return Wilson's 95 % interval of the accuracy: images are the sample, the trained network is fixed."""
         return wilson(int(self.correct.sum()), self.correct.size)
 
     @property
-    def key(self) -> tuple[str, str, int, int]:
-        """What tells this measurement from the others of one evaluation."""
+    def key(self) -> tuple[str, State, int, int]:
+        """Return the fields that identify this measurement within an evaluation."""
         return (self.condition, self.state, self.attack_draws, self.severity)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check of `trust` saw: its name, how it ended, the numbers, and one plain sentence."""
+    """Result of one sanity check: its name, outcome, numbers, and one plain sentence."""
 
     name: str
     outcome: Outcome
@@ -65,18 +65,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One network judged on one test split.
+    """Evaluation of one network on one test split.
 
     Attributes:
-        about: what the caller says of the run (model, protocol, training seed, ...).
+        about: description of the run by the caller (model, protocol, training seed, ...).
         dataset: name of the data set.
-        noisy: whether the network is random at inference; if not, there is only the state "off".
+        noisy: whether the network is random at inference; if not, "off" is its only state.
         images: number of images of the test split that were scored clean and corrupted.
         digest: SHA-256 of the test split's images and labels, so that only figures of the same images are compared.
-        settings: everything that decides the figures.
-        versions: of Python and the libraries, threads and device.
+        settings: everything that determines the figures.
+        versions: Python and library versions, threads and device.
         measurements: outcomes, one per condition, state, attack draws and severity.
-        findings: what makes a figure doubtful, or that nothing does.
+        findings: results of the sanity checks.
     """
 
     about: Mapping[str, Scalar]
@@ -92,12 +92,12 @@ class Evaluation:
     def select(
         self, condition: str, *, state: State | None = None, attack_draws: int | None = None
     ) -> tuple[Measurement, ...]:
-        """The measurements of a condition: one, or five in the order of severity for a corruption.
+        """Return the measurements of a condition: one, or five in the order of severity for a corruption.
 
         Args:
             condition: one of CONDITIONS.
-            state: "off", "one" or "vote"; default "one" for a noisy network, "off" for any other.
-            attack_draws: of the attack; default the most draws that there are.
+            state: "off", "one" or "vote"; default "one" for a noisy network, otherwise "off".
+            attack_draws: noise draws of the attack; default the largest number measured.
 
         Raises:
             InputError: nothing of this kind was measured.
@@ -109,11 +109,11 @@ class Evaluation:
         if not found:
             raise InputError(
                 f"evaluation: nothing was measured for {condition}, state {state}, attack draws {draws}; "
-                f"there is {sorted({m.key[:3] for m in self.measurements})}."
+                f"measured were {sorted({m.key[:3] for m in self.measurements})}."
             )
         return tuple(found)
 
     def accuracy(self, condition: str, *, state: State | None = None, attack_draws: int | None = None) -> float:
-        """Accuracy under a condition, averaged over the severities of a corruption; arguments as for `select`."""
+        """Return the accuracy under a condition, averaged over severities; arguments as for `select`."""
         found = self.select(condition, state=state, attack_draws=attack_draws)
         return sum(m.accuracy for m in found) / len(found)

@@ -1,80 +1,92 @@
-"""What decides an evaluation's figures: conditions, Table 2's attack settings per data set, draws, seed."""
+"""Settings of an evaluation: conditions, the attacks of Table 2 per data set, noise draws, seed."""
 
 from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+import numpy as np
 
 from noiseprop.corruptions import KINDS as CORRUPTIONS
 from noiseprop.corruptions import PARAMS
 from noiseprop.errors import InputError
 
 ATTACKS = ("fgsm", "lbfgs", "pgd")
-TRANSFERS = ("fgsm-transfer", "lbfgs-transfer")
+TRANSFERRED_ATTACKS = {"fgsm-transfer": "fgsm", "lbfgs-transfer": "lbfgs"}
+TRANSFERS = tuple(TRANSFERRED_ATTACKS)
 CONDITIONS = ("clean", *ATTACKS, *TRANSFERS, *CORRUPTIONS)
 
-
 NO_LIMIT = 10_000_000
+
+Count = Annotated[int, msgspec.Meta(ge=1, lt=10**9)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
+Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides an evaluation's figures, apart from the model and the images.
+    """Everything that determines the figures of an evaluation, apart from the model and the images.
 
     Attributes:
-        fgsm_eps: step of FGSM, in input units ([0, 1]), as are all of `pgd_eps`, `pgd_step` and `lbfgs_step`.
+        fgsm_eps: step of FGSM, in input units ([0, 1]), like `pgd_eps`, `pgd_step` and `lbfgs_step`.
         pgd_eps: radius of PGD's ball.
-        pgd_step: size of PGD's steps.
-        pgd_steps: their number.
+        pgd_step: step size of PGD.
+        pgd_steps: number of PGD steps.
         lbfgs_step: step length of L-BFGS.
-        lbfgs_steps: its iterations.
+        lbfgs_steps: number of L-BFGS iterations.
         corruption_params: parameter set of the corruptions, one of `noiseprop.corruptions.PARAMS`.
-        conditions: what to measure, of CONDITIONS.
+        conditions: conditions to measure, from CONDITIONS.
         attack_draws: numbers of noise draws over which white-box attacks average each gradient (EOT).
         vote_draws: draws of a vote.
-        attack_images: attacks are made on so many images, the first of the test split.
-        eot_images: of these, so many at most for attacks that average over several draws; where the draws of a network
-            share nothing, they cost as much as so many networks.
-        vote_images: votes are taken on so many images at most, the first of those that are scored.
-        trust_images: the checks of `trust` look at so many.
-        batch_size: images times draws that go through a model at once; figures depend on it by rounding alone.
-        seed: of the noise during the evaluation.
+        attack_images: number of images under attack, the first of the test split.
+        eot_images: at most this many of them are attacked with gradients over several draws. Where the draws of a
+            network share no computation, they cost as much as that many networks.
+        vote_images: at most this many images, the first that are scored, are voted on.
+        trust_images: number of images for the sanity checks.
+        batch_size: images times draws in one pass of a model; it changes figures by rounding only.
+        seed: seed of the noise during the evaluation.
     """
 
-    fgsm_eps: float = 0.1
-    pgd_eps: float = 25 / 255
-    pgd_step: float = 5 / 255
-    pgd_steps: int = 10
-    lbfgs_step: float = 0.5
-    lbfgs_steps: int = 10
+    fgsm_eps: PositiveNumber = 0.1
+    pgd_eps: PositiveNumber = 25 / 255
+    pgd_step: PositiveNumber = 5 / 255
+    pgd_steps: Count = 10
+    lbfgs_step: PositiveNumber = 0.5
+    lbfgs_steps: Count = 10
     corruption_params: str = "cifar10"
     conditions: tuple[str, ...] = CONDITIONS
-    attack_draws: tuple[int, ...] = (1, 20)
-    vote_draws: int = 32
-    attack_images: int = 1000
-    eot_images: int = NO_LIMIT
-    vote_images: int = NO_LIMIT
-    trust_images: int = 256
-    batch_size: int = 256
-    seed: int = 0
+    attack_draws: tuple[Count, ...] = (1, 20)
+    vote_draws: Count = 32
+    attack_images: Count = 1000
+    eot_images: Count = NO_LIMIT
+    vote_images: Count = NO_LIMIT
+    trust_images: Count = 256
+    batch_size: Count = 256
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings under which no honest figure can come out."""
-        for field in fields(self):
-            value, whole = getattr(self, field.name), isinstance(field.default, int)
-            if not (whole or isinstance(field.default, float)):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                kind = "a whole number" if whole else "a number"
-                raise InputError(f"settings: {field.name} is {value!r}, expected {kind}.")
-            if field.name != "seed" and not 0 < value < 1e9:
-                raise InputError(f"settings: {field.name} is {value}, expected a number above 0.")
+        """Check every field against its type and bounds; NumPy numbers and lists become plain ones and tuples."""
+        kinds = get_type_hints(Settings, include_extras=True)
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            try:
+                plain = msgspec.convert(_to_plain(value), kinds[name])
+            except msgspec.ValidationError as error:
+                raise InputError(f"settings: {name} is {value!r}: {error}.") from error
+            object.__setattr__(self, name, plain)
         unknown = set(self.conditions) - set(CONDITIONS)
         if unknown or not self.conditions or len(set(self.conditions)) != len(self.conditions):
             raise InputError(f"settings: conditions are {self.conditions}, expected different ones of {CONDITIONS}.")
-        if not self.attack_draws or min(self.attack_draws) < 1 or len(set(self.attack_draws)) != len(self.attack_draws):
+        if not self.attack_draws or len(set(self.attack_draws)) != len(self.attack_draws):
             raise InputError(f"settings: attack_draws are {self.attack_draws}, expected different numbers from 1 up.")
         if self.corruption_params not in PARAMS:
             raise InputError(f"settings: corruption_params is {self.corruption_params!r}, expected one of {PARAMS}.")
-        if not 0 <= self.seed < 2**62:
-            raise InputError(f"settings: seed is {self.seed}, expected 0 <= seed < 2**62.")
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a NumPy number, also inside a list or tuple, as a Python number."""
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 # Table 2, and the corruption parameters that the paper's protocol applies to each data set
@@ -97,27 +109,27 @@ SETTINGS["mnist-5k"] = SETTINGS["mnist"]
 
 
 def known_settings(name: str) -> Settings:
-    """The settings of a data set by its name.
+    """Return the settings of a data set by its name.
 
     Raises:
-        InputError: none are known.
+        InputError: the data set has no settings.
     """
     if name not in SETTINGS:
         raise InputError(f"evaluate: no settings are known for {name!r} ({', '.join(SETTINGS)} have); pass settings=.")
     return SETTINGS[name]
 
 
-def settings_of(name: str, image: tuple[int, ...], *, own: bool) -> Settings:
-    """The settings of a data set; images of the user's own get the row of Table 2 whose images are most like them.
+def choose_settings(name: str, image: tuple[int, ...], *, own: bool) -> Settings:
+    """Return the settings of a data set; a user-defined one gets the row of Table 2 with the most similar images.
 
     Args:
-        name: of the data set.
-        image: the images' shape (C, H, W): grey ones get MNIST's row, others up to 32 pixels a side CIFAR-10's, larger
-            ones Tiny-ImageNet's.
-        own: whether the data are the user's own.
+        name: name of the data set.
+        image: shape (C, H, W) of its images: grey ones get MNIST's row, others up to 32 pixels a side CIFAR-10's,
+            larger ones Tiny-ImageNet's.
+        own: whether the data set is user-defined.
 
     Raises:
-        InputError: the data are not the user's own, and none are known for their name.
+        InputError: the data set is not user-defined and has no settings.
     """
     if not own:
         return known_settings(name)

@@ -1,20 +1,20 @@
 """Intervals and tests for accuracies: Wilson for one run, McNemar for two models, spread and Welch over seeds."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtr, stdtrit
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_ind
 
 from noiseprop.errors import InputError
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the two ends of its confidence interval."""
+    """Estimate with the two ends of its confidence interval."""
 
     estimate: float
     low: float
@@ -31,7 +31,7 @@ class Spread:
     n: int
 
     def __str__(self) -> str:
-        """The mean with its ±, or the bare mean of a single run."""
+        """Return the mean with its ±, or the bare mean of a single run."""
         return f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
 
 
@@ -60,14 +60,14 @@ class Unpaired:
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a proportion of `n` independent outcomes.
+    """Return Wilson's score interval for a proportion of `n` independent outcomes.
 
     centre = (p + z²/2n) / (1 + z²/n), half width = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n), with p = successes / n.
 
     Args:
-        successes: how many of the n outcomes are successes, 0 to n.
+        successes: number of successes among the n outcomes, 0 to n.
         n: number of outcomes, at least 1.
-        confidence: coverage aimed at, between 0 and 1.
+        confidence: nominal coverage, between 0 and 1.
 
     Returns:
         The proportion and its interval, which never leaves [0, 1].
@@ -83,19 +83,14 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     Source: Wilson 1927; the example is Newcombe 1998a (Statistics in Medicine 17:857), Table I.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise InputError(f"wilson: {successes} successes of {n} came, expected 0 <= successes <= n and n >= 1.")
-    z = _normal_quantile(confidence)
-    p = successes / n
-    scale = 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / scale
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Interval(p, low, high, confidence)
+        raise InputError(f"wilson: got {successes} successes of {n}, expected 0 <= successes <= n and n >= 1.")
+    _check_confidence(confidence)
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(successes / n, float(interval.low), float(interval.high), confidence)
 
 
 def mean_std(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation (n - 1 in the denominator) of one figure over runs of different seeds.
+    """Return mean and sample standard deviation (n - 1 in the denominator) of one figure over training seeds.
 
     Args:
         values: one figure per run, at least one.
@@ -104,7 +99,7 @@ def mean_std(values: Sequence[float]) -> Spread:
         The spread; its `std` is None for a single run.
 
     Raises:
-        InputError: no values, or a value that is not finite.
+        InputError: values is empty, or a value is not finite.
 
     Examples:
         >>> str(mean_std([0.97, 0.98, 0.96])), str(mean_std([0.97]))
@@ -114,7 +109,7 @@ def mean_std(values: Sequence[float]) -> Spread:
         raise InputError(f"mean_std: expected at least one finite value, got {list(values)}.")
     if len(values) == 1:
         return Spread(values[0], None, 1)
-    if min(values) == max(values):  # else rounding would scatter them
+    if min(values) == max(values):  # otherwise rounding would spread them
         return Spread(values[0], 0.0, len(values))
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
@@ -124,14 +119,14 @@ def mean_std(values: Sequence[float]) -> Spread:
 def paired(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_], *, confidence: float = 0.95) -> Paired:
     """Compare two models on the same images: exact McNemar test and Newcombe's interval for the paired difference.
 
-    The test asks whether, of the images on which the models disagree, more than a fair coin would give go to one side
+    The test asks whether the images on which the models disagree favour one side by more than a fair coin would
     (two-sided binomial with p = 1/2). The interval is Newcombe's method 10: Wilson intervals of the two accuracies,
     combined by squares with the outcomes' correlation.
 
     Args:
         correct_a: (N,) bool, whether model A is right on each image.
         correct_b: (N,) bool, the same for model B on the same images in the same order.
-        confidence: coverage aimed at by the interval, between 0 and 1.
+        confidence: nominal coverage of the interval, between 0 and 1.
 
     Returns:
         Accuracies, discordant counts, difference A - B with its interval, and the two-sided p-value.
@@ -154,7 +149,7 @@ def paired(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_], *
         )
     if correct_a.shape != correct_b.shape:
         raise InputError(
-            f"paired: {correct_a.size} and {correct_b.size} outcomes came; the two models must be scored on the same "
+            f"paired: got {correct_a.size} and {correct_b.size} outcomes; the two models must be scored on the same "
             "images, so evaluate both with the same test split and number of images."
         )
     n = correct_a.size
@@ -163,23 +158,23 @@ def paired(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_], *
     only_b = int((correct_b & ~correct_a).sum())
     discordant = only_a + only_b
     p_value = 1.0 if discordant == 0 else float(binomtest(only_a, discordant, 0.5).pvalue)
-    difference = _newcombe(both, only_a, only_b, n - both - discordant, confidence)
+    difference = _newcombe_interval(both, only_a, only_b, n - both - discordant, confidence)
     return Paired(n, (both + only_a) / n, (both + only_b) / n, only_a, only_b, difference, p_value)
 
 
 def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> Unpaired | None:
-    """Compare one figure over two groups of runs, whose spreads may differ: Welch's t-test and interval.
+    """Compare one figure over two groups of runs with unequal spreads: Welch's t-test and interval.
 
     t = (mean a - mean b) / s with s² = var a / n_a + var b / n_b, at s⁴ / sum (var / n)² / (n - 1) degrees of freedom.
 
     Args:
         a: the figure for each run of the first group.
         b: the same for the second group.
-        confidence: coverage aimed at by the interval, between 0 and 1.
+        confidence: nominal coverage of the interval, between 0 and 1.
 
     Returns:
-        Difference a - b with its interval, and the two-sided p-value that the means are equal; None where a group has
-        fewer than two runs. Where neither scatters, the interval has no width and p is 0, or 1 for equal groups.
+        Difference a - b with its interval, and the two-sided p-value that the means are equal; None if a group has
+        fewer than two runs. If neither group varies, the interval has no width and p is 0, or 1 for equal means.
 
     Raises:
         InputError: a group is empty, a figure is not finite, or the confidence lies outside (0, 1).
@@ -192,23 +187,21 @@ def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -
     Source: Welch 1947.
     """
     first, second = mean_std(a), mean_std(b)
-    _normal_quantile(confidence)  # refuses what is no confidence
+    _check_confidence(confidence)
     if first.std is None or second.std is None:
         return None
     difference = first.mean - second.mean
-    parts = [(s.std**2 / s.n, s.n - 1) for s in (first, second) if s.std is not None]
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
+    if first.std == second.std == 0:
         return Unpaired(Interval(difference, difference, difference, confidence), float(difference == 0))
-    freedom = variance**2 / sum(part**2 / n for part, n in parts)
-    error = math.sqrt(variance)
-    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
-    p_value = 2 * float(stdtr(freedom, -abs(difference) / error))
-    return Unpaired(Interval(difference, difference - half, difference + half, confidence), p_value)
+    with warnings.catch_warnings():  # SciPy warns where one group does not vary, which is no obstacle here
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = ttest_ind(a, b, equal_var=False)
+    interval = test.confidence_interval(confidence)
+    return Unpaired(Interval(difference, float(interval.low), float(interval.high), confidence), float(test.pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction for several tests at once, in the order given.
+    """Return p-values with Holm's correction for several tests, in the order given.
 
     Examples:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
@@ -224,8 +217,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _newcombe(both: int, only_a: int, only_b: int, neither: int, confidence: float) -> Interval:
-    """Newcombe's method 10 for the difference of two paired proportions, with the continuity-corrected phi."""
+def _newcombe_interval(both: int, only_a: int, only_b: int, neither: int, confidence: float) -> Interval:
+    """Return Newcombe's method 10 for the difference of two paired proportions, with continuity-corrected phi."""
     n = both + only_a + only_b + neither
     a, b = wilson(both + only_a, n, confidence=confidence), wilson(both + only_b, n, confidence=confidence)
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
@@ -235,16 +228,15 @@ def _newcombe(both: int, only_a: int, only_b: int, neither: int, confidence: flo
         corrected = max(product - n / 2, 0.0) if product > 0 else float(product)
         phi = corrected / math.sqrt(margins)
     difference = (only_a - only_b) / n
-    below = _combine(a.estimate - a.low, b.high - b.estimate, phi)
-    above = _combine(a.high - a.estimate, b.estimate - b.low, phi)
+    below = _combine_errors(a.estimate - a.low, b.high - b.estimate, phi)
+    above = _combine_errors(a.high - a.estimate, b.estimate - b.low, phi)
     return Interval(difference, difference - below, difference + above, confidence)
 
 
-def _combine(first: float, second: float, phi: float) -> float:
+def _combine_errors(first: float, second: float, phi: float) -> float:
     return math.sqrt(max(first * first - 2 * phi * first * second + second * second, 0.0))
 
 
-def _normal_quantile(confidence: float) -> float:
+def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise InputError(f"confidence: {confidence} came, expected a number between 0 and 1, such as 0.95.")
-    return float(ndtri(0.5 + confidence / 2))
+        raise InputError(f"confidence: got {confidence}, expected a number between 0 and 1, such as 0.95.")

@@ -1,5 +1,6 @@
-"""An evaluation in plain text: one line per condition, one column per state, and what makes a figure doubtful."""
+"""Text summary of an evaluation: a row per condition, a column per state, and notes on doubtful figures."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,35 +11,47 @@ from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS
 _HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
 
 
-def summary(evaluation: Evaluation) -> str:
-    """The table that `noiseprop evaluate` prints.
+def format_summary(evaluation: Evaluation) -> str:
+    """Return the table that `noiseprop evaluate` prints.
 
-    Single conditions come with Wilson's 95 % interval. The average over a corruption's severities comes without one:
-    its five figures share their images.
+    Single conditions have Wilson's 95 % interval. The mean over a corruption's severities has none, because its five
+    figures share their images.
 
     Args:
-        evaluation: what `evaluate` returned or `read` read.
+        evaluation: result of `evaluate` or `read_evaluation`.
 
     Returns:
-        Lines of plain text: a row per condition, a column per state, then what was measured and what is doubtful.
+        Lines of plain text: a row per condition, a column per state, then notes on the images and doubtful figures.
     """
     states: list[State] = [s for s in STATES if any(m.state == s for m in evaluation.measurements)]
-    rows = [["accuracy", *(_heading(s, evaluation) for s in states)]]
+    rows = [["accuracy", *(_format_heading(s, evaluation) for s in states)]]
     for condition in (c for c in CONDITIONS if c in evaluation.settings.conditions):
         kept = [m for m in evaluation.measurements if m.condition == condition]
         if condition in CORRUPTIONS:
-            rows.append([condition, *(_mean_cell(kept, state) for state in states)])
+            rows.append([condition, *(_format_mean(kept, state) for state in states)])
             continue
         for draws in sorted({m.attack_draws for m in kept}):
             label = f"{condition}, EOT-{draws}" if draws else condition
-            rows.append([label, *(_cell([m for m in kept if m.attack_draws == draws], state) for state in states)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*table, *_notes(evaluation)])
+            rows.append(
+                [label, *(_format_accuracy([m for m in kept if m.attack_draws == draws], state) for state in states)]
+            )
+    return "\n".join([format_text_table(rows), *_format_notes(evaluation)])
 
 
-def figures(evaluation: Evaluation) -> dict[str, Any]:
-    """The table for programs, JSON-able: every measurement with Wilson's interval, and the findings."""
+def format_text_table(rows: Sequence[Sequence[str]], gap: str = "  ") -> str:
+    """Return rows of equal length as text with aligned columns.
+
+    >>> print(format_text_table([["a", "b"], ["long", "1"]]))
+    a     b
+    long  1
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def summary_figures(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the evaluation as a JSON document: every measurement with Wilson's interval, and the findings."""
     measured = [
         {
             "condition": m.condition,
@@ -62,23 +75,23 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _heading(state: State, evaluation: Evaluation) -> str:
+def _format_heading(state: State, evaluation: Evaluation) -> str:
     return f"vote of {evaluation.settings.vote_draws}" if state == "vote" else _HEADINGS[state]
 
 
-def _cell(measurements: list[Measurement], state: State) -> str:
+def _format_accuracy(measurements: list[Measurement], state: State) -> str:
     for m in measurements:
         if m.state == state:
             return f"{m.accuracy:.3f} [{m.interval.low:.3f}, {m.interval.high:.3f}]"
     return "-"
 
 
-def _mean_cell(measurements: list[Measurement], state: State) -> str:
+def _format_mean(measurements: list[Measurement], state: State) -> str:
     found = [m.accuracy for m in measurements if m.state == state]
     return f"{sum(found) / len(found):.3f}" if found else "-"
 
 
-def _notes(evaluation: Evaluation) -> list[str]:
+def _format_notes(evaluation: Evaluation) -> list[str]:
     attacked = min(evaluation.images, evaluation.settings.attack_images)
     notes = [
         f"{evaluation.dataset}: {evaluation.images} test images clean and corrupted, the first {attacked} of them "
@@ -88,17 +101,17 @@ def _notes(evaluation: Evaluation) -> list[str]:
     if recipe not in (None, "table1"):
         notes.append(f"The network was trained by the {recipe} recipe, not the paper's: {epochs} epochs.")
     if set(evaluation.settings.conditions) & set(CORRUPTIONS):
-        notes.append("Of a corruption, the mean over its five severities.")
+        notes.append("Corruptions: mean over five severities.")
     if evaluation.noisy:
         notes.append(
             "One draw is a single pass with fresh noise. With noise off, the network without its noise is attacked."
         )
     notes += [f"{finding.outcome}: {finding.sentence}" for finding in evaluation.findings]
-    return notes + [f"doubtful: {sentence}" for sentence in weak_lbfgs(evaluation)]
+    return notes + [f"doubtful: {sentence}" for sentence in find_weak_lbfgs(evaluation)]
 
 
-def weak_lbfgs(evaluation: Evaluation) -> list[str]:
-    """L-BFGS knows no bound, PGD does: an L-BFGS that leaves more has not converged."""
+def find_weak_lbfgs(evaluation: Evaluation) -> list[str]:
+    """Return a sentence if L-BFGS, which has no bound, leaves more than PGD and so has not converged."""
     state = "one" if evaluation.noisy else "off"
     if not {"lbfgs", "pgd"} <= {m.condition for m in evaluation.measurements if m.state == state}:
         return []

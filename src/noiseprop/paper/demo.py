@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noiseprop.attacks import fgsm, pgd
 from noiseprop.data import Dataset, batches, load, split
 from noiseprop.environment import made_with
-from noiseprop.evaluation.scoring import expected_accuracy, judging, noise_is_on, noise_key
+from noiseprop.evaluation.scoring import expected_accuracy, evaluation_mode, has_inference_noise, derive_noise_key
 from noiseprop.files.untrusted import read_json
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
@@ -100,10 +100,10 @@ def _history(epochs: list[Epoch]) -> dict[str, Any]:
 def _judge(model: nn.Module, test: Dataset, settings: Settings, seed: int) -> dict[str, Any]:
     """Attack a trained network with its noise on and, where it has any, off."""
     x, y = next(batches(test, len(test), generator=None))
-    with judging(model):
-        reset_noise(model, noise_key(seed, "demo"))
+    with evaluation_mode(model):
+        reset_noise(model, derive_noise_key(seed, "demo"))
         judge = _Judge(model, x, y, settings)
-        noisy = noise_is_on(model)
+        noisy = has_inference_noise(model)
         on = {"clean": judge.score(x), "fgsm": judge.fgsm(1), "pgd": judge.pgd(settings.pgd_eps, 1)}
         if noisy:
             draws = settings.eot_draws
@@ -138,7 +138,7 @@ class _Judge:
     def score(self, x: Tensor) -> float:
         """Accuracy of one pass, averaged over fresh draws; `expected_accuracy` chooses its own sampling."""
         draws = self.settings.score_draws
-        if draws == 1 or not noise_is_on(self.model):
+        if draws == 1 or not has_inference_noise(self.model):
             with torch.no_grad():
                 return int((self.model(x).argmax(-1) == self.y).sum()) / len(self.y)
         return expected_accuracy(self.model, x, self.y, draws=draws, rows=draws * len(self.y))

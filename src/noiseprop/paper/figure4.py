@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from noiseprop.data import Dataset, batches, load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.scoring import chunks_of, device_of, judging, noise_key, score
+from noiseprop.evaluation.scoring import iterate_dataset, model_device, evaluation_mode, derive_noise_key, score_states
 from noiseprop.evaluation.statistics import Interval, mean_std
 from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import sealed, unsealed
+from noiseprop.files.checksum import add_checksum, verify_checksum
 from noiseprop.files.untrusted import read_json
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.form import check_figure_4
 from noiseprop.paper.reproduction import Job, recipe_of, trained
 from noiseprop.paper.results import without_folder
-from noiseprop.paper.tables import text_table
+from noiseprop.evaluation.text_summary import format_text_table
 from noiseprop.saliency import smoothgrad
 
 FORMAT = "noiseprop figure 4, version 2"
@@ -98,16 +98,16 @@ def _correct(model: nn.Module, images: Dataset, seed: int) -> Tensor:
     """Which images are right: by a vote over the network's noise, where it has any."""
     if not len(images):
         return torch.zeros(0, dtype=torch.bool)
-    with judging(model):
-        reset_noise(model, noise_key(seed, "figure 4"))
-        images_here = chunks_of(images, device_of(model))
-        found = score(model, images_here, len(images), draws=VOTES, rows=_ROWS * 4)
+    with evaluation_mode(model):
+        reset_noise(model, derive_noise_key(seed, "figure 4"))
+        images_here = iterate_dataset(images, model_device(model))
+        found = score_states(model, images_here, len(images), draws=VOTES, rows=_ROWS * 4)
     return torch.from_numpy(found["vote" if "vote" in found else "off"])
 
 
 def _maps(model: nn.Module, images: Dataset, seed: int) -> Tensor:
     """Saliency (n, H, W) of each image for its true class."""
-    generator, device = torch.Generator().manual_seed(seed), device_of(model)
+    generator, device = torch.Generator().manual_seed(seed), model_device(model)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: faster, the same values
     found: list[Tensor] = []
     for x, y in batches(images, _ROWS, generator=None):
@@ -230,7 +230,7 @@ def summary(record: Mapping[str, Any]) -> str:
     """How the maps were made, and the table of shares, for the terminal."""
     if "inside" not in record:
         return f"{says(record)}\nNo test image has a box, so no share of saliency inside it can be told."
-    return f"{text_table(shares_table(record))}\n{says(record)}"
+    return f"{format_text_table(shares_table(record))}\n{says(record)}"
 
 
 def says(record: Mapping[str, Any]) -> str:
@@ -263,7 +263,7 @@ def draw_figure_4(found: Look, stem: Path) -> tuple[Path, Path, Path]:
     with rc_context({"svg.hashsalt": "figure4", "svg.fonttype": "none"}):
         write_aside(svg, lambda aside: figure.savefig(aside, format="svg", metadata={"Date": None}))
     write_aside(png, lambda aside: figure.savefig(aside, format="png", dpi=120))
-    text = json.dumps(sealed(found.record), allow_nan=False) + "\n"
+    text = json.dumps(add_checksum(found.record), allow_nan=False) + "\n"
     write_aside(data, lambda aside: aside.write_text(text, encoding="utf-8"))
     return svg, png, data
 
@@ -299,7 +299,7 @@ def read_figure_4(path: Path) -> Mapping[str, Any]:
     """
     try:
         record = read_json(path)
-        record = unsealed(record) if isinstance(record, dict) else record
+        record = verify_checksum(record) if isinstance(record, dict) else record
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); run `noiseprop reproduce figure4` again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from noiseprop.attacks.eot import attacking
-from noiseprop.evaluation.scoring import noise_is_on
+from noiseprop.attacks.eot import prepare_for_attack
+from noiseprop.evaluation.scoring import has_inference_noise
 from noiseprop.noise.sampling import sampling
 
 BATCH = 128
@@ -38,8 +38,8 @@ def released_lbfgs(
     MNIST folder holds no attacks.
     """
     parts = zip(x.split(batch), y.split(batch), strict=True)
-    averaged = sampling(model, draws=draws) if noise_is_on(model) and draws > 1 else nullcontext()
-    with attacking(model), averaged:
+    averaged = sampling(model, draws=draws) if has_inference_noise(model) and draws > 1 else nullcontext()
+    with prepare_for_attack(model), averaged:
         return torch.cat([_attack(model, part, labels, step, steps) for part, labels in parts])
 
 

@@ -15,11 +15,11 @@ from noiseprop.errors import RunError
 from noiseprop.evaluation.bfloat16 import Bfloat16
 from noiseprop.evaluation.evaluate import evaluate, images_digest
 from noiseprop.evaluation.results import Evaluation
-from noiseprop.evaluation.scoring import judging, noise_key
-from noiseprop.evaluation.serialization import read, write
+from noiseprop.evaluation.scoring import evaluation_mode, derive_noise_key
+from noiseprop.evaluation.serialization import read_evaluation, write_evaluation
 from noiseprop.evaluation.settings import Settings
 from noiseprop.files.atomic import write_json
-from noiseprop.files.checksum import unsealed
+from noiseprop.files.checksum import verify_checksum
 from noiseprop.files.untrusted import read_json
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, RecipeName, Row, recipe, stops
@@ -94,7 +94,7 @@ def do(job: Job, tell: Tell) -> None:
     model, epochs = _train(job, tell)
     with held(job.folder, resume=True):
         if _evaluation(job, epochs) is None:
-            write(_judge(job, model, epochs, tell), job.folder / EVALUATION)
+            write_evaluation(_judge(job, model, epochs, tell), job.folder / EVALUATION)
             (job.folder / _PARTIAL).unlink(missing_ok=True)
 
 
@@ -196,8 +196,8 @@ class _Watch:
             write_json(self.job.folder / TEST_ACCURACY, {str(epoch): value for epoch, value in self.measured.items()})
 
     def _accuracy(self, epoch: int) -> float:
-        with judging(self.model):
-            reset_noise(self.model, noise_key(self.job.seed, "test accuracy", epoch))
+        with evaluation_mode(self.model):
+            reset_noise(self.model, derive_noise_key(self.job.seed, "test accuracy", epoch))
             return loss_and_accuracy(self.model, self.test, precision=self.job.precision)[1]
 
 
@@ -210,7 +210,7 @@ def _test_accuracies(job: Job) -> dict[int, float]:
     """Test accuracies by epoch; none where none are kept yet."""
     path = job.folder / TEST_ACCURACY
     try:
-        kept = unsealed(read_json(path))
+        kept = verify_checksum(read_json(path))
         return {int(epoch): float(value) for epoch, value in kept.items()}
     except FileNotFoundError:
         return {}
@@ -236,7 +236,7 @@ def _judge(job: Job, model: nn.Module, epochs: int, tell: Tell) -> Evaluation:
         settings=settings,
         surrogate=net,
         about=_about(job, epochs),
-        kept=job.folder / _PARTIAL,
+        checkpoint=job.folder / _PARTIAL,
         progress=tell,
     )
     if attacks:
@@ -282,7 +282,7 @@ def _evaluation(job: Job, epochs: int) -> Evaluation | None:
     if not epochs or not (job.folder / EVALUATION).exists():
         return None
     try:
-        kept = read(job.folder / EVALUATION)
+        kept = read_evaluation(job.folder / EVALUATION)
     except RunError:
         return None  # damaged: it is made again
     same = kept.settings == job.settings and dict(kept.about) == _about(job, epochs)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import RunError
-from noiseprop.evaluation.attack_suite import Attack, attack_of, craft
-from noiseprop.evaluation.checkpoint import fingerprint
-from noiseprop.evaluation.sanity_checks import Subject
-from noiseprop.evaluation.scoring import judging, noise_is_on, noise_key
+from noiseprop.evaluation.attack_suite import SuiteAttack, bind_attack, craft_images
+from noiseprop.evaluation.checkpoint import model_digest
+from noiseprop.evaluation.sanity_checks import CheckSubject
+from noiseprop.evaluation.scoring import evaluation_mode, has_inference_noise, derive_noise_key
 from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
 from noiseprop.files.atomic import check_writable, write_json
-from noiseprop.files.checksum import unsealed
+from noiseprop.files.checksum import verify_checksum
 from noiseprop.files.untrusted import read_json
 from noiseprop.noise.stream import reset_noise
 
@@ -80,9 +80,9 @@ def eps_curve(
     what = _what(model, x, y, settings, surrogate)
     if kept is not None and (known := _read(kept, what)) is not None:
         return known
-    noisy, eps = noise_is_on(model), tuple(multiple * settings.pgd_eps for multiple in (0.0, *MULTIPLES))
-    with judging(model):
-        subject = Subject(model, x, y, settings, surrogate)
+    noisy, eps = has_inference_noise(model), tuple(multiple * settings.pgd_eps for multiple in (0.0, *MULTIPLES))
+    with evaluation_mode(model):
+        subject = CheckSubject(model, x, y, settings, surrogate)
         names = (*ATTACKS, *(TRANSFERS if surrogate is not None else ()))
         accuracy = _accuracies(subject, names, eps, tell or (lambda step: None))
     curve = Curve(eps, accuracy, len(y), subject.draws, settings.vote_draws if noisy else 1)
@@ -92,10 +92,10 @@ def eps_curve(
 
 
 def _accuracies(
-    subject: Subject, names: Sequence[str], eps: Sequence[float], tell: Tell
+    subject: CheckSubject, names: Sequence[str], eps: Sequence[float], tell: Tell
 ) -> dict[str, tuple[float, ...]]:
     seed = subject.settings.seed
-    reset_noise(subject.model, noise_key(seed, "curve", "clean"))
+    reset_noise(subject.model, derive_noise_key(seed, "curve", "clean"))
     clean = subject.accuracy(subject.x, single=False)
     found: dict[str, tuple[float, ...]] = {}
     for name in names:
@@ -104,28 +104,28 @@ def _accuracies(
         row = [clean]
         for radius in eps[1:]:
             x_adv = made_at(radius)
-            reset_noise(subject.model, noise_key(seed, "curve", name, str(radius), "score"))
+            reset_noise(subject.model, derive_noise_key(seed, "curve", name, str(radius), "score"))
             row.append(subject.accuracy(x_adv, single=False))
         found[name] = tuple(row)
     return found
 
 
-def _maker(subject: Subject, name: str) -> Callable[[float], Tensor]:
+def _maker(subject: CheckSubject, name: str) -> Callable[[float], Tensor]:
     """Adversarial images by eps, of one attack."""
     base, s, x = name.removesuffix("-transfer"), subject.settings, subject.x
     victim = subject.surrogate if name in TRANSFERS else subject.model
     assert victim is not None
     draws = 1 if name in TRANSFERS else subject.draws
 
-    def craft_with(attack: Attack, radius: str) -> Tensor:
-        with judging(victim):
-            reset_noise(victim, noise_key(s.seed, "curve", name, radius, "attack"))
-            return craft(attack, victim, x, subject.y, draws=draws, rows=s.batch_size)
+    def craft_with(attack: SuiteAttack, radius: str) -> Tensor:
+        with evaluation_mode(victim):
+            reset_noise(victim, derive_noise_key(s.seed, "curve", name, radius, "attack"))
+            return craft_images(attack, victim, x, subject.y, draws=draws, rows=s.batch_size)
 
     if base == "lbfgs":
-        far = craft_with(attack_of("lbfgs", s), "any")
+        far = craft_with(bind_attack("lbfgs", s), "any")
         return lambda eps: torch.clamp(far, x - eps, x + eps).clamp_(0, 1)
-    return lambda eps: craft_with(attack_of(base, at_eps(s, eps)), str(eps))
+    return lambda eps: craft_with(bind_attack(base, at_eps(s, eps)), str(eps))
 
 
 def at_eps(settings: Settings, eps: float) -> Settings:
@@ -136,7 +136,7 @@ def at_eps(settings: Settings, eps: float) -> Settings:
 def _what(model: nn.Module, x: Tensor, y: Tensor, settings: Settings, surrogate: nn.Module | None) -> str:
     """SHA-256 of all that decides a curve."""
     digest = hashlib.sha256(json.dumps([asdict(settings), MULTIPLES, tuple(x.shape)], sort_keys=True).encode())
-    digest.update(f"{fingerprint(model)} {fingerprint(surrogate)} {noise_is_on(model)}".encode())
+    digest.update(f"{model_digest(model)} {model_digest(surrogate)} {has_inference_noise(model)}".encode())
     digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     digest.update(y.detach().cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
@@ -145,7 +145,7 @@ def _what(model: nn.Module, x: Tensor, y: Tensor, settings: Settings, surrogate:
 def _read(path: Path, what: str) -> Curve | None:
     """The curve in a file; None where there is none, it is damaged, or of something else."""
     try:
-        document = unsealed(read_json(path))
+        document = verify_checksum(read_json(path))
         if document["format"] != _FORMAT or document["what"] != what:
             return None
         curve = Curve(

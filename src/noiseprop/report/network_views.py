@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from noiseprop.corruptions import corrupt, corruption_seed
 from noiseprop.data import Dataset
 from noiseprop.errors import NoisepropError
-from noiseprop.evaluation.attack_suite import attack_of, craft
+from noiseprop.evaluation.attack_suite import bind_attack, craft_images
 from noiseprop.evaluation.evaluate import attack_images
-from noiseprop.evaluation.scoring import device_of, draw_logits, judging, noise_is_on, noise_key
-from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, settings_of
+from noiseprop.evaluation.scoring import model_device, sample_logits, evaluation_mode, has_inference_noise, derive_noise_key
+from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, choose_settings
 from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.noise.stream import reset_noise
 from noiseprop.report.eps_curve import CURVE, Curve, eps_curve, try_to_keep
@@ -144,12 +144,12 @@ def _look(
         tell("images")
         test = test_images()
         shape = tuple(test.images.shape[1:])
-        known = run.evaluation.settings if run.evaluation else settings_of(test.name, shape, own=bool(test.path))
+        known = run.evaluation.settings if run.evaluation else choose_settings(test.name, shape, own=bool(test.path))
         settings = _affordable(known)
         curve = None
         if images != 0:
             grey = test.images[0].numel() <= 1024
-            x, y = attack_images(test, images or (200 if grey else 50), device_of(model))
+            x, y = attack_images(test, images or (200 if grey else 50), model_device(model))
             surrogate = surrogate_of(run, test) if surrogate_of else None
             kept = try_to_keep(run.path / CURVE)
             curve = eps_curve(model, x, y, settings=settings, surrogate=surrogate, kept=kept, tell=tell)
@@ -185,10 +185,10 @@ def _examples(model: nn.Module, test: Dataset, settings: Settings, count: int) -
     """The first test images of different classes, attacked, corrupted and looked at."""
     if not count:
         return ()
-    x, y = attack_images(test, _SEARCHED, device_of(model))
+    x, y = attack_images(test, _SEARCHED, model_device(model))
     rows = _first_of_classes(y, count)
     x, y = x[rows], y[rows]
-    with judging(model):
+    with evaluation_mode(model):
         versions = [("clean", x), *_attacked(model, x, y, settings), *_corrupted(x, test.name, settings)]
         predicted = [_predict(model, image, y, settings, name) for name, image in versions]
         maps = smoothgrad(model, x, y).cpu()
@@ -214,11 +214,11 @@ def _first_of_classes(y: Tensor, count: int) -> list[int]:
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> list[tuple[str, Tensor]]:
-    draws = max(settings.attack_draws) if noise_is_on(model) else 1
+    draws = max(settings.attack_draws) if has_inference_noise(model) else 1
     found: list[tuple[str, Tensor]] = []
     for name in ATTACKS:
-        reset_noise(model, noise_key(settings.seed, "example", name, "attack"))
-        found.append((name, craft(attack_of(name, settings), model, x, y, draws=draws, rows=settings.batch_size)))
+        reset_noise(model, derive_noise_key(settings.seed, "example", name, "attack"))
+        found.append((name, craft_images(bind_attack(name, settings), model, x, y, draws=draws, rows=settings.batch_size)))
     return found
 
 
@@ -236,9 +236,9 @@ def _predict(
     model: nn.Module, x: Tensor, y: Tensor, settings: Settings, name: str
 ) -> tuple[list[int], list[float] | None]:
     """The class that most draws see in each image, and their share; without noise, the class alone."""
-    if not noise_is_on(model):
+    if not has_inference_noise(model):
         return model(x).argmax(-1).tolist(), None
-    reset_noise(model, noise_key(settings.seed, "example", name, "score"))
-    seen = draw_logits(model, x, y, settings.vote_draws).argmax(-1)  # (draws, n)
+    reset_noise(model, derive_noise_key(settings.seed, "example", name, "score"))
+    seen = sample_logits(model, x, y, settings.vote_draws).argmax(-1)  # (draws, n)
     label = seen.mode(0).values
     return label.tolist(), (seen == label).double().mean(0).tolist()

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from safetensors.torch import save_file
 from torch import Tensor
 
+from noiseprop.evaluation.text_summary import format_text_table
 from noiseprop.files.atomic import write_aside
 from noiseprop.noise.diagnostics.inspect_noise import LayerNoise
 
@@ -37,8 +38,7 @@ def table(layers: Sequence[LayerNoise]) -> str:
         else:
             less, more = _wishes(layer.snr, layer.floor)
             rows.append([*row, _short(_quantiles(layer.snr.abs())[1]), f"{less:.0%}", f"{more:.0%}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return format_text_table(rows)
 
 
 def figures(layers: Sequence[LayerNoise]) -> list[dict[str, Any]]:

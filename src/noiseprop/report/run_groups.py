@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation.results import Evaluation
-from noiseprop.evaluation.serialization import read
+from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.runs.trained_model import read_settings
 from noiseprop.training import Epoch, read_config, read_metrics
 from noiseprop.training.resume import flattened
@@ -87,7 +87,7 @@ def read_run(path: Path) -> Run:
     epochs = attempt(lambda: tuple(Epoch.from_json(line) for line in read_metrics(path)))
     evaluation = None
     if (path / "evaluation.json").exists():
-        evaluation = attempt(lambda: read(path / "evaluation.json"))
+        evaluation = attempt(lambda: read_evaluation(path / "evaluation.json"))
     else:
         troubles.append(f"{path} was not evaluated; run `noiseprop evaluate {path}` for its figures")
     made = dict(made_with) if isinstance(made_with, Mapping) else {}

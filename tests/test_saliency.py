@@ -145,7 +145,7 @@ def test_a_resnets_maps_have_the_images_size_and_do_not_depend_on_the_batch():
         ({"sigma": -0.1}, "sigma"),
         ({"samples": 0}, "samples"),
         ({"draws": 0}, "draws"),
-        ({"x": torch.rand(3, 6, 6)}, r"images of shape \(3, 6, 6\) came, expected \(B, C, H, W\)"),
+        ({"x": torch.rand(3, 6, 6)}, r"got images of shape \(3, 6, 6\), expected \(B, C, H, W\)"),
         ({"x": 2 + torch.rand(3, 3, 6, 6)}, r"expected \[0, 1\]"),
         ({"model": nn.Sequential(Small(), nn.Threshold(9e9, 0.0))}, None),
     ],

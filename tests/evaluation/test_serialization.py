@@ -184,7 +184,7 @@ def test_damage_is_found_and_named(name, tmp_path):
 def test_the_checksum_finds_all_of_it_too(name):
     document = json.loads(format_evaluation(sample()))
     DAMAGE[name](document)
-    with pytest.raises(ValueError, match="its checksum does not fit"):
+    with pytest.raises(ValueError, match="its checksum does not match"):
         parse_evaluation(json.dumps(document))
 
 

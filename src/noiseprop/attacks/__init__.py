@@ -1,4 +1,4 @@
-"""Attacks in pixel space on the true label, fit for random networks: they climb the loss expected over the noise."""
+"""Attacks in pixel space on the true label, suited to random networks: they climb the loss expected over the noise."""
 
 from noiseprop.attacks.apgd import apgd as apgd
 from noiseprop.attacks.fgsm import fgsm as fgsm

@@ -1,4 +1,4 @@
-"""Auto-PGD on the cross-entropy: PGD with momentum whose step size adapts to every image by itself."""
+"""Auto-PGD on the cross-entropy: PGD with momentum whose step size adapts to every image."""
 
 from dataclasses import dataclass, fields
 
@@ -9,7 +9,7 @@ from noiseprop.attacks.eot import is_random, loss_gradient, prepare_for_attack
 from noiseprop.attacks.restarts import check_early_stop, compare_candidates, sample_start_points, select_best_restart
 from noiseprop.attacks.validation import check_count, check_images, check_number, linf_ball
 
-# The constants of the paper: weight of the new step against momentum, and the least share of rises that keeps the step.
+# Constants of the paper: weight of the new step against momentum, and the smallest share of rises that keeps the step.
 _ALPHA = 0.75
 _RHO = 0.75
 
@@ -32,16 +32,16 @@ def apgd(
     x_{t+1} = P(x_t + 0.75 (z - x_t) + 0.25 (x_t - x_{t-1})),    L(x) = mean_k CE(model(x; noise_k), y)
 
     from a random start, with step = 2 eps at first. At fixed checkpoints the step of an image is halved, and the image
-    goes back to its best iterate, if its loss rose in too few of the steps since the last one or its best loss stands
-    still. Each run returns the iterate of highest expected loss, never the first miss.
+    returns to its best iterate, if its loss rose in too few of the steps since the last checkpoint or its best loss did
+    not improve. Each run returns the iterate of highest expected loss, never the first miss.
 
     On a random network every estimate of the loss is noisy, and the highest of many estimates is the luckiest. So at
-    every checkpoint and at the end the best iterate so far and the latest one are scored anew with fresh draws, and
+    every checkpoint and at the end the best iterate so far and the latest one are scored again with fresh draws, and
     restarts are compared in the same way.
 
-    The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
-    left as found: modes, `.grad`, `requires_grad` flags, torch's global random state and the place of its own noise: an
-    attack's passes draw noise that no pass outside of attacks draws, neither in training nor when the result is scored.
+    The model is attacked in eval mode with its current noise (see `attacks.eot`). Modes, `.grad`, `requires_grad`
+    flags, torch's random state and the noise state are restored. The passes of an attack draw noise that no other pass
+    draws, neither in training nor when the result is scored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).
@@ -52,9 +52,9 @@ def apgd(
         restarts: number of runs.
         draws: noise draws to average each gradient over (EOT); 1 sees a single draw per step.
         stop_when_broken: for the robust accuracy of a deterministic model: an image leaves the batch at its first
-            iterate that is misclassified, which saves time. Not for transfer attacks, which want the full climb.
-        generator: where the starts come from; it moves on. Without one they come from a copy of torch's global random
-            state, which stays as found, so that two calls in a row start at the same points.
+            iterate that is misclassified, which saves time. Not for transfer attacks, which need all steps.
+        generator: source of the starts; it advances. Without one they come from a copy of torch's global random state,
+            so that two calls in a row start at the same points.
 
     Returns:
         Adversarial images, like x.
@@ -69,10 +69,10 @@ def apgd(
         >>> apgd(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), eps=0.5, steps=10)
         tensor([[0.2500, 0.7500]])
 
-    Source: Croce and Hein 2020, algorithm 1, in the form of the authors' AutoAttack code, but that the first checkpoint
-    counts the first step as a rise only if it was one, as the paper says; the code always does.
+    Source: Croce and Hein 2020, algorithm 1, in the form of the authors' AutoAttack code. The first checkpoint counts
+    the first step as a rise only if it was one, as in the paper; the code always does.
     """
-    x, y = check_images(x, y)
+    x, y = check_images(x, y, model)
     eps, steps = check_number("eps", eps), check_count("steps", steps)
     restarts, draws = check_count("restarts", restarts), check_count("draws", draws)
 
@@ -80,17 +80,17 @@ def apgd(
         check_early_stop(model, stop_when_broken)
         low, high = linf_ball(x, eps)
 
-        def run(start: Tensor, rows: Tensor) -> Tensor:
-            climb = _ApgdState.from_start(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
-            return _run_apgd(model, climb, steps=steps, draws=draws, stop=stop_when_broken)
+        def run_from(start: Tensor, rows: Tensor) -> Tensor:
+            state = _ApgdState.from_start(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
+            return _run_apgd(model, state, steps=steps, draws=draws, stop=stop_when_broken)
 
         starts = sample_start_points(x, low, high, eps=eps, restarts=restarts, from_image=False, generator=generator)
-        return select_best_restart(model, y, starts, run, draws=draws, stop=stop_when_broken)
+        return select_best_restart(model, y, starts, run_from, draws=draws, stop=stop_when_broken)
 
 
 @dataclass
 class _ApgdState:
-    """What APGD knows of each of n images."""
+    """State of APGD for each of n images."""
 
     y: Tensor  # (n,)
     low: Tensor  # (n, ...), like all images below
@@ -135,72 +135,72 @@ class _ApgdState:
         return _ApgdState(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def _run_apgd(model: nn.Module, climb: _ApgdState, *, steps: int, draws: int, stop: bool) -> Tensor:
-    """One run; returns the best iterates, or with `stop` the first misclassified one where there is one."""
+def _run_apgd(model: nn.Module, state: _ApgdState, *, steps: int, draws: int, stop: bool) -> Tensor:
+    """Return the best iterates of one run, or with `stop` the first misclassified one of each image that has one."""
     random = is_random(model)
     checkpoints = _list_checkpoints(steps)
-    result, rows = climb.x.clone(), torch.arange(len(climb.y), device=climb.y.device)
+    result, rows = state.x.clone(), torch.arange(len(state.y), device=state.y.device)
     since = 0
     for t in range(steps + 1):
         if t:
-            _take_step(model, climb, draws=draws, momentum=t > 1)
+            _take_step(model, state, draws=draws, momentum=t > 1)
             since += 1
-        if stop and bool(climb.broken.any()):  # before a checkpoint may put another iterate in this one's place
-            result[rows[climb.broken]] = climb.x[climb.broken]
-            rows, climb = rows[~climb.broken], climb[~climb.broken]
+        if stop and bool(state.broken.any()):  # before a checkpoint may put another iterate in this one's place
+            result[rows[state.broken]] = state.x[state.broken]
+            rows, state = rows[~state.broken], state[~state.broken]
             if not len(rows):
                 return result
         if t in checkpoints:
             if random:
-                better, climb.best_loss = compare_candidates(model, climb.y, climb.x, climb.best, draws=draws)
-                _update_best(climb, better)
-            _adapt_step_sizes(climb, since)
+                better, state.best_loss = compare_candidates(model, state.y, state.x, state.best, draws=draws)
+                _update_best(state, better)
+            _adapt_step_sizes(state, since)
             since = 0
     if random:
-        _update_best(climb, compare_candidates(model, climb.y, climb.x, climb.best, draws=draws)[0])
-    result[rows] = climb.best
+        _update_best(state, compare_candidates(model, state.y, state.x, state.best, draws=draws)[0])
+    result[rows] = state.best
     return result
 
 
-def _take_step(model: nn.Module, climb: _ApgdState, *, draws: int, momentum: bool) -> None:
-    """One step of every image, and the record of its best iterate."""
-    x, low, high = climb.x, climb.low, climb.high
-    new = (x + climb.step * climb.gradient.sign()).clamp_(low, high)
+def _take_step(model: nn.Module, state: _ApgdState, *, draws: int, momentum: bool) -> None:
+    """Take one step for every image, and record its best iterate."""
+    x, low, high = state.x, state.low, state.high
+    new = (x + state.step * state.gradient.sign()).clamp_(low, high)
     if momentum:
-        new = (x + _ALPHA * (new - x) + (1 - _ALPHA) * (x - climb.x_before)).clamp_(low, high)
-    climb.x_before, climb.x = x, new
-    loss, climb.gradient, logits = loss_gradient(model, new, climb.y, draws=draws)
-    climb.broken = logits.mean(0).argmax(-1) != climb.y
-    climb.rises = climb.rises + (loss > climb.loss)
-    climb.loss = loss
-    better = loss > climb.best_loss
-    climb.improved = climb.improved | better
-    climb.best_loss = torch.where(better, loss, climb.best_loss)
-    _update_best(climb, better)
+        new = (x + _ALPHA * (new - x) + (1 - _ALPHA) * (x - state.x_before)).clamp_(low, high)
+    state.x_before, state.x = x, new
+    loss, state.gradient, logits = loss_gradient(model, new, state.y, draws=draws)
+    state.broken = logits.mean(0).argmax(-1) != state.y
+    state.rises = state.rises + (loss > state.loss)
+    state.loss = loss
+    better = loss > state.best_loss
+    state.improved = state.improved | better
+    state.best_loss = torch.where(better, loss, state.best_loss)
+    _update_best(state, better)
 
 
-def _update_best(climb: _ApgdState, chosen: Tensor) -> None:
+def _update_best(state: _ApgdState, chosen: Tensor) -> None:
     """Make the latest iterate of the chosen images (n,) their best."""
-    chosen = _broadcast_per_image(chosen, climb.x)
-    climb.best = torch.where(chosen, climb.x, climb.best)
-    climb.best_gradient = torch.where(chosen, climb.gradient, climb.best_gradient)
+    chosen = _broadcast_per_image(chosen, state.x)
+    state.best = torch.where(chosen, state.x, state.best)
+    state.best_gradient = torch.where(chosen, state.gradient, state.best_gradient)
 
 
-def _adapt_step_sizes(climb: _ApgdState, since: int) -> None:
-    """A checkpoint: halve the step and go back to the best iterate where the last `since` steps did little."""
+def _adapt_step_sizes(state: _ApgdState, since: int) -> None:
+    """Halve the step and return to the best iterate where the last `since` steps achieved little."""
     # The paper's condition 1 has "<"; the authors' code, followed here, has "<=".
-    halve = (climb.rises <= _RHO * since) | ~(climb.halved | climb.improved)
-    where = _broadcast_per_image(halve, climb.x)
-    climb.step = torch.where(where, climb.step / 2, climb.step)
-    climb.x = torch.where(where, climb.best, climb.x)
-    climb.gradient = torch.where(where, climb.best_gradient, climb.gradient)
-    climb.rises = torch.zeros_like(climb.rises)
-    climb.improved = torch.zeros_like(climb.improved)
-    climb.halved = halve
+    halve = (state.rises <= _RHO * since) | ~(state.halved | state.improved)
+    where = _broadcast_per_image(halve, state.x)
+    state.step = torch.where(where, state.step / 2, state.step)
+    state.x = torch.where(where, state.best, state.x)
+    state.gradient = torch.where(where, state.best_gradient, state.gradient)
+    state.rises = torch.zeros_like(state.rises)
+    state.improved = torch.zeros_like(state.improved)
+    state.halved = halve
 
 
 def _list_checkpoints(steps: int) -> set[int]:
-    """After which steps the step sizes adapt: at first 22 % of all steps apart, then less and less, at least 6 %.
+    """Return the steps after which step sizes adapt: at first 22 % of all steps apart, later less, at least 6 %.
 
     Examples:
         >>> sorted(_list_checkpoints(100))
@@ -217,5 +217,5 @@ def _list_checkpoints(steps: int) -> set[int]:
 
 
 def _broadcast_per_image(flags: Tensor, like: Tensor) -> Tensor:
-    """Flags (n,) in a shape that broadcasts over images (n, ...)."""
+    """Return flags (n,) in a shape that broadcasts over images (n, ...)."""
     return flags.view(-1, *[1] * (like.dim() - 1))

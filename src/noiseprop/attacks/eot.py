@@ -1,20 +1,20 @@
-"""The expected loss of a model and its gradient with respect to the images: the one place where EOT lives.
+"""Expected loss over noise draws, and its gradient with respect to the images (EOT), for all attacks.
 
-Every attack asks here for the gradient of
+Every attack uses the gradient of
 
     L(x, y) = 1/K sum_k CE(model(x; noise_k), y)
 
 over K independent noise draws, fresh for every image and every draw (expectation over transformation, Athalye et al.
-2018), so that none can mistake one lucky draw for the network.
+2018), so that no attack mistakes one lucky draw for the network.
 
-What noise that is, the model says: an attack inside `with sampling(model, "off")` or `"frozen"` meets that network,
-which has only one draw, so K is 1 there. Outside, noise is fresh in every pass. The passes of an attack draw noise of
-their own (`noiseprop.noise.stream.noise_apart`): whoever scores the result draws noise that the attack has not seen,
-training goes on as if there had been no attack, and two attacks in a row differ. What they draw follows from the place
-at which the model's noise stands, so `reset_noise` before an attack makes its result one that can be repeated.
+The state of the model selects the noise: inside `with sampling(model, "off")` or `"frozen"` the network has only one
+draw, so K is 1. Outside, noise is fresh in every pass. The passes of an attack draw noise that no other pass draws
+(`noiseprop.noise.stream.noise_apart`): scoring draws noise that the attack has not seen, training continues as if
+there had been no attack, and two attacks in a row differ. Their noise follows from the noise state of the model, so
+`reset_noise` before an attack makes its result repeatable.
 
-Only noise of `NeuronNoise` layers is known here. A network that draws from torch's generator by itself is attacked as
-if it were deterministic, one pass a step, and moves that generator on.
+Only the noise of `NeuronNoise` layers is recognised. A network that draws from torch's generator is attacked as if it
+were deterministic, one pass per step, and advances that generator.
 """
 
 from collections.abc import Callable, Generator
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noiseprop.attacks.microbatch import split_batch
-from noiseprop.attacks.validation import check_logits
+from noiseprop.attacks.validation import check_logits, check_module
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.sampling import sampling
@@ -34,12 +34,12 @@ from noiseprop.noise.stream import noise_apart, noise_of
 
 PartResult = TypeVar("PartResult")
 
-# Draws that decide which of several candidates has the higher expected loss.
+# Draws for the comparison of candidates by expected loss
 SCORE_DRAWS = 32
 
 
 class LossGradient(NamedTuple):
-    """The expected loss of each image, its gradient with respect to the image, and the logits behind it."""
+    """Expected loss of each image, its gradient with respect to the image, and the logits behind it."""
 
     loss: Tensor  # (B,), float32 or wider
     gradient: Tensor  # like x
@@ -47,7 +47,7 @@ class LossGradient(NamedTuple):
 
 
 def is_random(model: nn.Module) -> bool:
-    """Whether passes of the model differ: it has a noise layer that acts, and its noise is neither off nor frozen."""
+    """Return whether passes of the model differ: a noise layer acts, and its noise is neither off nor frozen."""
     for layer in model.modules():
         if isinstance(layer, NeuronNoise) and (layer.training or layer.at_inference):
             stream = layer.stream
@@ -58,13 +58,14 @@ def is_random(model: nn.Module) -> bool:
 
 @contextmanager
 def prepare_for_attack(model: nn.Module) -> Generator[None]:
-    """Hold a model as attacks need it and give it back as it was, also after an exception.
+    """Put a model into the state that attacks need, and restore it afterwards, also after an exception.
 
-    Inside, every module is in eval mode (batch norm uses and keeps its running statistics, dropout is off) but for
-    noise layers in training mode that would fall silent; parameters need no gradient (so none is computed, and `.grad`
-    is not touched); gradients with respect to the images are recorded even under `torch.no_grad()` and
-    `torch.inference_mode()`; and passes draw noise that no pass outside draws.
+    Inside, every module is in eval mode (batch norm uses and keeps its running statistics, dropout is off), except for
+    noise layers in training mode that would fall silent. Parameters need no gradient, so none is computed and `.grad`
+    is not touched. Gradients with respect to the images are recorded even under `torch.no_grad()` and
+    `torch.inference_mode()`, and passes draw noise that no pass outside draws.
     """
+    check_module(model)
     modules = [(module, module.training) for module in model.modules()]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -82,7 +83,7 @@ def prepare_for_attack(model: nn.Module) -> Generator[None]:
 
 
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key: int | None = None) -> LossGradient:
-    """The expected cross-entropy of each image and its gradient with respect to that image.
+    """Return the expected cross-entropy of each image and its gradient with respect to that image.
 
     The losses of the batch are summed, never averaged, so that an image's gradient does not depend on its batch.
     Call it inside `prepare_for_attack(model)`.
@@ -91,8 +92,8 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
         model: images (B, ...) to logits (B, classes).
         x: images (B, ...) in [0, 1].
         y: labels (B,).
-        draws: K, the number of noise draws to average over; a model without randomness gets by with one.
-        key: keep to the K draws of this key in every call, instead of fresh ones.
+        draws: K, the number of noise draws to average over; a deterministic model needs one.
+        key: use the same K draws, those of this key, in every call instead of fresh ones.
 
     Raises:
         InputError: if the model's logits are not finite or of another shape, y is out of range, or the logits do not
@@ -101,7 +102,7 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
     if (draws > 1 or key is not None) and not is_random(model):
         draws, key = 1, None
 
-    def look(rows: slice) -> LossGradient:
+    def compute_part(rows: slice) -> LossGradient:
         part = x[rows].detach().requires_grad_()
         logits = _compute_logits(model, part, y[rows], draws, key)  # (K, b, classes)
         loss = _expected_cross_entropy(logits, y[rows])
@@ -113,14 +114,14 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
             )
         return LossGradient(loss.detach(), gradient, logits.detach())
 
-    found = _map_parts(model, x, draws, look)
+    found = _map_parts(model, x, draws, compute_part)
     return found[0] if len(found) == 1 else _concatenate_parts(found)
 
 
 def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> tuple[Tensor, Tensor]:
-    """The expected cross-entropy (B,) of each image over fresh draws, and the logits (K, B, classes) behind it.
+    """Return the expected cross-entropy (B,) of each image over fresh draws, and the logits (K, B, classes).
 
-    Call it inside `prepare_for_attack(model)`, where nothing needs a gradient and so no graph is built.
+    Call it inside `prepare_for_attack(model)`, where nothing needs a gradient, so no graph is built.
     """
     draws = draws if draws == 1 or is_random(model) else 1
     found = _map_parts(model, x, draws, lambda rows: _compute_logits(model, x[rows], y[rows], draws).detach())
@@ -129,25 +130,28 @@ def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> 
 
 
 def _map_parts(model: nn.Module, x: Tensor, draws: int, work: Callable[[slice], PartResult]) -> list[PartResult]:
-    """What `work` makes of each part of a batch, whose images have the noise that they would have in the whole."""
+    """Return the result of `work` for each part of a batch, with the noise that its images have in the whole batch."""
     first, *others = split_batch(model, x, draws)
     found: list[PartResult] = []
     for rows in others:
         with noise_of(model, rows.start):
             found.append(work(rows))
-    return [work(first), *found]  # the first one last: it moves the noise on
+    return [work(first), *found]  # the first one last: it advances the noise
 
 
 def _compute_logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None = None) -> Tensor:
-    """Logits (K, B, classes): one ordinary pass where draws is 1, else K draws of the noise, fresh or of a key."""
+    """Return logits (K, B, classes) of one ordinary pass if draws is 1, otherwise of K draws, fresh or of a key.
+
+    The model gets a copy of the images, which it may change in place.
+    """
     if draws == 1 and key is None:
-        return check_logits(model(x), y)[None]
+        return check_logits(model(x.clone()), y)[None]
     with sampling(model, "fresh" if key is None else "frozen", draws=draws, key=key):
-        return check_logits(model(x), y, draws)
+        return check_logits(model(x.clone()), y, draws)
 
 
 def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean over draws of the cross-entropy: (K, B, classes) and (B,) to (B,), in float32 or wider."""
+    """Return the mean cross-entropy over draws: (K, B, classes) and (B,) to (B,), in float32 or wider."""
     draws, batch, _ = logits.shape
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if draws == 1:

@@ -1,9 +1,9 @@
-"""The fast gradient sign method: one step of size eps."""
+"""Fast gradient sign method: one step of size eps."""
 
 from torch import Tensor, nn
 
 from noiseprop.attacks.eot import loss_gradient, prepare_for_attack
-from noiseprop.attacks.validation import check_count, check_images, check_number
+from noiseprop.attacks.validation import check_count, check_images, check_number, linf_ball
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) -> Tensor:
@@ -11,9 +11,9 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
 
     x_adv = clip(x + eps * sign(grad_x mean_k CE(model(x; noise_k), y)), 0, 1)
 
-    The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
-    left as found: modes, `.grad`, `requires_grad` flags, torch's random state and the place of its own noise: an
-    attack's passes draw noise that no pass outside of attacks draws, neither in training nor when the result is scored.
+    The model is attacked in eval mode with its current noise (see `attacks.eot`). Modes, `.grad`, `requires_grad`
+    flags, torch's random state and the noise state are restored. The passes of an attack draw noise that no other pass
+    draws, neither in training nor when the result is scored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).
@@ -37,8 +37,8 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
 
     Source: Goodfellow, Shlens and Szegedy 2014, section 4.
     """
-    x, y = check_images(x, y)
+    x, y = check_images(x, y, model)
     eps, draws = check_number("eps", eps), check_count("draws", draws)
     with prepare_for_attack(model):
         gradient = loss_gradient(model, x, y, draws=draws).gradient
-        return x.add(gradient.sign_(), alpha=eps).clamp_(0, 1)
+        return x.add(gradient.sign_(), alpha=eps).clamp_(*linf_ball(x, eps))

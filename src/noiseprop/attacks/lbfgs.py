@@ -1,4 +1,4 @@
-"""The two L-BFGS attacks: the paper's, a fixed step up the loss, and Szegedy's, the nearest image of another class."""
+"""Two L-BFGS attacks: the paper's, a fixed step up the loss, and Szegedy's, the nearest image of another class."""
 
 import math
 
@@ -13,7 +13,7 @@ from noiseprop.attacks.validation import check_count, check_images, check_number
 
 # torch.optim.LBFGS remembers a pair (s, y) only where y.s is above this.
 _CURVATURE = 1e-10
-# The noise that lbfgs_szegedy keeps fixed while it minimises; a number that no model's own seed is likely to be.
+# Key of the noise that lbfgs_szegedy keeps fixed while it minimises; unlikely to be the seed of a model.
 _FIXED_NOISE = 0x5EED_0F_12_1F65
 
 
@@ -22,19 +22,19 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
 
     z_{t+1} = z_t + step_t H_t grad mean_k CE(model(z_t; noise_k), y),   z_0 = x,   x_adv = clip(z_steps, 0, 1)
 
-    H_t is the L-BFGS estimate of the inverse Hessian of minus the loss, from the whole history; step_t is `step`, but
-    for the first, which is `step * min(1, 1/|gradient|_1)` as in torch. There is no line search, no cap on evaluations,
-    no bound on the distance from x, and no clamp on the way: the iterates z_t may leave [0, 1]. Every image has its own
-    history, so its result does not depend on its batch. An image whose gradient is exactly zero stays where it is, and
-    so does one whose next iterate would be so far away that logits overflow (on piecewise linear networks the steps can
-    grow without bound, as there is no curvature out there).
+    H_t is the L-BFGS estimate of the inverse Hessian of minus the loss, from the whole history. step_t is `step`,
+    except for the first, which is `step * min(1, 1/|gradient|_1)` as in torch. The method has no line search, no cap on
+    evaluations, no bound on the distance from x, and no clamp before the end: the iterates z_t may leave [0, 1]. Every
+    image has its own history, so its result does not depend on its batch. An image whose gradient is exactly zero does
+    not move, and neither does one whose next iterate would be so far away that logits overflow (piecewise linear
+    networks have no curvature there, so steps can grow without bound).
 
     Departures from the released code, which calls `torch.optim.LBFGS` once for a whole batch: one history per image and
     the sum of the losses rather than their mean, no early stop, no cap of 1.25 N evaluations.
 
-    The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
-    left as found: modes, `.grad`, `requires_grad` flags, torch's random state and the place of its own noise: an
-    attack's passes draw noise that no pass outside of attacks draws, neither in training nor when the result is scored.
+    The model is attacked in eval mode with its current noise (see `attacks.eot`). Modes, `.grad`, `requires_grad`
+    flags, torch's random state and the noise state are restored. The passes of an attack draw noise that no other pass
+    draws, neither in training nor when the result is scored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).
@@ -58,7 +58,7 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
 
     Source: section 4 of Xiao, Zhang and Peng (2021) and its released code; Nocedal and Wright 2006, algorithm 7.4.
     """
-    x, y = check_images(x, y)
+    x, y = check_images(x, y, model)
     step, steps, draws = check_number("step", step), check_count("steps", steps), check_count("draws", draws)
     with prepare_for_attack(model):
         z = x.flatten(1).clone()  # (B, n)
@@ -79,14 +79,14 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
 
 
 class _CurvaturePairs:
-    """The pairs (s, y) of L-BFGS for a batch of independent problems: changes of the point and of its gradient.
+    """Pairs (s, y) of L-BFGS for a batch of independent problems: changes of the point and of its gradient.
 
     A problem whose pair fails the curvature rule stores zeros in its place, which drop out of both loops exactly.
     """
 
     def __init__(self, like: Tensor) -> None:
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s (B, n), y (B, n), 1/(y.s) (B, 1)
-        self.scale = like.new_ones(len(like), 1)  # the first guess at the inverse Hessian, a multiple of 1
+        self.scale = like.new_ones(len(like), 1)  # initial inverse Hessian, a multiple of 1
 
     def add_pair(self, s: Tensor, y: Tensor) -> None:
         """Store a pair for each problem in which y.s > 1e-10, the rule of torch.optim.LBFGS."""
@@ -98,7 +98,7 @@ class _CurvaturePairs:
         self.pairs.append((s, y, torch.where(good, 1 / curvature, zero)))
 
     def apply_inverse_hessian(self, descent: Tensor) -> Tensor:
-        """H times the direction of steepest descent (B, n): the two-loop recursion."""
+        """Return H times the direction of steepest descent (B, n) by the two-loop recursion."""
         q = descent.clone()
         weights: list[Tensor] = []
         for s, y, rho in reversed(self.pairs):
@@ -120,31 +120,31 @@ def lbfgs_szegedy(
     searches: int = 10,
     draws: int = 1,
 ) -> Tensor:
-    """The nearest image that L-BFGS-B finds in another class: Szegedy et al.'s original attack, box-constrained.
+    """Find the nearest image in another class by L-BFGS-B: Szegedy et al.'s original attack, box-constrained.
 
     minimise over r   c |r|_2 + mean_k CE(model(x + r; noise_k), target)   subject to   0 <= x + r <= 1
 
-    by SciPy's L-BFGS-B from r = 0, for each image by itself, in a search over c: the larger c, the smaller r, until the
-    minimiser no longer reaches the target class. `searches` values of c are tried, by factors of 10 until one succeeds
-    and one fails, then by bisection of log c; the smallest r that reached the target is returned. (Szegedy et al. write
-    that they look for the smallest c; what they want, the smallest r, belongs to the largest c that succeeds.)
+    by SciPy's L-BFGS-B from r = 0, separately for each image, in a search over c: the larger c, the smaller r, until
+    the minimiser no longer reaches the target class. `searches` values of c are tried, by factors of 10 until one
+    succeeds and one fails, then by bisection of log c; the smallest r that reached the target is returned. (Szegedy et
+    al. write that they look for the smallest c, but the smallest r belongs to the largest c that succeeds.)
 
-    On a random network each minimisation keeps K draws of the noise fixed, since a line search needs a function;
-    success is judged by the mean of the logits over fresh draws. The model is otherwise attacked in eval mode and left
-    as found: modes, `.grad`, `requires_grad` flags, torch's random state and the place of its own noise.
+    On a random network each minimisation keeps K draws of the noise fixed, because a line search needs a deterministic
+    function; the mean of the logits over fresh draws decides whether it succeeded. The model is attacked in eval mode;
+    modes, `.grad`, `requires_grad` flags, torch's random state and the noise state are restored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).
         x: images (B, ...) in [0, 1].
         y: true labels (B,).
-        target: classes to reach (B,); the likeliest wrong class of each image where None. Images that are in their
-            target class already come back as they are.
-        steps: the most iterations of each minimisation.
-        searches: how many values of c are tried.
+        target: classes to reach (B,); None chooses the likeliest wrong class of each image. Images that are already in
+            their target class are returned unchanged.
+        steps: maximum number of iterations of each minimisation.
+        searches: number of values of c to try.
         draws: noise draws to average over.
 
     Returns:
-        Images (B, ...), like x: in the target class where one was found, else the result for the smallest c.
+        Images (B, ...), like x: in the target class where one was found, otherwise the result for the smallest c.
 
     Raises:
         InputError: for arguments out of range, images outside [0, 1], labels out of range, NaN or wrong-shaped logits.
@@ -157,7 +157,7 @@ def lbfgs_szegedy(
 
     Source: Szegedy et al. 2014, section 4.1.
     """
-    x, y = check_images(x, y)
+    x, y = check_images(x, y, model)
     steps, draws = check_count("steps", steps), check_count("draws", draws)
     searches = check_count("searches", searches)
     with prepare_for_attack(model):
@@ -165,7 +165,7 @@ def lbfgs_szegedy(
         logits = expected_loss(model, x, y, draws=SCORE_DRAWS)[1].mean(0)  # (B, classes)
         if target is None:
             target = logits.scatter(1, y[:, None], -math.inf).argmax(1)
-        _, target = check_images(x, target)
+        _, target = check_images(x, target, model)
         for i in (logits.argmax(1) != target).nonzero()[:, 0].tolist():
             x_adv[i] = _search_nearest(
                 model, x[i : i + 1], target[i : i + 1], steps=steps, searches=searches, draws=draws
@@ -174,7 +174,7 @@ def lbfgs_szegedy(
 
 
 def _search_nearest(model: nn.Module, x: Tensor, target: Tensor, *, steps: int, searches: int, draws: int) -> Tensor:
-    """The search over c for one image (1, ...)."""
+    """Search over c for one image (1, ...), and return the nearest image."""
     best, smallest = x, math.inf
     succeeded, failed, c = 0.0, math.inf, 1.0
     for _ in range(searches):
@@ -194,20 +194,21 @@ def _search_nearest(model: nn.Module, x: Tensor, target: Tensor, *, steps: int, 
 
 
 def _minimise_distance(model: nn.Module, x: Tensor, target: Tensor, *, c: float, steps: int, draws: int) -> Tensor:
-    """The image (1, ...) that minimises c |r|_2 + expected loss towards the target, in [0, 1], from r = 0."""
+    """Return the image (1, ...) in [0, 1] that minimises c |r|_2 + expected loss towards the target, from r = 0."""
 
-    def image(r: NDArray[np.float64]) -> Tensor:
+    def to_image(r: NDArray[np.float64]) -> Tensor:
         return (x.double() + torch.from_numpy(r).view(x.shape).to(x.device)).to(x.dtype).clamp_(0, 1)
 
-    def objective(r: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        loss, gradient, _ = loss_gradient(model, image(r), target, draws=draws, key=_FIXED_NOISE)
+    def loss_and_gradient(r: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        loss, gradient, _ = loss_gradient(model, to_image(r), target, draws=draws, key=_FIXED_NOISE)
         length = float(np.linalg.norm(r))
-        pull = r * (c / length) if length > 0 else np.zeros_like(r)  # at r = 0 the norm has no slope of its own
+        pull = r * (c / length) if length > 0 else np.zeros_like(r)  # the norm has no slope at r = 0
         return c * length + float(loss), gradient.flatten().double().cpu().numpy() + pull
 
     flat = x.flatten().double().cpu().numpy()
     bounds = list(zip(-flat, 1 - flat, strict=True))
     # Below the rounding of the model's dtype a line search finds nothing but noise.
     options = {"maxiter": steps, "ftol": 10 * torch.finfo(x.dtype).eps}
-    found = minimize(objective, np.zeros_like(flat), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return image(found.x)
+    start = np.zeros_like(flat)
+    result = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return to_image(result.x)

@@ -1,4 +1,4 @@
-"""How many images go through a model at once: parts whose feature maps stay in the cache, whatever B and K are."""
+"""Microbatches: parts of a batch whose feature maps stay in the cache, for any B and K."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from noiseprop.noise.sampling import sampling
 # The widest map of a part has about this many values or less: 334 digits in the paper's CNN, which made it a fifth
 # faster than one pass of 500, and 128 images in the ResNets.
 _MAP_VALUES = 1 << 23
-# Batches of fewer values than this are not worth a look at the model: 167 digits, 42 images of CIFAR-10.
+# Batches of fewer values than this are not worth a trial pass: 167 digits, 42 images of CIFAR-10.
 _SMALL = 1 << 17
 
 
@@ -24,15 +24,15 @@ class _MapWidths(NamedTuple):
     copied: int
 
 
-_Layout = tuple[tuple[str, ...], torch.Size]  # where a model's noise is, and the shape of an image
+_Layout = tuple[tuple[str, ...], torch.Size]  # names of the noise layers, and the shape of an image
 _known_widths: "WeakKeyDictionary[nn.Module, dict[_Layout, _MapWidths]]" = WeakKeyDictionary()
 
 
 def split_batch(model: nn.Module, x: Tensor, draws: int) -> list[slice]:
-    """Slices of the batch x (B, ...), as equal as may be, to be put through the model one after the other.
+    """Return slices of the batch x (B, ...), as equal as possible, to pass through the model one after the other.
 
-    Draws share all that comes before the noise, so what counts for K of them is the widest map behind it: a network
-    with noise in its head takes many images at once, one with noise in its first layer few.
+    Draws share everything before the noise, so the widest map after the noise limits K draws: a network with noise in
+    its head takes many images at once, one with noise in its first layer few.
     """
     if draws == 1 and x.numel() <= _SMALL:
         return [slice(None)]
@@ -44,24 +44,24 @@ def split_batch(model: nn.Module, x: Tensor, draws: int) -> list[slice]:
 
 
 def _measure_widths(model: nn.Module, x: Tensor) -> _MapWidths:
-    """What one image and five draws of it show, looked at once per model.
+    """Return the widths for one image and for five draws of it, measured once per model.
 
-    The draws are frozen ones, so that the model's noise does not move on; five of them, to tell their maps from those
-    of one image and from those of the two images that `sampling` itself may try.
+    The draws are frozen, so that the model's noise does not advance. Five of them are distinct from one image and from
+    the two images that `sampling` may try.
     """
     layout = tuple(name for name, module in model.named_modules() if isinstance(module, NeuronNoise)), x.shape[1:]
     known = _known_widths.setdefault(model, {})
     if layout not in known:
         widest: dict[int, int] = {1: x[0].numel(), 5: 0}  # by number of rows
 
-        def look(_module: nn.Module, _args: object, output: object) -> None:
+        def record_width(_module: nn.Module, _args: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() > 1 and len(output) in widest:
                 widest[len(output)] = max(widest[len(output)], output[0].numel())
 
-        handles = [module.register_forward_hook(look) for module in model.modules() if module is not model]
+        handles = [module.register_forward_hook(record_width) for module in model.modules() if module is not model]
         try:
             with sampling(model, "frozen", draws=5, key=1):
-                model(x[:1])
+                model(x[:1].clone())
         finally:
             for handle in handles:
                 handle.remove()

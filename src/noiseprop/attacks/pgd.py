@@ -29,9 +29,9 @@ def pgd(
     Each run returns its last iterate, never the first miss. Of several runs each image keeps the one of highest
     expected loss, scored on a random network with fresh draws.
 
-    The model is attacked with the noise it has at the time (see `attacks.expectation`), otherwise in eval mode, and
-    left as found: modes, `.grad`, `requires_grad` flags, torch's global random state and the place of its own noise: an
-    attack's passes draw noise that no pass outside of attacks draws, neither in training nor when the result is scored.
+    The model is attacked in eval mode with its current noise (see `attacks.eot`). Modes, `.grad`, `requires_grad`
+    flags, torch's random state and the noise state are restored. The passes of an attack draw noise that no other pass
+    draws, neither in training nor when the result is scored.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, classes).
@@ -44,9 +44,9 @@ def pgd(
         restarts: number of runs.
         draws: noise draws to average each gradient over (EOT); 1 sees a single draw per step.
         stop_when_broken: for the robust accuracy of a deterministic model: an image leaves the batch at its first
-            iterate that is misclassified, which saves time. Not for transfer attacks, which want the full climb.
-        generator: where random starts come from; it moves on. Without one they come from a copy of torch's global
-            random state, which stays as found, so that two calls in a row start at the same points.
+            iterate that is misclassified, which saves time. Not for transfer attacks, which need all steps.
+        generator: source of random starts; it advances. Without one they come from a copy of torch's global random
+            state, so that two calls in a row start at the same points.
 
     Returns:
         Adversarial images, like x.
@@ -63,7 +63,7 @@ def pgd(
 
     Source: Madry et al. 2018, section 2.1; the expectation, Athalye et al. 2018.
     """
-    x, y = check_images(x, y)
+    x, y = check_images(x, y, model)
     eps, step = check_number("eps", eps), check_number("step", step)
     steps, restarts, draws = check_count("steps", steps), check_count("restarts", restarts), check_count("draws", draws)
 
@@ -71,14 +71,14 @@ def pgd(
         check_early_stop(model, stop_when_broken)
         low, high = linf_ball(x, eps)
 
-        def ascend(start: Tensor, rows: Tensor) -> Tensor:
+        def run_from(start: Tensor, rows: Tensor) -> Tensor:
             box = (low, high) if len(rows) == len(low) else (low[rows], high[rows])
             return _ascend_loss(model, start, y[rows], *box, step=step, steps=steps, draws=draws, stop=stop_when_broken)
 
         starts = sample_start_points(
             x, low, high, eps=eps, restarts=restarts, from_image=not random_start, generator=generator
         )
-        return select_best_restart(model, y, starts, ascend, draws=draws, stop=stop_when_broken)
+        return select_best_restart(model, y, starts, run_from, draws=draws, stop=stop_when_broken)
 
 
 def _ascend_loss(
@@ -93,7 +93,7 @@ def _ascend_loss(
     draws: int,
     stop: bool,
 ) -> Tensor:
-    """One run from a start (n, ...). With `stop`, an image leaves at the first iterate that is misclassified."""
+    """Return the result of one run from a start (n, ...); with `stop`, an image leaves at its first miss."""
     result, x_adv = torch.empty_like(start), start.clone()
     rows = torch.arange(len(y), device=y.device)
     for _ in range(steps):

@@ -22,10 +22,10 @@ def select_best_restart(
     """Run an attack from each start and keep, for every image, the result of highest expected loss.
 
     Results of a random network are compared by fresh draws (at least SCORE_DRAWS of them), which no run has seen, so
-    that a run does not win by the luck of its own noise. A single start is not scored at all.
+    that no run wins because of lucky noise. A single start is not scored.
 
     Args:
-        model: the network under attack, held by `prepare_for_attack`.
+        model: the network under attack, inside `prepare_for_attack`.
         y: labels (B,).
         starts: whole batches of starting points (B, ...), at least one.
         ascend: the attack, from (start, rows) to adversarial images.
@@ -50,7 +50,7 @@ def select_best_restart(
 
 
 def compare_candidates(model: nn.Module, y: Tensor, new: Tensor, old: Tensor, *, draws: int) -> tuple[Tensor, Tensor]:
-    """Whether `new` (n, ...) has a higher expected loss than `old` over fresh draws (n,), and the higher loss (n,)."""
+    """Return whether `new` (n, ...) has a higher expected loss over fresh draws than `old`, and the higher loss."""
     (loss_new, _), (loss_old, _) = _score_candidates(model, new, y, draws), _score_candidates(model, old, y, draws)
     return loss_new > loss_old, torch.maximum(loss_new, loss_old)
 
@@ -65,10 +65,10 @@ def sample_start_points(
     from_image: bool,
     generator: torch.Generator | None,
 ) -> Iterator[Tensor]:
-    """`restarts` batches of starting points: the images themselves first (`from_image`), then uniform in the ball.
+    """Yield `restarts` batches of starting points: the images first (`from_image`), then uniform in the ball.
 
-    Without a generator the points come from a copy of torch's global random state, which stays as it was: two calls
-    between which nothing else moves that state start at the same points, so pass a generator where they must differ.
+    Without a generator the points come from a copy of torch's global random state, so two calls with the same state
+    start at the same points; pass a generator if they must differ.
     """
     if generator is None:
         generator = torch.Generator().set_state(torch.get_rng_state())
@@ -82,7 +82,7 @@ def sample_start_points(
 
 @contextmanager
 def forbid_early_stop() -> Generator[None]:
-    """Refuse `stop_when_broken` in attacks inside the block, whose images are for another model."""
+    """Make `stop_when_broken` an error inside the block, whose images are for another model."""
     before = _early_stop_forbidden.set(True)
     try:
         yield
@@ -91,7 +91,7 @@ def forbid_early_stop() -> Generator[None]:
 
 
 def check_early_stop(model: nn.Module, stop_when_broken: bool) -> None:
-    """Raise an InputError where `stop_when_broken` is asked for on a network whose noise is on, or for a transfer."""
+    """Raise an InputError if `stop_when_broken` is set for a network whose noise is on, or for a transfer."""
     if stop_when_broken and _early_stop_forbidden.get():
         raise InputError(
             "transfer: the attack has stop_when_broken set, but images that barely break the surrogate transfer badly; "
@@ -105,7 +105,7 @@ def check_early_stop(model: nn.Module, stop_when_broken: bool) -> None:
 
 
 def _score_candidates(model: nn.Module, x_adv: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """Expected loss (n,) of each image and whether the mean over draws of its logits misses the label (n,)."""
+    """Return the expected loss (n,) of each image, and whether its mean logits over draws miss the label (n,)."""
     draws = max(draws, SCORE_DRAWS) if is_random(model) else 1
     loss, logits = expected_loss(model, x_adv, y, draws=draws)
     return loss, logits.mean(0).argmax(-1) != y

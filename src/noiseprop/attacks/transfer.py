@@ -15,7 +15,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class Transferred(NamedTuple):
-    """Images crafted on a surrogate, and what the model under attack makes of them."""
+    """Images crafted on a surrogate, and the logits of the model under attack for them."""
 
     x_adv: Tensor  # like x
     logits: Tensor  # (draws, B, classes)
@@ -26,24 +26,23 @@ def transfer(
 ) -> Transferred:
     """Craft adversarial images on a surrogate and score them on the model: the black-box threat.
 
-    The attack runs its whole course on the surrogate: images that it has broken there are not spared further steps,
-    since what breaks the surrogate barely may not break the model. Both models are left as found. No success is claimed
-    here: the logits are for the caller to judge.
+    The attack takes all its steps on the surrogate, also on images that are already misclassified there, because images
+    that barely break the surrogate may not break the model. Both models are restored. The caller decides from the
+    logits whether the attack succeeded.
 
     Args:
-        model: the model under attack, images (B, ...) in [0, 1] to logits (B, classes); no gradient of it is taken.
+        model: the model under attack, images (B, ...) in [0, 1] to logits (B, classes); its gradients are not used.
         x: images (B, ...) in [0, 1].
         y: true labels (B,).
         surrogate: the model whose gradients are used.
         attack: any attack with its settings bound, such as `partial(fgsm, eps=0.1)`.
-        draws: noise draws for which the model is scored; a model without randomness has only one.
+        draws: noise draws over which the model is scored; a deterministic model has only one.
 
     Returns:
         The crafted images, like x, and the model's logits for them (draws, B, classes).
 
     Raises:
-        InputError: for an attack that stops when broken or returns anything but images like x, and for whatever the
-            attack refuses.
+        InputError: the attack stops when broken, returns anything but images like x, or raises an InputError.
 
     Examples:
         >>> import torch
@@ -58,14 +57,14 @@ def transfer(
     Source: Papernot et al. 2017; section 4 of Xiao, Zhang and Peng (2021).
     """
     draws = check_count("draws", draws)
-    x, y = check_images(x, y)
+    x, y = check_images(x, y, model)
     with forbid_early_stop():
-        x_adv = attack(surrogate, x, y)
+        x_adv = attack(surrogate, x.clone(), y.clone())
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         raise InputError(
-            f"transfer: the attack returned {x_adv.dtype} of shape {tuple(x_adv.shape)}, expected images like the "
-            f"{x.dtype} of shape {tuple(x.shape)} that it was given; check what it returns"
+            f"transfer: the attack returned {x_adv.dtype} of shape {tuple(x_adv.shape)}, expected images like its "
+            f"input, {x.dtype} of shape {tuple(x.shape)}; check its return value"
         )
-    check_images(x_adv, y)
+    x_adv, y = check_images(x_adv, y, model)
     with prepare_for_attack(model):
         return Transferred(x_adv, expected_loss(model, x_adv, y, draws=draws)[1])

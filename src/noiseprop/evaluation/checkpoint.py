@@ -36,7 +36,7 @@ class EvaluationIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A finished step: the measurements of a condition, or the finding of a sanity check."""
+    """Finished step: the measurements of a condition, or the finding of a sanity check."""
 
     step: str
     measurements: tuple[MeasurementRecord, ...] = ()

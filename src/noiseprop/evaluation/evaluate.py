@@ -43,7 +43,7 @@ from noiseprop.evaluation.settings import (
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise
 
-Progress = Callable[[int, int, str], None]
+EvaluationProgress = Callable[[int, int, str], None]
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
     surrogate: nn.Module | None = None,
     about: Mapping[str, Scalar] | None = None,
     checkpoint: Path | None = None,
-    progress: Progress | None = None,
+    progress: EvaluationProgress | None = None,
 ) -> Evaluation:
     """Evaluate a network on a test split, clean, under attack and corrupted.
 
@@ -110,7 +110,7 @@ def evaluate(
             versions=_collect_versions(model),
             measurements=(),
         )
-        identity = _identify(empty, model, surrogate) if checkpoint or processes.size > 1 else None
+        identity = _identify_evaluation(empty, model, surrogate) if checkpoint or processes.size > 1 else None
         stored = PartialEvaluation(checkpoint, identity, writes=processes.first)
         if processes.size > 1:
             processes.check_same({**msgspec.to_builtins(identity), "measured so far": stored.steps})
@@ -128,7 +128,7 @@ def evaluate(
         return replace(empty, measurements=tuple(measurements), findings=tuple(findings))
 
 
-def _identify(evaluation: Evaluation, model: nn.Module, surrogate: nn.Module | None) -> EvaluationIdentity:
+def _identify_evaluation(evaluation: Evaluation, model: nn.Module, surrogate: nn.Module | None) -> EvaluationIdentity:
     return EvaluationIdentity(
         about=dict(evaluation.about),
         dataset=evaluation.dataset,
@@ -175,7 +175,7 @@ class _EvaluationSuite:
 
     def measure_clean(self) -> list[Measurement]:
         """Score the clean images."""
-        return self._to_measurements("clean", self._score(self._iterate_images(), len(self.dataset), "clean"))
+        return self._to_measurements("clean", self._score_images(self._iterate_images(), len(self.dataset), "clean"))
 
     def measure_corruption(self, kind: str, severity: int) -> list[Measurement]:
         """Score the corrupted images of one severity."""
@@ -189,7 +189,7 @@ class _EvaluationSuite:
                 done = where.stop
                 yield where, corrupt(x, kind, **how), y
 
-        outcomes = self._score(iterate_corrupted(), len(self.dataset), kind, severity)
+        outcomes = self._score_images(iterate_corrupted(), len(self.dataset), kind, severity)
         return self._to_measurements(kind, outcomes, severity=severity)
 
     def measure_attack_without_noise(self, condition: str) -> list[Measurement]:
@@ -198,7 +198,7 @@ class _EvaluationSuite:
         attack, rows = bind_attack(condition, self.settings), self.settings.batch_size
         with sampling(self.model, "off"):
             x_adv = craft_images(attack, self.model, x, y, draws=1, rows=rows)
-            outcomes = self._score(iterate_chunks(x_adv, y), len(y), condition, "off")
+            outcomes = self._score_images(iterate_chunks(x_adv, y), len(y), condition, "off")
         return self._to_measurements(condition, {"off": outcomes["off"]})
 
     def measure_attack(self, condition: str, draws: int) -> list[Measurement]:
@@ -209,7 +209,7 @@ class _EvaluationSuite:
         reset_noise(self.model, derive_noise_key(self.settings.seed, condition, draws, "attack"))
         attack = bind_attack(condition, self.settings)
         x_adv = craft_images(attack, self.model, x, y, draws=draws, rows=self.settings.batch_size)
-        outcomes = self._score(iterate_chunks(x_adv, y), len(y), condition, draws)
+        outcomes = self._score_images(iterate_chunks(x_adv, y), len(y), condition, draws)
         del outcomes["off"]
         return self._to_measurements(condition, outcomes, attack_draws=draws)
 
@@ -220,9 +220,9 @@ class _EvaluationSuite:
         with evaluation_mode(self.surrogate):
             attack = bind_attack(TRANSFERRED_ATTACKS[condition], self.settings)
             x_adv = craft_images(attack, self.surrogate, x, y, draws=1, rows=self.settings.batch_size)
-        return self._to_measurements(condition, self._score(iterate_chunks(x_adv, y), len(y), condition))
+        return self._to_measurements(condition, self._score_images(iterate_chunks(x_adv, y), len(y), condition))
 
-    def _score(self, images: Iterator[Chunk], count: int, *name: str | int) -> Outcomes:
+    def _score_images(self, images: Iterator[Chunk], count: int, *name: str | int) -> Outcomes:
         reset_noise(self.model, derive_noise_key(self.settings.seed, *name, "score"))
         s = self.settings
         return score_states(self.model, images, count, draws=s.vote_draws, rows=s.batch_size, votes=s.vote_images)

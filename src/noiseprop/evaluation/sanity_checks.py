@@ -79,7 +79,7 @@ class CheckSubject:
             processes, right = world(), torch.zeros((), dtype=torch.int64)
             for piece in processes.pieces(len(self.y), rows):
                 with noise_of(self.model, piece.start):
-                    right += int((self.model(x_adv[piece]).argmax(-1) == self.y[piece]).sum())
+                    right += int((self.model(x_adv[piece].clone()).argmax(-1) == self.y[piece]).sum())
             return int(processes.total(right)) / len(self.y)
         return expected_accuracy(self.model, x_adv, self.y, draws=self.settings.vote_draws, rows=rows)
 
@@ -89,7 +89,7 @@ def check_noise(subject: CheckSubject) -> Finding:
     rows, noisy = subject.x[:1].repeat(8, *[1] * (subject.x.dim() - 1)), has_inference_noise(subject.model)
     reset_noise(subject.model, derive_noise_key(subject.settings.seed, "trust", "noise"))
     with torch.no_grad():
-        first, second = subject.model(rows), subject.model(rows)
+        first, second = subject.model(rows.clone()), subject.model(rows.clone())
     size = 1e-5 * max(1.0, float(first.abs().max()))
     numbers = {
         "between_rows": float((first - first[0]).abs().max()),
@@ -142,7 +142,7 @@ def check_convergence(subject: CheckSubject) -> Finding:
 
 
 def check_single_step(subject: CheckSubject) -> Finding:
-    """Check that a single step of the same eps is no stronger than many: iterating must not weaken an attack."""
+    """Check that many steps are at least as strong as a single step of the same eps."""
     eps = subject.settings.pgd_eps
     one = subject.accuracy_under(lambda model, x, y, draws: fgsm(model, x, y, eps=eps, draws=draws), "single-step")
     many = subject.accuracy_under(bind_attack("pgd", subject.settings), "many-steps")
@@ -159,7 +159,7 @@ def check_single_step(subject: CheckSubject) -> Finding:
 
 
 def check_transfer(subject: CheckSubject) -> Finding:
-    """Check that a transferred attack is no stronger than the same attack with access to the network."""
+    """Check that an attack with access to the network is at least as strong as the same attack by transfer."""
     if subject.surrogate is None:
         return _skip_check("transfer", "No surrogate was given, so no attack was transferred.")
     numbers: dict[str, float] = {}
@@ -255,7 +255,7 @@ def run_sanity_checks(
         InputError: x has no images or leaves [0, 1], labels are out of range, or the logits are NaN or of another
             shape.
     """
-    x, y = check_images(x, y)
+    x, y = check_images(x, y, model)
     with evaluation_mode(model):
         return tuple(check(CheckSubject(model, x, y, settings, surrogate)) for check in CHECKS)
 

@@ -95,7 +95,7 @@ def score_states(
             right["vote"][where.start : where.start + voting] = voted[1]
         with noise_kept(model), sampling(model, "off"):  # a pass advances the noise, even where it is off
             pieces = World().pieces(len(y), rows)
-            hits = [check_logits(model(x[piece]), y[piece]).argmax(-1) == y[piece] for piece in pieces]
+            hits = [check_logits(model(x[piece].clone()), y[piece]).argmax(-1) == y[piece] for piece in pieces]
             right["off"][where] = torch.cat(hits).cpu()
     return {state: np.asarray(world().total(found), dtype=np.bool_) for state, found in right.items()}
 
@@ -137,9 +137,9 @@ def expected_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, draws: int, row
 
 
 def sample_logits(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
-    """Return checked logits (draws, B, classes) over fresh draws."""
+    """Return checked logits (draws, B, classes) over fresh draws; the model gets a copy of the images."""
     with sampling(model, "fresh", draws=draws):
-        return check_logits(model(x), y, draws)
+        return check_logits(model(x.clone()), y, draws)
 
 
 def _majority_vote(logits: Tensor) -> Tensor:

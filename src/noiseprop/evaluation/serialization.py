@@ -16,14 +16,14 @@ from noiseprop.files.checksum import verify_checksum
 from noiseprop.files.records import format_record, parse_record
 from noiseprop.files.untrusted import parse_json, read_text
 
-MAX_IMAGES = 10_000_000
+MAX_OUTCOMES = 10_000_000
 _START = b'{\n  "format":'
 
-ImageCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGES)]
+ImageCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTCOMES)]
 
 
 class MeasurementRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A measurement in a file.
+    """Measurement in a file.
 
     Attributes:
         condition: as in `Measurement`, like `state`, `attack_draws` and `severity`.
@@ -37,7 +37,7 @@ class MeasurementRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     attack_draws: Annotated[int, msgspec.Meta(ge=0, le=10**6)]
     severity: Annotated[int, msgspec.Meta(ge=0, le=5)]
     n: ImageCount
-    right: Annotated[int, msgspec.Meta(ge=0, le=MAX_IMAGES)]
+    right: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTCOMES)]
     correct: bytes
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class MeasurementRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An evaluation in a file; fields as in `Evaluation`."""
+    """Evaluation in a file; fields as in `Evaluation`."""
 
     format: Literal["noiseprop evaluation"]
     version: Literal[1]

@@ -193,7 +193,7 @@ def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -
     difference = first.mean - second.mean
     if first.std == second.std == 0:
         return Unpaired(Interval(difference, difference, difference, confidence), float(difference == 0))
-    with warnings.catch_warnings():  # SciPy warns where one group does not vary, which is no obstacle here
+    with warnings.catch_warnings():  # SciPy warns where one group does not vary
         warnings.simplefilter("ignore", RuntimeWarning)
         test = ttest_ind(a, b, equal_var=False)
     interval = test.confidence_interval(confidence)

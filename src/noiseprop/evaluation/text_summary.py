@@ -8,7 +8,7 @@ from noiseprop.evaluation.results import STATES, Evaluation, Measurement, State
 from noiseprop.evaluation.sanity_checks import TOLERANCE
 from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS
 
-_HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
+_STATE_HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
 
 
 def format_summary(evaluation: Evaluation) -> str:
@@ -76,7 +76,7 @@ def summary_figures(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _format_heading(state: State, evaluation: Evaluation) -> str:
-    return f"vote of {evaluation.settings.vote_draws}" if state == "vote" else _HEADINGS[state]
+    return f"vote of {evaluation.settings.vote_draws}" if state == "vote" else _STATE_HEADINGS[state]
 
 
 def _format_accuracy(measurements: list[Measurement], state: State) -> str:

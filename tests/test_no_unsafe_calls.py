@@ -88,14 +88,14 @@ def test_what_it_may_not_do_is_found(code, says):
         "np.load(path, allow_pickle=False)",
         'def f():\n    """See http://example.org."""',
         "url.startswith('http://')",
-        "from noiseprop.data.download import fetch",
+        "from noiseprop.data.download import download_file",
     ],
 )
 def test_what_it_may_do_is_not(code):
     assert list(unsafe(code)) == []
 
 
-@pytest.mark.parametrize("remote", [*mnist.REMOTES, cifar10.REMOTE, tiny_imagenet.REMOTE], ids=lambda r: r.path)
+@pytest.mark.parametrize("remote", [*mnist.MNIST_REMOTES, cifar10.CIFAR10_ARCHIVE, tiny_imagenet.TINY_IMAGENET_ARCHIVE], ids=lambda r: r.path)
 def test_every_download_is_https_with_size_and_checksum(remote):
     assert remote.url.startswith("https://")
     assert re.fullmatch("[0-9a-f]{64}", remote.sha256)

@@ -10,7 +10,7 @@ from noiseprop import progress
 def console(monkeypatch):
     """A console without a terminal, and a clock of our own."""
     written = io.StringIO()
-    monkeypatch.setattr(progress, "err", Console(file=written, width=200, soft_wrap=True))
+    monkeypatch.setattr(progress, "error_console", Console(file=written, width=200, soft_wrap=True))
     return written
 
 
@@ -54,17 +54,17 @@ def test_a_second_training_of_as_many_steps_has_a_rate_of_its_own(console, clock
 
 
 def test_quick_work_says_nothing(console, clock):
-    assert list(progress.told([1, 2, 3], "reading")) == [1, 2, 3]
+    assert list(progress.track_progress([1, 2, 3], "reading")) == [1, 2, 3]
     assert console.getvalue() == ""
 
 
 def test_a_bar_fits_80_columns_and_shows_rate_and_time_left(monkeypatch):
     written = io.StringIO()
     console = Console(file=written, width=80, force_terminal=True, color_system=None, soft_wrap=True)
-    monkeypatch.setattr(progress, "err", console)
+    monkeypatch.setattr(progress, "error_console", console)
     now = iter(range(1000))
     monkeypatch.setattr(console, "get_time", lambda: float(next(now)), raising=False)
-    with progress.bars(shown=True) as drawn:
+    with progress.create_progress_bars(is_shown=True) as drawn:
         drawn.get_time = lambda: float(next(now))
         task = drawn.add_task("judging /a/long/path/" + 60 * "x", note="impulse noise 5", total=200)
         for step in range(60):

@@ -1,35 +1,35 @@
-"""The errors raised on purpose: one sentence that says what came, what was expected and what to do next."""
+"""Errors and warnings raised on purpose: one sentence with what was expected, what was found and the next step."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class NoisepropError(Exception):
-    """Anything that a user can put right; commands print its sentence and exit with 1, without a traceback."""
+    """Base class of errors that a user can fix; commands print the message without a traceback and exit with 1."""
 
 
 class DataError(NoisepropError):
-    """A data file is missing, damaged or not what its name says."""
+    """Error for a data file that is missing, damaged or different from its name."""
 
 
 class RunError(NoisepropError):
-    """A run folder exists already, is damaged, or is not one."""
+    """Error for a run folder that exists already, is damaged, or does not hold a run."""
 
 
 class InputError(NoisepropError, ValueError):
-    """An argument is out of range or of the wrong shape."""
+    """Error for an argument that is out of range or of the wrong shape."""
 
 
 class NoisepropWarning(UserWarning):
-    """Something that stops nothing but should be known; commands print its sentence."""
+    """Warning that stops nothing but that a user should read; commands print its message."""
 
 
-def near(name: str, names: Iterable[str]) -> str:
-    """A hint at the known name that a misspelt one is nearest to, to stand behind a list of names; empty if none is.
+def suggest_name(name: str, names: Iterable[str]) -> str:
+    """Return a hint at the known name closest to a misspelt one, to follow a list of names; empty if none is close.
 
-    >>> near("mnist5k", ("mnist", "mnist-5k", "cifar10"))
+    >>> suggest_name("mnist5k", ("mnist", "mnist-5k", "cifar10"))
     ' (did you mean mnist-5k?)'
-    >>> near("MLPX", ("CNN",))
+    >>> suggest_name("MLPX", ("CNN",))
     ''
     """
     by_lower = {known.lower(): known for known in names}

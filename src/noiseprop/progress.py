@@ -1,4 +1,7 @@
-"""How far long work has come, on stderr: a bar on a terminal, else a plain line now and then."""
+"""Progress of long work on stderr: a bar on a terminal, otherwise a plain line now and then.
+
+`progress_bar` is for work whose steps report themselves, `track_progress` for a loop over a sequence.
+"""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,26 +22,26 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-EVERY = 15.0  # seconds between two plain lines
+error_console = Console(stderr=True, highlight=False, soft_wrap=True)
+LINE_INTERVAL = 15.0  # seconds between two plain lines
 
 Item = TypeVar("Item")
-Tell = Callable[[int, int, float | str], None]
-"""Told (done, all, loss or step's name)."""
+ProgressCallback = Callable[[int, int, float | str], None]
+"""Called with steps done, all steps, and the loss or the name of the step."""
 
 
 class RateColumn(ProgressColumn):
-    """Steps a second, or seconds a step where that is the larger number."""
+    """Column with steps per second, or seconds per step if that is the larger number."""
 
     def render(self, task: Task) -> Text:
-        """The rate of one bar; empty until there is one."""
-        return Text(rate(task.speed), style="dim")
+        """Return the rate of one bar, empty until there is one."""
+        return Text(format_rate(task.speed), style="dim")
 
 
-def rate(speed: float | None) -> str:
-    """A speed in steps a second as words of at most eight characters.
+def format_rate(speed: float | None) -> str:
+    """Format a speed in steps per second in at most eight characters.
 
-    >>> rate(123.4), rate(0.25), rate(None)
+    >>> format_rate(123.4), format_rate(0.25), format_rate(None)
     ('123/s', '4.0 s/it', '')
     """
     if not speed:
@@ -46,8 +49,8 @@ def rate(speed: float | None) -> str:
     return f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.2g} s/it" if speed <= 0.1 else f"{1 / speed:.1f} s/it"
 
 
-def bars(*, shown: bool | None = None) -> Progress:
-    """Bars for one terminal line each: what, how far, rate, time so far and time left."""
+def create_progress_bars(*, is_shown: bool | None = None) -> Progress:
+    """Create progress bars of one terminal line each: title, steps done, rate, time taken and time left."""
     return Progress(
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         BarColumn(12),
@@ -56,70 +59,70 @@ def bars(*, shown: bool | None = None) -> Progress:
         RateColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
-        console=err,
+        console=error_console,
         transient=True,
         expand=True,
-        disable=not (err.is_terminal if shown is None else shown),
+        disable=not (error_console.is_terminal if is_shown is None else is_shown),
     )
 
 
 @contextmanager
-def progress_bar(title: str, *, lines: bool = False) -> Generator[Tell]:
-    """A bar for work of many steps.
+def progress_bar(title: str, *, lines: bool = False) -> Generator[ProgressCallback]:
+    """Show a bar for work of many steps.
 
-    Where stderr is no terminal there is a line every `EVERY` seconds, with rate and time left; with `lines`, one for
-    each step.
+    Without a terminal, print a line with rate and time left every `LINE_INTERVAL` seconds, or one for each step if
+    `lines` is set.
     """
-    plain = PlainLines(title)
-    with bars() as drawn:
-        task = drawn.add_task(title, note="", total=None)
+    plain = PlainProgress(title)
+    with create_progress_bars() as bars:
+        task = bars.add_task(title, note="", total=None)
 
-        def show(done: int, total: int, note: float | str) -> None:
+        def update_bar(done: int, total: int, note: float | str) -> None:
             text = note if isinstance(note, str) else f"loss {note:.4f}"
-            drawn.update(task, completed=done, total=total, note=text)
-            if not err.is_terminal:
-                plain.tell(done, total, text, now=lines)
+            bars.update(task, completed=done, total=total, note=text)
+            if not error_console.is_terminal:
+                plain.print_line(done, total, text, now=lines)
 
-        yield show
+        yield update_bar
 
 
-class PlainLines:
-    """One piece of work told in lines, no more often than every `EVERY` seconds."""
+class PlainProgress:
+    """Progress of one piece of work in lines, at most one every `LINE_INTERVAL` seconds."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.start = self.last = time.monotonic()
         self.first = self.done = self.total = 0
 
-    def tell(self, done: int, total: int, note: str, *, now: bool = False) -> None:
-        """Say so if it is time, or `now`."""
+    def print_line(self, done: int, total: int, note: str, *, now: bool = False) -> None:
+        """Print a line if it is time, or if `now` is set."""
         clock = time.monotonic()
-        if total != self.total or done < self.done:  # a new kind of step; a resumed training does not begin at 0
+        if total != self.total or done < self.done:  # another kind of step; a resumed training does not start at 0
             self.first, self.total, self.start = done, total, clock
         self.done = done
-        if not now and clock - self.last < EVERY:
+        if not now and clock - self.last < LINE_INTERVAL:
             return
         self.last = clock
         line = f"{self.title}: {done} of {total}, {note}"
         speed = (done - self.first) / (clock - self.start) if clock > self.start else 0.0
         if speed and done < total and not now:
-            line += f", {rate(speed)}, {_clock((total - done) / speed)} left"
-        err.print(line, markup=False)
+            line += f", {format_rate(speed)}, {_format_duration((total - done) / speed)} left"
+        error_console.print(line, markup=False)
 
 
-def told(items: Sequence[Item], title: str) -> Iterator[Item]:
-    """The items, with a bar for how many of them are done."""
-    with progress_bar(title) as show:
+def track_progress(items: Sequence[Item], title: str) -> Iterator[Item]:
+    """Yield the items and show a bar of how many are done."""
+    with progress_bar(title) as update:
         for done, item in enumerate(items):
             if done % 16 == 0:
-                show(done, len(items), "")
+                update(done, len(items), "")
             yield item
 
 
-def _clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds.
+def _format_duration(seconds: float) -> str:
+    """Format seconds as hours, minutes and seconds.
 
-    >>> _clock(3725)
+    >>> _format_duration(3725)
     '1:02:05'
     """
     minutes, second = divmod(round(seconds), 60)

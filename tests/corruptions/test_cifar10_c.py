@@ -53,10 +53,10 @@ def test_other_kinds_and_severities_are_refused(folder):
 
 
 def test_a_missing_file_is_named(folder):
-    with pytest.raises(DataError, match=r"contrast\.npy: there is no such file"):
+    with pytest.raises(DataError, match=r"contrast\.npy: no such file"):
         read_cifar10_c(folder, "contrast", severity=1)
     (folder / "labels.npy").unlink()
-    with pytest.raises(DataError, match=r"labels\.npy: there is no such file"):
+    with pytest.raises(DataError, match=r"labels\.npy: no such file"):
         read_cifar10_c(folder, "glass_blur", severity=1)
 
 

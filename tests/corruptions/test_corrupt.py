@@ -38,15 +38,15 @@ def slow(images, kind, severity, params, seed):
     arrays = images[..., 0] if images.shape[-1] == 1 else images
     c = reference.PARAMETERS[params][kind][severity - 1]
     if kind == "gaussian_noise":
-        draws = gaussian.draw(arrays.shape, generator)
+        draws = gaussian.draw_gaussian(arrays.shape, generator)
         results = [reference.gaussian_noise(image, c, draws[i]) for i, image in enumerate(arrays)]
     elif kind == "impulse_noise":
-        draws = impulse.draw(arrays.shape, generator)
+        draws = impulse.draw_impulses(arrays.shape, generator)
         results = [reference.impulse_noise(image, c, draws[:, i]) for i, image in enumerate(arrays)]
     elif kind == "contrast":
         results = [reference.contrast(image, c) for image in arrays]
     else:
-        draws = glass_blur.draw(arrays.shape, glass_blur.Glass(*c), generator)
+        draws = glass_blur.draw_offsets(arrays.shape, glass_blur.GlassBlur(*c), generator)
         first = c[1] + 1
 
         def offsets(i):
@@ -118,9 +118,9 @@ def test_the_exchange_alone_follows_the_order(delta, channels):
         (6, 1, 1, channels), dtype=np.uint8
     )
     arrays = images[..., 0] if channels == 1 else images
-    glass = glass_blur.Glass(0.05, delta, 3)
-    draws = glass_blur.draw(arrays.shape, glass, torch.Generator().manual_seed(delta))
-    ours = glass_blur.apply(arrays / 255.0, draws, glass)
+    glass = glass_blur.GlassBlur(0.05, delta, 3)
+    draws = glass_blur.draw_offsets(arrays.shape, glass, torch.Generator().manual_seed(delta))
+    ours = glass_blur.blur_glass(arrays / 255.0, draws, glass)
     for i, image in enumerate(arrays):
         expected = reference.glass_blur(
             image, glass, lambda iteration, h, w, i=i: draws[iteration, i, h - delta - 1, w - delta - 1]
@@ -136,9 +136,9 @@ def test_rgb_is_a_copy_and_grey_an_exchange():
     image = np.arange(16, dtype=np.float64).reshape(1, 4, 4) / 255
     draws = np.zeros((1, 1, 2, 2, 2), dtype=np.int8)
     draws[0, 0, 0, 0] = (-1, 0)  # (dx, dy) of h = w = 2
-    glass = glass_blur.Glass(0.05, 1, 1)
-    grey = glass_blur.apply(image, draws, glass)[0] * 255
-    rgb = glass_blur.apply(np.repeat(image[..., None], 3, axis=3), draws, glass)[0, :, :, 1] * 255
+    glass = glass_blur.GlassBlur(0.05, 1, 1)
+    grey = glass_blur.blur_glass(image, draws, glass)[0] * 255
+    rgb = glass_blur.blur_glass(np.repeat(image[..., None], 3, axis=3), draws, glass)[0, :, :, 1] * 255
     assert (grey[2, 1], grey[2, 2]) == (10, 9)
     assert (rgb[2, 1], rgb[2, 2]) == (9, 9)
 
@@ -153,11 +153,11 @@ def test_the_filter_is_a_normalised_gaussian_with_nearest_border():
     padded = np.pad(x[0], radius, mode="edge")
     expected = sum(a * b * padded[i : i + 12, j : j + 12] for i, a in enumerate(taps) for j, b in enumerate(taps))
     still = np.zeros((1, 1, 8, 8, 2), dtype=np.int8)
-    glass = glass_blur.Glass(sigma, 2, 1)
+    glass = glass_blur.GlassBlur(sigma, 2, 1)
     once = np.floor(expected * 255 + 1e-9) / 255
     padded = np.pad(once, radius, mode="edge")
     twice = sum(a * b * padded[i : i + 12, j : j + 12] for i, a in enumerate(taps) for j, b in enumerate(taps))
-    np.testing.assert_allclose(glass_blur.apply(x, still, glass)[0], twice, atol=1e-12)
+    np.testing.assert_allclose(glass_blur.blur_glass(x, still, glass)[0], twice, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -198,7 +198,7 @@ def test_draws_have_the_stated_law():
     for value in (0.0, 1.0):
         share = (impulse == value).double().mean().item()
         assert share == pytest.approx(0.135, abs=4 * np.sqrt(0.135 * 0.865 / n))
-    offsets = glass_blur.draw((64, 32, 32), glass_blur.Glass(1.0, 2, 3), generator)
+    offsets = glass_blur.draw_offsets((64, 32, 32), glass_blur.GlassBlur(1.0, 2, 3), generator)
     assert set(np.unique(offsets)) == {-2, -1, 0, 1}
     assert offsets.mean() == pytest.approx(-0.5, abs=4 * np.sqrt(1.25 / offsets.size))
 

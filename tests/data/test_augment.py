@@ -53,7 +53,7 @@ def test_does_not_change_x_or_the_global_generator():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(InputError, match=r"images of shape \(3, 8, 8\) came, expected \(B, C, H, W\)"):
+    with pytest.raises(InputError, match=r"images have shape \(3, 8, 8\), expected \(B, C, H, W\)"):
         crop_and_flip(torch.rand(3, 8, 8), generator=torch.Generator())
-    with pytest.raises(InputError, match="the padding is -1; give at least 0"):
+    with pytest.raises(InputError, match="padding is -1, expected at least 0"):
         crop_and_flip(torch.rand(1, 3, 8, 8), padding=-1, generator=torch.Generator())

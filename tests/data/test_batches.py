@@ -78,7 +78,7 @@ def test_leaves_the_global_generator_alone(dataset):
 
 
 def test_bad_arguments_are_refused_before_the_first_batch(dataset):
-    with pytest.raises(InputError, match="the batch size is 0; give at least 1"):
+    with pytest.raises(InputError, match="the batch size is 0, expected at least 1"):
         batches(dataset, 0, generator=None)
-    with pytest.raises(InputError, match="there is no generator"):
+    with pytest.raises(InputError, match="generator is None"):
         batches(dataset, 1, generator=None, augment=lambda x, *, generator: x)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from noiseprop.data import cifar10, load
-from noiseprop.data.tar_archive import plain_files
+from noiseprop.data.archives import iterate_tar_files
 from noiseprop.errors import DataError
 from noiseprop.models.resnet import CIFAR10_PIXELS
 
@@ -110,13 +110,13 @@ def test_nothing_is_extracted(archive):
 
 def test_files_with_the_official_checksums_are_called_official(folder, rows, monkeypatch):
     digests = {name: hashlib.sha256(content.tobytes()).hexdigest() for name, content in rows.items()}
-    monkeypatch.setattr(cifar10, "FILES", digests)
+    monkeypatch.setattr(cifar10, "OFFICIAL_DIGESTS", digests)
     assert load("cifar10", folder.parent).source.endswith(", the official files")
 
 
 def test_the_known_copy_is_called_what_it_is(folder, rows, monkeypatch):
     digests = {name: hashlib.sha256(content.tobytes()).hexdigest() for name, content in rows.items()}
-    monkeypatch.setattr(cifar10, "JPEG_COPY", digests)
+    monkeypatch.setattr(cifar10, "JPEG_COPY_DIGESTS", digests)
     ending = ", a copy decoded from JPEG, which are not the official files"
     assert load("cifar10", folder.parent).source.endswith(ending)
     for name, content in rows.items():
@@ -142,8 +142,8 @@ def test_missing_file_is_refused(folder):
         (lambda content: b"", "0 bytes, expected 1 to 10,000 rows of 3,073 bytes"),
         (lambda content: content[:-1], "12,291 bytes, expected 1 to 10,000 rows"),
         (lambda content: content + b"x", "12,293 bytes"),
-        (lambda content: b"\x0a" + content[1:], "label 10 is no class of CIFAR-10"),
-        (lambda content: bytes(3073 * 10_000 + 1), "larger than the 30,730,000 bytes that it may have"),
+        (lambda content: b"\x0a" + content[1:], "label 10, expected 0 to 9"),
+        (lambda content: bytes(3073 * 10_000 + 1), "larger than the limit of 30,730,000 bytes"),
     ],
 )
 def test_damaged_file_is_one_sentence(folder, damage, sentence):
@@ -158,7 +158,7 @@ def test_damaged_file_is_one_sentence(folder, damage, sentence):
     [
         (lambda packed: packed[:-9], "ends before its gzip stream does"),
         (lambda packed: packed[: len(packed) // 2], "ends before its gzip stream does"),
-        (lambda packed: packed[:500] + bytes([packed[500] ^ 255]) + packed[501:], "not a sound gzip file"),
+        (lambda packed: packed[:500] + bytes([packed[500] ^ 255]) + packed[501:], "not a valid gzip file"),
         (
             lambda packed: gzip.compress(gzip.decompress(packed).split(b"/test_batch.bin")[0] + b"/"),
             "header .* damaged",
@@ -167,7 +167,7 @@ def test_damaged_file_is_one_sentence(folder, damage, sentence):
         (lambda packed: gzip.compress(gzip.decompress(packed)[:2048]), f"has no {FOLDER}/data_batch_1.bin|damaged"),
         (lambda packed: gzip.compress(b""), "the tar header at byte 0 is damaged"),
         (lambda packed: gzip.compress(b"no tar" * 1000), "the tar header at byte 0 is damaged"),
-        (lambda packed: b"PK\3\4", "not a sound gzip file"),
+        (lambda packed: b"PK\3\4", "not a valid gzip file"),
     ],
 )
 def test_damaged_archive_is_one_sentence(archive, damage, sentence):
@@ -195,7 +195,7 @@ def test_bit_flip_in_a_header_is_found(tmp_path):
     raw = bytearray(tar_of(member("a", b"content")))
     raw[1] ^= 1
     with pytest.raises(DataError, match="tar header at byte 0 is damaged"):
-        list(plain_files(bytes(raw), tmp_path))
+        list(iterate_tar_files(bytes(raw), tmp_path))
 
 
 def header(size: bytes) -> bytes:
@@ -210,21 +210,21 @@ def header(size: bytes) -> bytes:
 @pytest.mark.parametrize("size", [b"-1", b"8", b"", b"\x80\0\0\0\0\0\0\0\0\0\0\1", b"\xff" * 12, b"1_0", b"0o10"])
 def test_size_that_is_no_number_is_refused(tmp_path, size):
     with pytest.raises(DataError, match="tar header at byte 0 is damaged"):
-        list(plain_files(header(size) + bytes(2048), tmp_path))
+        list(iterate_tar_files(header(size) + bytes(2048), tmp_path))
 
 
 def test_size_beyond_the_end_is_refused(tmp_path):
     with pytest.raises(DataError, match="ends within 'a'"):
-        list(plain_files(header(b"77777777777") + bytes(2048), tmp_path))
+        list(iterate_tar_files(header(b"77777777777") + bytes(2048), tmp_path))
 
 
 def test_endless_members_end(tmp_path):
     with pytest.raises(DataError, match="holds more than 64 members"):
-        list(plain_files(header(b"0") * 100_000, tmp_path))
+        list(iterate_tar_files(header(b"0") * 100_000, tmp_path))
 
 
 def test_archive_bomb_ends_within_its_bound(archive, monkeypatch):
-    monkeypatch.setattr(cifar10, "_MOST_UNPACKED", 1_000_000)
+    monkeypatch.setattr(cifar10, "_MAX_UNPACKED_BYTES", 1_000_000)
     archive.write_bytes(gzip.compress(bytes(100_000_000), 1))
     tracemalloc.start()
     with pytest.raises(DataError, match="unpacks to more than 1,000,000 bytes"):

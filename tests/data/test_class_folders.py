@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from noiseprop.data import class_folders as module
-from noiseprop.data import load, split
+from noiseprop.data import class_folders, image_files, load, split
 from noiseprop.errors import DataError
 
 
@@ -108,12 +107,12 @@ def damage(photos: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("other size", "99.png: is 6x6 pixels, 01.png 5x6; bring all images to one size"),
-        ("cut short", "00.png: no sound image"),
-        ("no image", "00.png: no sound JPEG, PNG, BMP, PPM image"),
-        ("too large", "99.png: is 1025x1 pixels, expected at most 1024 a side"),
-        ("16 bits", "00.png: its pixels are I;16, expected 8 bits a channel"),
-        ("no images", "dog: has no images; put its .jpg"),
+        ("other size", "99.png: is 6x6 pixels, 01.png 5x6; resize all images to one size"),
+        ("cut short", "00.png: not a valid image"),
+        ("no image", "00.png: not a valid JPEG, PNG, BMP, PPM image"),
+        ("too large", "99.png: is 1025x1 pixels, expected at most 1024 per side"),
+        ("16 bits", "00.png: its pixels are I;16, expected 8 bits per channel"),
+        ("no images", "dog: has no images; put .jpg"),
         ("one class", "has 1 class folders with images, expected 2 or more"),
         ("train alone", "has train but neither val nor test"),
         ("class of the test alone", "class 'c' has no images in train"),
@@ -128,12 +127,12 @@ def test_bad_folders_are_one_sentence(photos, how, says):
 
 
 def test_more_than_fits_is_refused_before_it_is_decoded(photos, monkeypatch):
-    monkeypatch.setattr(module, "MOST_BYTES", 12 * 90 - 1)
-    monkeypatch.setattr(module, "_decoded", None)
+    monkeypatch.setattr(image_files, "MAX_DECODED_BYTES", 12 * 90 - 1)
+    monkeypatch.setattr(image_files, "_iterate_pixels", None)
     with pytest.raises(DataError, match=r"12 images of 5x6 pixels need 0\.0 GB"):
         load(str(photos))
-    monkeypatch.setattr(module, "MOST_IMAGES", 11)
-    with pytest.raises(DataError, match="more than the 11 images"):
+    monkeypatch.setattr(class_folders, "MAX_IMAGES", 11)
+    with pytest.raises(DataError, match="more images than the limit of 11"):
         load(str(photos))
 
 
@@ -141,5 +140,5 @@ def test_a_pipe_named_like_an_image_is_not_waited_for(photos):
     import os
 
     os.mkfifo(photos / "cat" / "pipe.png")
-    with pytest.raises(DataError, match=r"pipe.png: no regular file"):
+    with pytest.raises(DataError, match=r"pipe.png: not a regular file"):
         load(str(photos))

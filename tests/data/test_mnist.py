@@ -11,7 +11,7 @@ import torch
 
 from noiseprop.data import load
 from noiseprop.errors import DataError, InputError
-from noiseprop.files.bounded import gunzip, read_bounded
+from noiseprop.files.untrusted import decompress_gzip, read_bounded
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
@@ -32,10 +32,10 @@ def test_pools_training_and_test_images_in_file_order(mnist_dir, mnist_items):
 def test_folder_comes_from_the_argument_before_the_environment(mnist_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("NOISEPROP_DATA", str(mnist_dir))
     assert len(load("mnist")) == 50
-    with pytest.raises(DataError, match="elsewhere: no such folder; let --data-dir name"):
+    with pytest.raises(DataError, match="elsewhere: no such folder; set --data-dir to"):
         load("mnist", tmp_path / "elsewhere")
     monkeypatch.setenv("NOISEPROP_DATA", str(tmp_path / "elsewhere"))
-    with pytest.raises(DataError, match=r"elsewhere: no such folder; let \$NOISEPROP_DATA name"):
+    with pytest.raises(DataError, match=r"elsewhere: no such folder; set \$NOISEPROP_DATA to"):
         load("mnist")
     assert len(load("mnist", mnist_dir)) == 50
 
@@ -46,7 +46,7 @@ def test_folder_without_data_is_refused(tmp_path):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(InputError, match="'cifar11' is no data set; choose one of mnist, mnist-5k"):
+    with pytest.raises(InputError, match="'cifar11' is not a data set; choose one of mnist, mnist-5k"):
         load("cifar11")
 
 
@@ -60,8 +60,8 @@ PIXELS = bytes(40 * 784)
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        (b"", "0 bytes are too few for an IDX header"),
-        (header()[:15], "15 bytes are too few"),
+        (b"", "0 bytes, too few for an IDX header"),
+        (header()[:15], "15 bytes, too few"),
         (header(magic=0x801) + PIXELS, "magic number 0x00000801, expected 0x00000803"),
         (header(rows=27) + PIXELS, r"items of shape \(27, 28\), expected \(28, 28\)"),
         (header(count=0), "claims 0 items, expected 1 to 60,000"),
@@ -86,7 +86,7 @@ def test_wrong_idx_content_is_one_sentence(mnist_dir, raw, sentence):
         (lambda packed: b"", "ends before its gzip stream"),
         (lambda packed: packed[:-1], "ends before its gzip stream"),
         (lambda packed: packed[: len(packed) // 2], "ends before its gzip stream"),
-        (lambda packed: b"not gzip at all", "not a sound gzip file"),
+        (lambda packed: b"not gzip at all", "not a valid gzip file"),
         (lambda packed: packed[:-8] + bytes(8), "incorrect data check"),
         (lambda packed: packed + b"tail", "4 bytes follow its gzip stream"),
         (lambda packed: packed + packed, "bytes follow its gzip stream"),
@@ -102,7 +102,7 @@ def test_damaged_gzip_is_one_sentence(mnist_dir, damage, sentence):
 def test_label_that_is_no_digit_is_refused(mnist_dir):
     raw = struct.pack(">2I", 0x801, 40) + bytes([10] * 40)
     (mnist_dir / "mnist" / LABELS).write_bytes(gzip.compress(raw))
-    with pytest.raises(DataError, match="label 10 is no digit"):
+    with pytest.raises(DataError, match="label 10, expected 0 to 9"):
         load("mnist", mnist_dir)
 
 
@@ -111,21 +111,21 @@ def test_gzip_bomb_ends_within_its_bound(tmp_path):
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(128)) + packer.flush()  # 128 MB in less than one
     tracemalloc.start()
     with pytest.raises(DataError, match="unpacks to more than 1,000,000 bytes"):
-        gunzip(bomb, 1_000_000, tmp_path / "bomb.gz")
+        decompress_gzip(bomb, 1_000_000, tmp_path / "bomb.gz")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3_000_000
 
 
 def test_stream_of_exactly_the_limit_is_read(tmp_path):
-    assert gunzip(gzip.compress(bytes(1000)), 1000, tmp_path) == bytes(1000)
+    assert decompress_gzip(gzip.compress(bytes(1000)), 1000, tmp_path) == bytes(1000)
 
 
 def test_large_file_is_not_read_whole(tmp_path):
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a sparse terabyte
-    with pytest.raises(DataError, match="larger than the 1,000 bytes"):
+    with pytest.raises(DataError, match="larger than the limit of 1,000 bytes"):
         read_bounded(path, 1000)
 
 

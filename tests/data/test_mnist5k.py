@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from noiseprop.data import load
-from noiseprop.data.mnist5k import parse_digits
+from noiseprop.data.mnist5k import parse_digits_csv
 from noiseprop.errors import DataError
 
 
@@ -67,9 +67,9 @@ LINE = b"0," * 784 + b"9\n"
         (LINE * 4999 + b"-1," + LINE[2:], "not a table of bytes"),
         (LINE * 4999 + b"x," + LINE[2:], "not a table of bytes"),
         (LINE * 4999 + LINE[2:], "5,000 lines with 3,919,999 commas"),
-        (LINE * 4999 + LINE[:-2] + b"10\n", "label 10 is no digit"),
+        (LINE * 4999 + LINE[:-2] + b"10\n", "label 10, expected 0 to 9"),
     ],
 )
 def test_damaged_table_is_one_sentence(text, sentence):
     with pytest.raises(DataError, match=sentence):
-        parse_digits(text, Path("mnist_5k.csv.gz"))
+        parse_digits_csv(text, Path("mnist_5k.csv.gz"))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from noiseprop.data.npy import map_array, parse_header
+from noiseprop.data.npy import map_npy, parse_npy_header
 
 NUMBERS = hnp.integer_dtypes(endianness="?") | hnp.unsigned_integer_dtypes(endianness="?") | hnp.boolean_dtypes()
 DTYPES = NUMBERS | hnp.floating_dtypes(endianness="?", sizes=(16, 32, 64))
@@ -29,11 +29,11 @@ def test_what_numpy_writes_is_read(tmp_path_factory, array, version, fortran):
     array = np.asfortranarray(array) if fortran else array
     path = tmp_path_factory.getbasetemp() / "x.npy"
     path.write_bytes(written(array, version))
-    found = map_array(path, "r")
+    found = map_npy(path, "r")
     assert found.dtype == array.dtype
     assert found.shape == array.shape
     assert found.tobytes() == array.tobytes()
-    assert parse_header(path.read_bytes())[3] == path.stat().st_size - array.nbytes
+    assert parse_npy_header(path.read_bytes()).offset == path.stat().st_size - array.nbytes
 
 
 WHOLE = written(np.arange(6, dtype=np.uint8).reshape(2, 3))
@@ -66,19 +66,19 @@ def test_all_else_is_refused(tmp_path, data):
     path = tmp_path / "x.npy"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"header|unknown kind"):
-        map_array(path, "r")
+        map_npy(path, "r")
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(ValueError, match="no regular file"):
-            map_array(path, "r")
+        with pytest.raises(ValueError, match="not a regular file"):
+            map_npy(path, "r")
     with pytest.raises(FileNotFoundError):
-        map_array(tmp_path / "none", "r")
+        map_npy(tmp_path / "none", "r")
 
 
 def test_writing_to_a_copied_map_leaves_the_file(tmp_path):
     (tmp_path / "x.npy").write_bytes(WHOLE)
-    map_array(tmp_path / "x.npy", "c")[0, 0] = 9
+    map_npy(tmp_path / "x.npy", "c")[0, 0] = 9
     assert (tmp_path / "x.npy").read_bytes() == WHOLE

@@ -74,7 +74,7 @@ def test_objects_are_never_unpickled(tmp_path):
             return (pytest.fail, ("a pickle was loaded",))
 
     np.savez(tmp_path / "evil.npz", x=np.array([Evil()], dtype=object), y=Y)
-    with pytest.raises(DataError, match="x is no sound array"):
+    with pytest.raises(DataError, match="x is not a valid array"):
         load(str(tmp_path / "evil.npz"))
 
 
@@ -89,17 +89,17 @@ def test_damaged_files_are_one_sentence(tmp_path):
         b"\x93NUMPY\x09\x00" * 9,
     ):
         archive(tmp_path / "bad.npz", x=content, y=packed(Y))
-        with pytest.raises(DataError, match="no sound array"):
+        with pytest.raises(DataError, match="not a valid array"):
             load(str(tmp_path / "bad.npz"))
     (tmp_path / "bad.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(DataError, match="no sound zip archive"):
+    with pytest.raises(DataError, match="not a valid zip archive"):
         load(str(tmp_path / "bad.npz"))
 
 
 def test_a_declared_size_is_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr("noiseprop.data.npz.MOST_BYTES", 1000)
+    monkeypatch.setattr("noiseprop.data.npz.MAX_DECODED_BYTES", 1000)
     np.savez(tmp_path / "big.npz", x=np.zeros((30, 32, 32), np.uint8), y=Y)
-    with pytest.raises(DataError, match="expected at most 5,096"):
+    with pytest.raises(DataError, match="expected at most 11,000"):
         load(str(tmp_path / "big.npz"))
 
 

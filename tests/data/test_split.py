@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from noiseprop.data import SPLIT_SEED, Dataset, load, split
-from noiseprop.data.split import permutation
+from noiseprop.data.split import draw_permutation
 from noiseprop.errors import InputError
 
 
@@ -39,7 +39,7 @@ def test_parts_have_the_papers_sizes_and_cover_all_images_once(name, count, size
 
 
 def test_order_of_the_split_is_golden():
-    order = permutation(70_000, SPLIT_SEED)
+    order = draw_permutation(70_000, SPLIT_SEED)
     assert order[:8].tolist() == [64309, 62535, 66869, 4635, 23007, 23928, 44462, 55349]
     digest = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()
     assert digest == "6944c51598e7b4fe3dbaef7a504b66a8ece2757a04642a48a6e274857949f7dd"
@@ -82,9 +82,9 @@ def test_boxes_go_with_their_images():
 @pytest.mark.parametrize(
     ("dataset", "seed", "sentence"),
     [
-        (numbered("digits", 70), 0, "no split is known for 'digits'; name the data set one of mnist"),
+        (numbered("digits", 70), 0, "no split ratio is known for 'digits'; name the data set one of mnist"),
         (numbered("mnist", 6), 0, "6 images are too few to split .5, 1, 1.; give at least 7"),
-        (numbered("mnist", 70), -1, "the split seed is -1; give one that is at least 0"),
+        (numbered("mnist", 70), -1, "the split seed is -1, expected a whole number of at least 0"),
     ],
 )
 def test_what_cannot_be_split_is_refused(dataset, seed, sentence):

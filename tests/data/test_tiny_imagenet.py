@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from noiseprop.data import SPLIT_SEED, load, split, tiny_imagenet
-from noiseprop.data.split import permutation
+from noiseprop.data.split import draw_permutation
 from noiseprop.data.tiny_imagenet import decode_jpeg
 from noiseprop.errors import DataError
 from noiseprop.models.resnet import TINY_IMAGENET_PIXELS
@@ -91,7 +91,7 @@ def test_pools_train_and_val_with_labels_and_boxes(data_dir, members):
     ]
     assert dataset.images.dtype == torch.uint8
     assert dataset.images.shape == (17, 3, 64, 64)
-    for position, original in enumerate(permutation(17, SPLIT_SEED)):
+    for position, original in enumerate(draw_permutation(17, SPLIT_SEED)):
         content, label, box = expected[original]
         assert np.array_equal(dataset.images[position].numpy(), decoded(content))
         assert int(dataset.labels[position]) == label
@@ -196,11 +196,11 @@ CASES = {
     "2 files wnids.txt in it": lambda m: m.update({"other/wnids.txt": b"n01"}),
     "wnids.txt has 0 lines": lambda m: m.update({f"{TOP}/wnids.txt": b"\n"}),
     "wnids.txt has 4 lines, 3 of them different": lambda m: m.update({f"{TOP}/wnids.txt": b"n01\nn02\nn03\nn01\n"}),
-    "which names no class": lambda m: m.update({f"{TOP}/wnids.txt": b"n01\nn02\nn03\nn/4\n"}),
-    "wnids.txt is no plain text": lambda m: m.update({f"{TOP}/wnids.txt": b"\xff\xfe"}),
+    "which cannot be a class": lambda m: m.update({f"{TOP}/wnids.txt": b"n01\nn02\nn03\nn/4\n"}),
+    "wnids.txt is not plain text": lambda m: m.update({f"{TOP}/wnids.txt": b"\xff\xfe"}),
     "class n04 has no training images": lambda m: m.update({f"{TOP}/wnids.txt": b"n01\nn02\nn03\nn04\n"}),
     "class n05 has no training images": lambda m: m.update({f"{TOP}/train/n05/images/": b""}),
-    "train/n03 is no class of wnids.txt": lambda m: m.update({f"{TOP}/wnids.txt": b"n01\nn02\n"}),
+    "train/n03 is not a class of wnids.txt": lambda m: m.update({f"{TOP}/wnids.txt": b"n01\nn02\n"}),
     "has no .*val_annotations.txt": lambda m: m.pop(f"{TOP}/val/val_annotations.txt"),
     "has no line for .*val_5.JPEG": lambda m: m.update({f"{TOP}/val/images/val_5.JPEG": jpeg()}),
     "whose class is not in wnids.txt": lambda m: m.update(
@@ -210,10 +210,10 @@ CASES = {
     "has the box '0 0 3 64'": lambda m: m.update({f"{TOP}/train/n02/n02_boxes.txt": b"n02_0.JPEG\t0\t0\t3\t64"}),
     "has the box '0 0 -3 6'": lambda m: m.update({f"{TOP}/train/n02/n02_boxes.txt": b"n02_0.JPEG\t0\t0\t-3\t6"}),
     "has the box ''": lambda m: m.update({f"{TOP}/train/n02/n02_boxes.txt": b"n02_0.JPEG"}),
-    "n01_0.JPEG is no sound JPEG image": lambda m: m.update({f"{TOP}/train/n01/images/n01_0.JPEG": b"no image"}),
-    "val_3.JPEG is no sound JPEG image": lambda m: m.update({f"{TOP}/val/images/val_3.JPEG": jpeg()[:-900]}),
+    "n01_0.JPEG is not a valid JPEG image": lambda m: m.update({f"{TOP}/train/n01/images/n01_0.JPEG": b"no image"}),
+    "val_3.JPEG is not a valid JPEG image": lambda m: m.update({f"{TOP}/val/images/val_3.JPEG": jpeg()[:-900]}),
     "val_2.JPEG is 63x64 pixels, expected 64x64": lambda m: m.update({f"{TOP}/val/images/val_2.JPEG": jpeg((63, 64))}),
-    "said to unpack to 65,537 bytes, expected at most 65,536": lambda m: m.update(
+    "declares 65,537 bytes, expected at most 65,536": lambda m: m.update(
         {f"{TOP}/val/images/val_2.JPEG": jpeg() + bytes(65_537 - len(jpeg()))}
     ),
     "member '../evil' climbs out": lambda m: m.update({"../evil": b""}),
@@ -242,14 +242,14 @@ def test_whatever_pillow_raises_is_one_sentence(monkeypatch, damage):
         raise damage("what it says")
 
     monkeypatch.setattr(Image.Image, "convert", convert)
-    with pytest.raises(DataError, match=r"x is no sound JPEG image \(what it says\); get the official archive again"):
+    with pytest.raises(DataError, match=r"x is not a valid JPEG image \(what it says\); get the official"):
         decode_jpeg(content, "x")
 
 
 def test_png_in_place_of_a_jpeg_is_refused():
     packed = io.BytesIO()
     Image.new("RGB", (64, 64)).save(packed, "PNG")
-    with pytest.raises(DataError, match="is no sound JPEG image"):
+    with pytest.raises(DataError, match="is not a valid JPEG image"):
         decode_jpeg(packed.getvalue(), "x")
 
 
@@ -268,7 +268,7 @@ def test_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path, members, 
     raw = path.read_bytes().replace(struct.pack("<I", 100_000_000), struct.pack("<I", 1_000))
     path.write_bytes(raw)
     tracemalloc.start()
-    refuse(path.parent, own_cache, "val_1.JPEG is damaged|val_1.JPEG is no sound JPEG")
+    refuse(path.parent, own_cache, "val_1.JPEG is damaged|val_1.JPEG is not a valid JPEG")
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
 
@@ -276,14 +276,14 @@ def test_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path, members, 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda raw: raw[:-1], "no sound zip archive"),
-        (lambda raw: raw[: len(raw) // 2], "no sound zip archive"),
-        (lambda raw: b"", "no sound zip archive"),
-        (lambda raw: b"PK\3\4" + bytes(1000), "no sound zip archive"),
+        (lambda raw: raw[:-1], "not a valid zip archive"),
+        (lambda raw: raw[: len(raw) // 2], "not a valid zip archive"),
+        (lambda raw: b"", "not a valid zip archive"),
+        (lambda raw: b"PK\3\4" + bytes(1000), "not a valid zip archive"),
         (lambda raw: raw[5000:], "wnids.txt is damaged"),
         (lambda raw: raw[:2000] + bytes(100) + raw[2100:], "is damaged"),
         # a list of members of 4 GB
-        (lambda raw: raw[:-10] + b"\xfe\xff\xff\xff" + raw[-6:], "no sound zip archive"),
+        (lambda raw: raw[:-10] + b"\xfe\xff\xff\xff" + raw[-6:], "not a valid zip archive"),
     ],
 )
 def test_damaged_archive_is_one_sentence(data_dir, own_cache, damage, sentence):
@@ -315,7 +315,7 @@ def test_full_disk_leaves_no_half_made_cache_and_keeps_the_old_one(data_dir, mem
     for i in range(4, 20):
         members[f"{TOP}/train/n01/images/n01_{i}.JPEG"] = jpeg()
     other = write_zip(data_dir.parent / "other", members).parent
-    sentence = r"cannot be written \(File too large\); free 1 MB or let XDG_CACHE_HOME name another folder"
+    sentence = r"cannot be written \(File too large\); free 1 MB or set XDG_CACHE_HOME to another folder"
     with files_limited_to(150_000), pytest.raises(DataError, match=sentence):
         load("tiny-imagenet", other)
     assert {path: path.read_bytes() for path in kept} == kept
@@ -327,7 +327,7 @@ def test_full_disk_leaves_no_half_made_cache_and_keeps_the_old_one(data_dir, mem
 def test_folder_that_cannot_be_made_is_one_sentence(data_dir, own_cache):
     own_cache.parent.mkdir(parents=True)
     own_cache.write_text("a file where the folder should be")
-    with pytest.raises(DataError, match=r"cannot be written .*let XDG_CACHE_HOME name another folder"):
+    with pytest.raises(DataError, match=r"cannot be written .*set XDG_CACHE_HOME to another folder"):
         load("tiny-imagenet", data_dir)
 
 
@@ -393,6 +393,6 @@ def test_real_archive(real_data):
         assert found.tolist() == pytest.approx(expected, abs=0.01)
     with zipfile.ZipFile(real_data / "tiny-imagenet-200.zip") as archive:
         first = decoded(archive.read("tiny-imagenet-200/train/n01443537/images/n01443537_0.JPEG"))
-    position = int(np.flatnonzero(permutation(len(dataset), SPLIT_SEED) == 0)[0])
+    position = int(np.flatnonzero(draw_permutation(len(dataset), SPLIT_SEED) == 0)[0])
     assert np.array_equal(dataset.images[position].numpy(), first)
     assert dataset.classes[int(dataset.labels[position])] == "n01443537"

@@ -1,4 +1,4 @@
-"""Text, JSON and tensors from strangers."""
+"""Bounded reading of text, JSON and tensors from untrusted files."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from noiseprop.files import untrusted as reading
 from noiseprop.files.untrusted import (
-    MOST_BYTES,
-    MOST_DEPTH,
-    MOST_HEADER,
+    MAX_JSON_DEPTH,
+    MAX_TENSORS_HEADER,
+    MAX_TEXT_BYTES,
     open_tensors,
     parse_json,
     read_json,
@@ -33,7 +33,7 @@ VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
     max_leaves=20,
-).filter(lambda value: depth(value) < MOST_DEPTH)
+).filter(lambda value: depth(value) < MAX_JSON_DEPTH)
 
 
 def deep(levels: int) -> str:
@@ -50,17 +50,17 @@ def test_sound_values_come_through(value):
     [
         ("", "Expecting value"),
         ("{", "Expecting property name"),
-        ("NaN", "NaN is no finite number"),
-        ("[-Infinity]", "-Infinity is no finite number"),
-        ('{"lr": 1e999}', "1e999 is no finite number"),
-        ("0." + "1" * 10**6, "is no finite number"),
-        ("1" + "0" * 400, "is no integer of 64 bits"),
-        ("1" * 10**6, "is no integer of 64 bits"),
-        (str(2**64), "18446744073709551616 is no integer of 64 bits"),
-        (str(-(2**63) - 1), "is no integer of 64 bits"),
+        ("NaN", "NaN is not a finite number"),
+        ("[-Infinity]", "-Infinity is not a finite number"),
+        ('{"lr": 1e999}', "1e999 is not a finite number"),
+        ("0." + "1" * 10**6, "is not a finite number"),
+        ("1" + "0" * 400, "is not an integer of 64 bits"),
+        ("1" * 10**6, "is not an integer of 64 bits"),
+        (str(2**64), "18446744073709551616 is not an integer of 64 bits"),
+        (str(-(2**63) - 1), "is not an integer of 64 bits"),
         (deep(10_000), "nested deeper than 16"),
         ('{"a":' * 10_000 + "0" + "}" * 10_000, "nested deeper than 16"),
-        (deep(MOST_DEPTH + 2), "nested deeper than 16"),
+        (deep(MAX_JSON_DEPTH + 2), "nested deeper than 16"),
         (r'["\ud800"]', "half a character"),
         (r'{"\u001b[2J": 0}', "control characters"),
         (r'[[{"a": ["\u0000"]}]]', "control characters"),
@@ -75,7 +75,7 @@ def test_what_is_refused(text, says):
 
 
 def test_what_is_just_small_enough_is_read():
-    assert json.dumps(parse_json(deep(MOST_DEPTH))) == deep(MOST_DEPTH)
+    assert json.dumps(parse_json(deep(MAX_JSON_DEPTH))) == deep(MAX_JSON_DEPTH)
     assert parse_json(f"[{2**64 - 1}, {-(2**63)}]") == [2**64 - 1, -(2**63)]
     assert parse_json(r'"\ud83d\ude00 \t\n"') == "\U0001f600 \t\n"
 
@@ -100,13 +100,13 @@ def test_files_are_bounded_and_regular(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(UnicodeDecodeError):
         read_text(path)
-    os.truncate(path, MOST_BYTES + 1)
+    os.truncate(path, MAX_TEXT_BYTES + 1)
     with pytest.raises(ValueError, match=r"^33,554,433 bytes, expected at most 33,554,432$"):
         read_text(path)
     os.mkfifo(tmp_path / "pipe")
     for other in (tmp_path / "pipe", tmp_path):
         for reads in (read_text, lambda path: open_tensors(path).__enter__()):
-            with pytest.raises(ValueError, match="no regular file"):
+            with pytest.raises(ValueError, match="not a regular file"):
                 reads(other)
 
 
@@ -116,11 +116,11 @@ def test_tensors_are_read_unless_the_header_is_too_large(tmp_path, monkeypatch):
     with open_tensors(path) as tensors:
         assert torch.equal(tensors.get_tensor("a"), torch.ones(2))
     whole = path.read_bytes()
-    path.write_bytes((MOST_HEADER + 1).to_bytes(8, "little") + whole[8:])
+    path.write_bytes((MAX_TENSORS_HEADER + 1).to_bytes(8, "little") + whole[8:])
     with pytest.raises(ValueError, match="a header of 16,777,217 bytes, expected at most"), open_tensors(path):
         pass
     path.write_bytes(whole)
-    monkeypatch.setattr(reading, "MOST_HEADER", int.from_bytes(whole[:8], "little") - 1)
+    monkeypatch.setattr(reading, "MAX_TENSORS_HEADER", int.from_bytes(whole[:8], "little") - 1)
     with pytest.raises(ValueError, match="a header of"), open_tensors(path):
         pass
 

@@ -23,20 +23,21 @@ from pathlib import Path
 from tests.fuzz.readers import config_seeds, picture_seeds, plain_net
 
 from noiseprop.corruptions.cifar10_c import read_cifar10_c
+from noiseprop.data.archives import open_zip
 from noiseprop.data.cifar10 import CIFAR10_ARCHIVE, read_cifar10
 from noiseprop.data.class_folders import read_class_folders
 from noiseprop.data.mnist import IMAGES_MAGIC, MAX_TRAIN, read_idx
 from noiseprop.data.npz import read_npz
 from noiseprop.data.tiny_imagenet import MAX_JPEG_BYTES, decode_jpeg
 from noiseprop.data.tiny_imagenet_index import list_images
-from noiseprop.data.zip_archive import open_zip
 from noiseprop.errors import NoisepropError
 from noiseprop.evaluation.serialization import read_evaluation
+from noiseprop.files.checksum import add_checksum
 from noiseprop.noise.attach.serialization import load_noise
 from noiseprop.paper.results import read_record
 from noiseprop.runs.trained_model import load_run, read_settings
 from noiseprop.training import read_metrics
-from noiseprop.training.checkpoint import kept_epoch
+from noiseprop.training.checkpoint import read_epoch
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def classes(folder: Path) -> None:
     """A network of 10^12 classes."""
     document = json.loads(config_seeds()[0])
     document["settings"]["model"]["classes"] = 10**12
-    text(json.dumps(document))(folder)
+    text(json.dumps(add_checksum(document)))(folder)
 
 
 def npy(folder: Path) -> None:
@@ -213,7 +214,7 @@ def a_metrics_file(folder: Path) -> None:
 
 def read_tensors(folder: Path) -> None:
     """The file as a trained model's."""
-    kept_epoch(folder / "model.safetensors")
+    read_epoch(folder / "model.safetensors")
 
 
 _PAIR = '{"a":0},'
@@ -252,7 +253,12 @@ BOMBS = [
         read_tensors,
     ),
     Bomb("JSON nested 10,000 deep as config.json", 16, text('{"a":' * 10_000 + "0" + "}" * 10_000), read_settings),
-    Bomb("the same as evaluation.json", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_evaluation(f / "config.json")),
+    Bomb(
+        "the same as evaluation.json",
+        16,
+        text("[" * 10_000 + "]" * 10_000),
+        lambda f: read_evaluation(f / "config.json"),
+    ),
     Bomb("the same as a results file", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_record(f / "config.json")),
     Bomb("a config.json of 1 TB", 16, sparse(2**40), read_settings),
     Bomb("10 million empty objects as config.json", 96, text("[" + "{}," * 10**7 + "0]"), read_settings),

@@ -1,7 +1,7 @@
-"""Damage that gets past checksums, lengths and packings: the inside of a file is changed, then the outside put right.
+"""Damage behind checksums, lengths and compression: change the inside of a file, then correct the outside.
 
-Each function takes a file's bytes, a source of randomness, and a way to change plain bytes; atheris and Hypothesis have
-their own.
+Each function takes the bytes of a file, a source of randomness, and a function that changes plain bytes, such as those
+of atheris and Hypothesis.
 """
 
 import gzip
@@ -10,8 +10,11 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
+
+from noiseprop.files.checksum import add_checksum
 
 Edit = Callable[[bytes], bytes]
 Damage = Callable[[bytes, Random, Edit], bytes]
@@ -22,12 +25,12 @@ ODD += ["\x1b[2J", "\ud800", "../../etc/passwd", "<script>", "9" * 5000, [], {},
 
 
 def plain(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """No outside to put right."""
+    """Change any bytes."""
     return edit(data)
 
 
 def gzipped(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """The stream inside."""
+    """Change the stream inside a gzip file."""
     try:
         inner = zlib.decompress(data, wbits=31)
     except zlib.error:
@@ -36,7 +39,7 @@ def gzipped(data: bytes, rng: Random, edit: Edit) -> bytes:
 
 
 def tarred(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """Headers with their checksums, as far as they stand where they stood."""
+    """Change a tar archive and correct the checksums of headers that stayed in place."""
     raw = bytearray(edit(data))
     for start in range(0, len(raw) - 511, 512):
         if raw[start + 257 : start + 262] == b"ustar":
@@ -47,7 +50,7 @@ def tarred(data: bytes, rng: Random, edit: Edit) -> bytes:
 
 
 def zipped(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """A stored member's content with its CRC, or a field of a header, or anything."""
+    """Change a stored member of a zip archive with its CRC, a field of a header, or any bytes."""
     raw = bytearray(data)
     starts = [i for i in range(len(raw) - 46) if raw[i : i + 4] == b"PK\x01\x02"]
     if not starts or rng.random() < 0.3:
@@ -71,7 +74,7 @@ def zipped(data: bytes, rng: Random, edit: Edit) -> bytes:
 
 
 def checked(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """A PNG's chunks with their checksums."""
+    """Change a PNG and correct the checksums of its chunks."""
     raw = bytearray(edit(data))
     start = 8
     while raw[:4] == b"\x89PNG" and start + 12 <= len(raw):
@@ -85,16 +88,16 @@ def checked(data: bytes, rng: Random, edit: Edit) -> bytes:
 
 
 def tree(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """One place of a JSON value."""
+    """Change one place of a JSON document, and mostly its checksum with it."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return edit(data)
-    return json.dumps(changed(value, rng)).encode()
+    return json.dumps(change_document(value, rng)).encode()
 
 
 def lines(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """One place of one of several lines of JSON."""
+    """Change one place of one of several lines of JSON."""
     rows = data.split(b"\n")
     number = rng.randrange(len(rows))
     rows[number] = tree(rows[number], rng, edit)
@@ -102,16 +105,16 @@ def lines(data: bytes, rng: Random, edit: Edit) -> bytes:
 
 
 def header(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """One place of a safetensors header, also of the JSON that stands in it as text."""
+    """Change one place of a safetensors header, or of a JSON text inside it."""
     length = int.from_bytes(data[:8], "little")
     try:
         value = json.loads(data[8 : 8 + length])
         texts = value["__metadata__"]
         name = rng.choice(list(texts))
         if rng.random() < 0.5:
-            texts[name] = json.dumps(changed(json.loads(texts[name]), rng))
+            texts[name] = json.dumps(change_document(json.loads(texts[name]), rng))
         else:
-            value = changed(value, rng)
+            value = change_value(value, rng)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return edit(data)
     text = json.dumps(value).encode()
@@ -119,7 +122,7 @@ def header(data: bytes, rng: Random, edit: Edit) -> bytes:
 
 
 def summed(data: bytes, rng: Random, edit: Edit) -> bytes:
-    """Images and index of a cache entry, joined by `SEAM`."""
+    """Change the images or the index of a cache entry, which `SEAM` joins."""
     images, _, index = data.partition(SEAM)
     if rng.random() < 0.5:
         return edit(images) + SEAM + index
@@ -128,10 +131,19 @@ def summed(data: bytes, rng: Random, edit: Edit) -> bytes:
     return images + SEAM + hashlib.sha256(images + what).hexdigest().encode() + b"\n" + what
 
 
-def changed(value: Any, rng: Random) -> Any:
-    """A JSON value with one place changed: replaced, left out, or put in twice."""
+def change_document(value: Any, rng: Random) -> Any:
+    """Change one place of a JSON document; in 9 of 10 cases its checksum matches afterwards."""
+    document = change_value(value, rng)
+    if isinstance(value, dict) and isinstance(document, dict) and "sha256" in value and rng.random() < 0.9:
+        with suppress(ValueError, RecursionError):  # NaN and infinity have no checksum
+            return add_checksum(document)
+    return document
+
+
+def change_value(value: Any, rng: Random) -> Any:
+    """Replace, remove or repeat one place of a JSON value."""
     if not isinstance(value, (list, dict)) or not value or rng.random() < 0.1:
-        return _other(value, rng)
+        return _replace_value(value, rng)
     keys = list(value) if isinstance(value, dict) else range(len(value))
     key = rng.choice(keys)
     copy = value.copy()
@@ -143,11 +155,11 @@ def changed(value: Any, rng: Random) -> Any:
     elif act < 0.2:
         copy[rng.choice(["", "x", "runs", "step", str(key) + "x"])] = copy.pop(key)
     else:
-        copy[key] = changed(value[key], rng)
+        copy[key] = change_value(value[key], rng)
     return copy
 
 
-def _other(value: Any, rng: Random) -> Any:
+def _replace_value(value: Any, rng: Random) -> Any:
     act = rng.random()
     if isinstance(value, (int, float)) and not isinstance(value, bool) and act < 0.5:
         return rng.choice([-value, value + 1, value - 1, value * 1000, float(value)] if abs(value) < 1e300 else ODD)

@@ -10,6 +10,8 @@ from typing import Any
 from tests.fuzz import readers
 from tests.fuzz.damage import tarred
 
+from noiseprop.files.checksum import add_checksum
+
 
 @dataclass(frozen=True)
 class Found:
@@ -23,14 +25,24 @@ class Found:
 def _changed(data: bytes, change: Callable[[Any], object]) -> bytes:
     value = json.loads(data)
     change(value)
-    return json.dumps(value).encode()
+    return json.dumps(add_checksum(value)).encode()
+
+
+def _replaced(data: bytes, old: bytes, new: bytes) -> bytes:
+    """Replace bytes in lines of JSON, and correct the checksum of each line."""
+    lines = data.replace(old, new).splitlines()
+    return b"".join(json.dumps(add_checksum(json.loads(line))).encode() + b"\n" for line in lines)
 
 
 def _state(old: bytes, new: bytes) -> bytes:
-    """A state of an older version with some bytes of its header or its tensors in place of others."""
+    """Replace bytes in the header or the tensors of a state, and correct the checksum of the header."""
     data = readers.state_seeds()[1]
     length = int.from_bytes(data[:8], "little")
     header, tensors = (part.replace(old, new) for part in (data[8 : 8 + length], data[8 + length :]))
+    document = json.loads(header)
+    inner = json.loads(document["__metadata__"]["noiseprop"])
+    document["__metadata__"]["noiseprop"] = json.dumps(add_checksum(inner))
+    header = json.dumps(document).encode()
     return len(header).to_bytes(8, "little") + header + tensors
 
 
@@ -47,7 +59,7 @@ FOUND = [
     Found(
         "npy",
         _ARRAY.replace(b"3), }", b"3 , {"),
-        "NumPy's reader of headers ended in errors of Python's parser; headers are matched now",
+        "NumPy's reader of headers ended in errors of Python's parser; all of them are caught now",
     ),
     Found(
         "cache",
@@ -70,7 +82,7 @@ FOUND = [
         _changed(_CONFIG, lambda c: c["settings"]["recipe"].update(lr=10**400)),
         "a rate of 400 digits was an OverflowError",
     ),
-    Found("metrics", _METRICS.replace(b"0.5", b"1" * 400), "a loss of 400 digits was an OverflowError"),
+    Found("metrics", _replaced(_METRICS, b"0.5", b"1" * 400), "a loss of 400 digits was an OverflowError"),
     Found(
         "evaluation",
         _changed(_EVALUATION, lambda e: e["findings"][0]["numbers"].update(difference=10**400)),
@@ -78,18 +90,18 @@ FOUND = [
     ),
     Found(
         "partial",
-        b"\n".join(_PARTIAL.split(b"\n")[:2]).replace(b'"clean", "found"', b'"noise", "found"'),
+        _replaced(b"\n".join(_PARTIAL.split(b"\n")[:2]), b'"clean", "found"', b'"noise", "found"'),
         "figures in a check's place were a TypeError",
     ),
     Found(
         "figure4",
-        readers.figure_seeds()[0].replace(b"0.75", b"1e308"),
+        _replaced(readers.figure_seeds()[0], b"0.75", b"1e308"),
         "a share of 1e308 was an OverflowError in its standard deviation",
     ),
     Found("figure4", b'{"format": "noiseprop figure 4, version 2"}', "a record without its figures was a KeyError"),
     Found(
         "curve",
-        readers.curve_seeds()[0].replace(b"0.25", b"1" * 400),
+        _replaced(readers.curve_seeds()[0], b"0.25", b"1" * 400),
         "an accuracy of 400 digits was an OverflowError",
     ),
     Found("record", _changed(_RECORD, lambda r: r.pop("data")), "a record without its data was a KeyError"),

@@ -1,4 +1,4 @@
-"""Hendrycks and Dietterich's corruptions, batched, and a reader for the released CIFAR-10-C files."""
+"""Corruptions of Hendrycks and Dietterich, batched, and a reader for the released CIFAR-10-C files."""
 
 from noiseprop.corruptions.cifar10_c import read_cifar10_c as read_cifar10_c
 from noiseprop.corruptions.corrupt import CHUNK as CHUNK

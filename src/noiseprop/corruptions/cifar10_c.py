@@ -1,4 +1,4 @@
-"""Reader for the released CIFAR-10-C: one `.npy` file per kind, 10,000 test images at each of five severities."""
+"""Reader for the released CIFAR-10-C: one `.npy` file per kind, with 10,000 test images at each of five severities."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import numpy.typing as npt
 import torch
 
 from noiseprop.corruptions.corrupt import KINDS, SEVERITIES
-from noiseprop.data.cifar10 import CLASSES
+from noiseprop.data.cifar10 import CIFAR10_CLASSES
 from noiseprop.data.dataset import Dataset
-from noiseprop.data.npy import map_array
+from noiseprop.data.npy import map_npy
 from noiseprop.errors import DataError, InputError
 
-IMAGES = 10_000  # at each severity, the official test set in its order
+IMAGES_PER_SEVERITY = 10_000  # the official test set in its order
 
 
 def read_cifar10_c(folder: Path, kind: str, *, severity: int) -> Dataset:
-    """One kind and severity of the released CIFAR-10-C, read from `folder`/`kind`.npy and `folder`/labels.npy.
+    """Read one kind and severity of the released CIFAR-10-C from `folder`/`kind`.npy and `folder`/labels.npy.
 
-    The files are memory-mapped, so that of the 150 MB only the rows asked for are read, and never unpickled.
+    The files are memory-mapped, so that only the requested rows of the 150 MB are read, and never unpickled.
 
     Args:
         folder: the unpacked CIFAR-10-C folder (https://zenodo.org/records/2535967).
@@ -29,37 +29,37 @@ def read_cifar10_c(folder: Path, kind: str, *, severity: int) -> Dataset:
         10,000 images, uint8 (10000, 3, 32, 32), in the official test set's order, named "cifar10-c/kind/severity".
 
     Raises:
-        InputError: another kind or severity.
+        InputError: the kind or the severity is unknown.
         DataError: a file is missing, damaged, or of another dtype or shape.
     """
     if kind not in KINDS:
         raise InputError(f"read_cifar10_c: unknown kind {kind!r}; choose one of {', '.join(KINDS)}.")
     if type(severity) is not int or severity not in SEVERITIES:
         raise InputError(f"read_cifar10_c: severity is {severity!r}, expected a whole number from 1 to 5.")
-    total = IMAGES * len(SEVERITIES)
-    images = _mapped(folder / f"{kind}.npy", (total, 32, 32, 3))
-    labels = _mapped(folder / "labels.npy", (total,))
-    rows = slice((severity - 1) * IMAGES, severity * IMAGES)
-    if int(labels[rows].max()) >= len(CLASSES):
+    total = IMAGES_PER_SEVERITY * len(SEVERITIES)
+    images = _map_uint8(folder / f"{kind}.npy", (total, 32, 32, 3))
+    labels = _map_uint8(folder / "labels.npy", (total,))
+    rows = slice((severity - 1) * IMAGES_PER_SEVERITY, severity * IMAGES_PER_SEVERITY)
+    if int(labels[rows].max()) >= len(CIFAR10_CLASSES):
         raise DataError(f"{folder / 'labels.npy'}: holds the label {int(labels[rows].max())}, expected 0 to 9.")
     return Dataset(
         name=f"cifar10-c/{kind}/{severity}",
         images=torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))),
         labels=torch.from_numpy(labels[rows].astype(np.int64)),
-        classes=CLASSES,
+        classes=CIFAR10_CLASSES,
         source=f"{folder / kind}.npy, images {rows.start} to {rows.stop - 1}",
     )
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """A uint8 `.npy` file of just this shape, mapped read-only."""
+def _map_uint8(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Map a uint8 `.npy` file of this shape, read-only."""
     try:
-        array = map_array(path, "r")
+        array = map_npy(path, "r")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file; unpack CIFAR-10-C.tar and pass its folder.") from error
+        raise DataError(f"{path}: no such file; unpack CIFAR-10-C.tar and pass its folder.") from error
     except (OSError, ValueError) as error:
-        says = " ".join(str(error).split())
-        raise DataError(f"{path}: not a readable .npy file ({says}); download CIFAR-10-C again.") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a readable .npy file ({reason}); download CIFAR-10-C again.") from error
     if array.dtype != np.uint8 or array.shape != shape:
         found = f"{array.dtype} {array.shape}"
         raise DataError(f"{path}: holds {found}, expected uint8 {shape}; download CIFAR-10-C again.")

@@ -1,4 +1,4 @@
-"""One call for every corruption: checks, exact pixels in, 8-bit pixels out."""
+"""Single entry point to all corruptions, with exact pixels in and 8-bit pixels out."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 Floats = npt.NDArray[np.float64]
 
-CHUNK = 128  # images that are worked on at once, so that they stay in the cache; the draws follow these chunks
+CHUNK = 128  # images processed at once, so that they fit the CPU cache; the draws follow these chunks
 
 
 def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torch.Generator) -> Tensor:
-    """Corrupt images as Hendrycks and Dietterich's generators do, to the bit for the same draws.
+    """Corrupt images as the generators of Hendrycks and Dietterich do, bit by bit for the same draws.
 
-    A channel count of 1 means 2-D grey arrays of the definition, any other its (H, W, C) arrays. Pixels that are k/255
-    up to the rounding of their dtype are taken as exactly k/255, in float64, as the definition does.
+    Images with 1 channel are the 2-D grey arrays of the definition, others its (H, W, C) arrays. Pixels that equal
+    k/255 up to the rounding of their dtype become exactly k/255 in float64, as in the definition.
 
     Args:
         x: (B, C, H, W), floating, in [0, 1].
         kind: one of KINDS.
         severity: 1 to 5.
         params: "cifar10" (CIFAR-10-C), "tiny-imagenet" (Tiny-ImageNet-C) or "mnist" (MNIST-C, ImageNet-C's values).
-        generator: source of all draws; "contrast" makes none.
+        generator: source of all draws; "contrast" draws nothing.
 
     Returns:
         A new tensor of x's shape, dtype and device, in [0, 1]; for "cifar10" and "tiny-imagenet" truncated to k/255,
@@ -50,41 +50,41 @@ def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torc
         >>> bool(((noisy * 255 - (noisy * 255).round()).abs() < 1e-4).all())
         True
     """
-    _check(x, kind, severity, params)
+    _check_arguments(x, kind, severity, params)
     pixels = x.detach().cpu()
     pixels = (pixels.float() if x.dtype == torch.bfloat16 else pixels).numpy()  # NumPy has no bfloat16
     tolerance = 2 * torch.finfo(x.dtype).eps
     out = np.empty_like(pixels)
     for start in range(0, len(x), CHUNK):
         chunk = slice(start, start + CHUNK)
-        exact = _exact(pixels[chunk].transpose(0, 2, 3, 1), tolerance)
-        draws = _draw(_arrays_shape(exact.shape), kind, severity - 1, params, generator)
+        exact = _snap_to_grid(pixels[chunk].transpose(0, 2, 3, 1), tolerance)
+        draws = _draw_chunk(_get_array_shape(exact.shape), kind, severity - 1, params, generator)
         corrupted = _corrupt_chunk(exact, draws, kind, severity - 1, params)
         out[chunk] = corrupted.transpose(0, 3, 1, 2)
     return torch.from_numpy(out).to(x)
 
 
 def skip(shape: tuple[int, ...], kind: str, *, severity: int, params: str, generator: torch.Generator) -> None:
-    """Draw what `corrupt` would draw for images of this shape (B, C, H, W), so that the next ones get what is theirs.
+    """Advance a generator past the draws of `corrupt` for skipped images, so that the next images keep theirs.
 
     Args:
-        shape: of the images that are left out; B is a multiple of 128 or what remains.
-        kind: as for `corrupt`, and so the others.
+        shape: shape (B, C, H, W) of the skipped images; B is a multiple of 128, or the rest.
+        kind: one of KINDS.
         severity: 1 to 5.
         params: one of PARAMS.
-        generator: moves on.
+        generator: generator to advance.
     """
     count, channels, height, width = shape
     for start in range(0, count, CHUNK):
         chunk = (min(CHUNK, count - start), height, width, channels)
-        _draw(_arrays_shape(chunk), kind, severity - 1, params, generator)
+        _draw_chunk(_get_array_shape(chunk), kind, severity - 1, params, generator)
 
 
 def corruption_seed(dataset: str, kind: str, severity: int) -> int:
-    """The stated seed of a corrupted data set: 62 bits of SHA-256 of "dataset/kind/severity".
+    """Return the seed of a corrupted data set, 62 bits of the SHA-256 of "dataset/kind/severity".
 
     Args:
-        dataset: its name, such as "mnist".
+        dataset: name of the data set, such as "mnist".
         kind: one of KINDS.
         severity: 1 to 5.
 
@@ -99,51 +99,51 @@ def corruption_seed(dataset: str, kind: str, severity: int) -> int:
 
 
 def _corrupt_chunk(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:
-    """Images (B, H, W, C) to corrupted ones; a single channel is taken off and put back."""
+    """Corrupt images (B, H, W, C); a single channel is removed and restored."""
     grey = x.shape[3] == 1
-    out = _apply(x[..., 0] if grey else x, draws, kind, level, params)
+    out = _apply_draws(x[..., 0] if grey else x, draws, kind, level, params)
     if params != "mnist":
         out = (out * 255).astype(np.uint8) / 255.0
     return out[..., None] if grey else out
 
 
-def _arrays_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of the definition's arrays: (B, H, W) where there is one channel, else (B, H, W, C)."""
+def _get_array_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the definition's arrays: (B, H, W) for one channel, otherwise (B, H, W, C)."""
     return shape[:3] if shape[3] == 1 else shape
 
 
-def _draw(shape: tuple[int, ...], kind: str, level: int, params: str, generator: torch.Generator) -> Any:
+def _draw_chunk(shape: tuple[int, ...], kind: str, level: int, params: str, generator: torch.Generator) -> Any:
     match kind:
         case "gaussian_noise":
-            return gaussian_noise.draw(shape, generator)
+            return gaussian_noise.draw_gaussian(shape, generator)
         case "impulse_noise":
-            return impulse_noise.draw(shape, generator)
+            return impulse_noise.draw_impulses(shape, generator)
         case "glass_blur":
-            return glass_blur.draw(shape, glass_blur.GLASS[params][level], generator)
+            return glass_blur.draw_offsets(shape, glass_blur.GLASS_BLUR[params][level], generator)
         case _:
             return None
 
 
-def _apply(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:
+def _apply_draws(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:
     match kind:
         case "gaussian_noise":
-            return gaussian_noise.apply(x, draws, gaussian_noise.SIGMA[params][level])
+            return gaussian_noise.add_gaussian_noise(x, draws, gaussian_noise.GAUSSIAN_SIGMA[params][level])
         case "impulse_noise":
-            return impulse_noise.apply(x, draws, impulse_noise.AMOUNT[params][level])
+            return impulse_noise.add_impulse_noise(x, draws, impulse_noise.IMPULSE_AMOUNT[params][level])
         case "glass_blur":
-            return glass_blur.apply(x, draws, glass_blur.GLASS[params][level])
+            return glass_blur.blur_glass(x, draws, glass_blur.GLASS_BLUR[params][level])
         case _:
-            return contrast.apply(x, contrast.FACTOR[params][level])
+            return contrast.reduce_contrast(x, contrast.FACTOR[params][level])
 
 
-def _exact(x: npt.NDArray[np.floating], tolerance: float) -> Floats:
-    """The pixels in float64, C-contiguous; those within `tolerance` of k/255 become the float64 k/255."""
+def _snap_to_grid(x: npt.NDArray[np.floating], tolerance: float) -> Floats:
+    """Convert pixels to C-contiguous float64; those within `tolerance` of k/255 become the float64 k/255."""
     wide = np.ascontiguousarray(x, dtype=np.float64)
     grid = np.rint(wide * 255) / 255
     return np.where(np.abs(wide - grid) <= tolerance, grid, wide)
 
 
-def _check(x: Tensor, kind: str, severity: int, params: str) -> None:
+def _check_arguments(x: Tensor, kind: str, severity: int, params: str) -> None:
     if kind not in KINDS:
         raise InputError(f"corrupt: unknown kind {kind!r}; choose one of {', '.join(KINDS)}.")
     if params not in PARAMS:

@@ -1,9 +1,9 @@
-"""Glass blur: a Gaussian filter, pixels exchanged with near ones in a fixed order, and the filter again.
+"""Glass blur: a Gaussian filter, exchanges of neighbouring pixels in a fixed order, and the filter again.
 
 The definition exchanges pixel (h, w) with (h + dy, w + dx) for h, then w, going down from N - delta to delta + 1. On a
-2-D grey array that is a true exchange. On an RGB array `x[h, w], x[h', w'] = x[h', w'], x[h, w]` assigns views of one
-array to each other and so *copies* (h', w') to (h, w), leaving (h', w') as it was. Both are done here for the whole
-batch at once, and to the bit.
+2-D grey array this is a true exchange. On an RGB array `x[h, w], x[h', w'] = x[h', w'], x[h, w]` assigns views of one
+array to each other and so *copies* (h', w') to (h, w) and leaves (h', w') unchanged. This module does both for the
+whole batch at once, bit by bit equal.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 
 
-class Glass(NamedTuple):
-    """Sigma of the filter in pixels, the farthest exchange in pixels, and how often the image is gone through."""
+class GlassBlur(NamedTuple):
+    """Sigma of the filter in pixels, largest distance of an exchange in pixels, and number of passes over the image."""
 
     sigma: float
     delta: int
@@ -28,63 +28,79 @@ class Glass(NamedTuple):
 
 
 # severities 1 to 5
-GLASS = {
-    "cifar10": (Glass(0.05, 1, 1), Glass(0.25, 1, 1), Glass(0.4, 1, 1), Glass(0.25, 1, 2), Glass(0.4, 1, 2)),
-    "tiny-imagenet": (Glass(0.1, 1, 1), Glass(0.5, 1, 1), Glass(0.6, 1, 2), Glass(0.7, 2, 1), Glass(0.9, 2, 2)),
-    "mnist": (Glass(0.7, 1, 2), Glass(0.9, 2, 1), Glass(1.0, 2, 3), Glass(1.1, 3, 2), Glass(1.5, 4, 2)),
+GLASS_BLUR = {
+    "cifar10": (
+        GlassBlur(0.05, 1, 1),
+        GlassBlur(0.25, 1, 1),
+        GlassBlur(0.4, 1, 1),
+        GlassBlur(0.25, 1, 2),
+        GlassBlur(0.4, 1, 2),
+    ),
+    "tiny-imagenet": (
+        GlassBlur(0.1, 1, 1),
+        GlassBlur(0.5, 1, 1),
+        GlassBlur(0.6, 1, 2),
+        GlassBlur(0.7, 2, 1),
+        GlassBlur(0.9, 2, 2),
+    ),
+    "mnist": (
+        GlassBlur(0.7, 1, 2),
+        GlassBlur(0.9, 2, 1),
+        GlassBlur(1.0, 2, 3),
+        GlassBlur(1.1, 3, 2),
+        GlassBlur(1.5, 4, 2),
+    ),
 }
 
 
-def draw(shape: tuple[int, ...], glass: Glass, generator: torch.Generator) -> npt.NDArray[np.int8]:
-    """Offsets (iterations, B, rows, columns, 2) for images (B, H, W) or (B, H, W, C): dx and dy from -delta to delta-1.
+def draw_offsets(shape: tuple[int, ...], blur: GlassBlur, generator: torch.Generator) -> npt.NDArray[np.int8]:
+    """Return offsets dx and dy in [-delta, delta), (iterations, B, rows, columns, 2), of images (B, H, W[, C]).
 
     Row and column 0 belong to h = delta + 1 and w = delta + 1, the pixel that is exchanged last.
     """
     batch, height, width = shape[:3]
-    rows, columns = (max(0, n - 2 * glass.delta) for n in (height, width))
-    size = (glass.iterations, batch, rows, columns, 2)
-    drawn = torch.randint(
-        -glass.delta, glass.delta, size, dtype=torch.int8, generator=generator, device=generator.device
-    )
+    rows, columns = (max(0, n - 2 * blur.delta) for n in (height, width))
+    size = (blur.iterations, batch, rows, columns, 2)
+    drawn = torch.randint(-blur.delta, blur.delta, size, dtype=torch.int8, generator=generator, device=generator.device)
     return drawn.cpu().numpy()
 
 
-def apply(x: Floats, draws: npt.NDArray[np.int8], glass: Glass) -> Floats:
-    """Filter, truncate to 8 bits, exchange, filter again, clip to [0, 1].
+def blur_glass(x: Floats, draws: npt.NDArray[np.int8], blur: GlassBlur) -> Floats:
+    """Filter, truncate to 8 bits, exchange pixels, filter again, and clip to [0, 1].
 
     Args:
-        x: (B, H, W, C), where the exchange is a copy, or grey (B, H, W), where it is one.
-        draws: as from `draw`.
-        glass: sigma, delta and iterations.
+        x: (B, H, W, C), for which an exchange is a copy, or grey (B, H, W), for which it is an exchange.
+        draws: offsets from `draw_offsets`.
+        blur: sigma, delta and iterations.
 
-    Source: Hendrycks and Dietterich 2019, `glass_blur`. Google's MNIST-C departs from it (it makes each exchange only
-    with probability 1/2, and its call of scikit-image filters the rows' direction alone); that is not copied.
+    Source: Hendrycks and Dietterich 2019, `glass_blur`. Google's MNIST-C departs from it: it makes each exchange only
+    with probability 1/2, and its call of scikit-image filters along the rows only. This function does neither.
     """
     batch, height, width = x.shape[:3]
-    pixels = (_filter(x, glass.sigma) * 255).astype(np.uint8)
+    pixels = (_filter_gaussian(x, blur.sigma) * 255).astype(np.uint8)
     for offsets in draws:
         if x.ndim == 3:
-            pixels = _exchange(pixels, offsets, glass.delta)
+            pixels = _exchange_pixels(pixels, offsets, blur.delta)
         else:
-            sources = _sources(offsets, height, width, glass.delta)
+            sources = _trace_sources(offsets, height, width, blur.delta)
             pixels = pixels.reshape(batch * height * width, -1).take(sources, axis=0).reshape(x.shape)
-    return np.clip(_filter(pixels / 255.0, glass.sigma), 0, 1)
+    return np.clip(_filter_gaussian(pixels / 255.0, blur.sigma), 0, 1)
 
 
-def _filter(x: Floats, sigma: float) -> Floats:
-    """scikit-image's `gaussian`: rows' direction, then columns', nearest border, radius int(4 sigma + 0.5)."""
+def _filter_gaussian(x: Floats, sigma: float) -> Floats:
+    """Filter as scikit-image's `gaussian`: along rows, then columns, nearest border, radius int(4 sigma + 0.5)."""
     if int(4 * sigma + 0.5) == 0:
         return x  # one tap of weight 1
     return gaussian_filter(x, sigma, mode="nearest", truncate=4.0, axes=(1, 2))
 
 
-def _sources(offsets: npt.NDArray[np.int8], height: int, width: int, delta: int) -> Indices:
-    """Which pixel's old value ends at each pixel after copying in the definition's order; indices (B*H*W,) of both.
+def _trace_sources(offsets: npt.NDArray[np.int8], height: int, width: int, delta: int) -> Indices:
+    """Return the index, (B*H*W,), of the pixel whose old value each pixel has after copies in the definition's order.
 
-    Each pixel p of the inner region is written once, from its neighbour q. If q comes before p in the order (it has
-    the higher index) and is written itself, p gets q's new value, else q's old one. So each p points at q, and pointers
-    at rewritten pixels are followed to their end, all at once and with doubling reach. With delta = 1, q never comes
-    before p and nothing is to be followed.
+    Each pixel p of the inner region is written once, from its neighbour q. If q comes before p in the order (has the
+    higher index) and is itself written, p gets the new value of q, otherwise the old one. So each p points at q, and
+    pointers at rewritten pixels are followed to their end, all at once and with doubling reach. With delta = 1, q never
+    comes before p, and no pointer needs to be followed.
     """
     batch = offsets.shape[0]
     inner = np.zeros((height, width), dtype=np.bool_)
@@ -96,34 +112,34 @@ def _sources(offsets: npt.NDArray[np.int8], height: int, width: int, delta: int)
     source = source.reshape(-1)
     if delta == 1:
         return source
-    follow = (source > place.reshape(-1)) & np.tile(inner.reshape(-1), batch).take(source)
-    todo = np.flatnonzero(follow)
-    while todo.size:
-        target = source[todo]
-        source[todo], follow[todo] = source[target], follow[target]
-        todo = todo[follow[todo]]
+    is_rewritten = (source > place.reshape(-1)) & np.tile(inner.reshape(-1), batch).take(source)
+    pending = np.flatnonzero(is_rewritten)
+    while pending.size:
+        target = source[pending]
+        source[pending], is_rewritten[pending] = source[target], is_rewritten[target]
+        pending = pending[is_rewritten[pending]]
     return source
 
 
-def _exchange(pixels: Bytes, offsets: npt.NDArray[np.int8], delta: int) -> Bytes:
-    """The grey images (B, H, W) after true exchanges in the definition's order."""
+def _exchange_pixels(pixels: Bytes, offsets: npt.NDArray[np.int8], delta: int) -> Bytes:
+    """Return grey images (B, H, W) after true exchanges in the definition's order."""
     batch, _, width = pixels.shape
-    flat = pixels.reshape(batch, -1).T.reshape(-1)  # (H*W*B,), a copy in which one pixel of all images lies together
+    flat = pixels.reshape(batch, -1).T.reshape(-1)  # (H*W*B,), a copy with one pixel of all images side by side
     images = np.arange(batch)
     step = offsets[..., 1].astype(np.int64) * width + offsets[..., 0]  # (B, rows, columns)
-    for rows, columns in _waves(offsets.shape[1], offsets.shape[2], delta):
-        here = (rows + delta + 1) * width + columns + delta + 1
-        there = (here + step[:, rows, columns]).T * batch + images  # (pixels, B)
-        here = here[:, None] * batch + images
-        flat[here], flat[there] = flat[there], flat[here]
+    for rows, columns in _iterate_waves(offsets.shape[1], offsets.shape[2], delta):
+        places = (rows + delta + 1) * width + columns + delta + 1
+        partners = (places + step[:, rows, columns]).T * batch + images  # (pixels, B)
+        places = places[:, None] * batch + images
+        flat[places], flat[partners] = flat[partners], flat[places]
     return flat.reshape(-1, batch).T.reshape(pixels.shape)
 
 
-def _waves(rows: int, columns: int, delta: int) -> Iterator[tuple[Indices, Indices]]:
-    """Pixels that can be exchanged at once, in an order that the definition's result does not notice.
+def _iterate_waves(rows: int, columns: int, delta: int) -> Iterator[tuple[Indices, Indices]]:
+    """Yield groups of pixels that can be exchanged at once, in an order with the same result as the definition's.
 
-    Exchanges touch each other only if both rows and columns differ by less than 2 delta. Along 2 delta h + w = constant
-    none do, and of two that touch the one that comes first has the greater 2 delta h + w.
+    Exchanges overlap only if both rows and columns differ by less than 2 delta. Along 2 delta h + w = constant none
+    overlap, and of two that overlap, the earlier one has the greater 2 delta h + w.
     """
     row, column = (axis.ravel() for axis in np.indices((rows, columns)))
     wave = 2 * delta * row + column

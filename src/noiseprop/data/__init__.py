@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors, one split of each, and batches of them."""
+"""Data sets as uint8 tensors, their split into training, validation and test images, and batches."""
 
 from noiseprop.data.augment import crop_and_flip
 from noiseprop.data.batches import batches

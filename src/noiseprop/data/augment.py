@@ -8,9 +8,9 @@ from noiseprop.errors import InputError
 
 
 def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) -> Tensor:
-    """Pad every image with zeros, cut a window of its size out at random, and mirror half of the images.
+    """Pad images with zeros, crop each at random to its former size, and mirror half of them.
 
-    The draws, in this order: row offsets and column offsets, `randint(0, 2 * padding + 1, (2, B))`, then the flips,
+    Draws, in this order: row and column offsets, `randint(0, 2 * padding + 1, (2, B))`, then the flips,
     `randint(0, 2, (B,))`.
 
     Args:
@@ -22,7 +22,7 @@ def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) ->
         A new tensor of x's shape, dtype and device.
 
     Raises:
-        InputError: x is no batch of images, or the padding is negative.
+        InputError: x is not a batch of images, or the padding is negative.
 
     Source:
         The paper's released code (random crop with padding 4, horizontal flip).
@@ -33,9 +33,9 @@ def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) ->
         torch.Size([2, 3, 8, 8])
     """
     if x.ndim != 4:
-        raise InputError(f"images of shape {tuple(x.shape)} came, expected (B, C, H, W); add the missing dimensions")
+        raise InputError(f"images have shape {tuple(x.shape)}, expected (B, C, H, W); add the missing dimensions")
     if padding < 0:
-        raise InputError(f"the padding is {padding}; give at least 0")
+        raise InputError(f"padding is {padding}, expected at least 0")
     B, _, H, W = x.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, B), generator=generator, device=generator.device).to(x.device)
     mirrored = torch.randint(0, 2, (B,), generator=generator, device=generator.device).to(x.device, torch.bool)

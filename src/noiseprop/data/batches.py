@@ -1,4 +1,4 @@
-"""Batches straight from memory: whole-batch torch operations, no loader processes."""
+"""Batches straight from memory, by whole-batch torch operations without loader processes."""
 
 from collections.abc import Callable, Iterator
 
@@ -19,18 +19,18 @@ def batches(
     augment: Augment | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Go through a data set once, in batches of floats.
+    """Iterate over a data set once, in batches of floats.
 
     Args:
-        dataset: the images and labels; batches come on their device.
-        batch_size: images a batch; the last batch holds what remains.
-        generator: shuffles the images (the order is drawn when `batches` is called) and seeds `augment`; None: in
-            order.
+        dataset: images and labels; batches stay on their device.
+        batch_size: images per batch; the last batch holds the rest.
+        generator: shuffles the images (the order is drawn when `batches` is called) and seeds `augment`; None keeps
+            the order.
         augment: called with each batch as `augment(x, generator=generator)`, for example `crop_and_flip`.
-        drop_last: leave a last batch that is not full out.
+        drop_last: drop a last batch that is not full.
 
     Returns:
-        An iterator over (x, y): float32, (B, C, H, W), in [0, 1]; int64, (B,).
+        An iterator over (x, y): x float32, (B, C, H, W), in [0, 1]; y int64, (B,).
 
     Raises:
         InputError: the batch size is below 1, or `augment` is given without a generator.
@@ -42,17 +42,17 @@ def batches(
         [([1.0, 1.0], [0, 1]), ([1.0], [2])]
     """
     if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}; give at least 1")
+        raise InputError(f"the batch size is {batch_size}, expected at least 1")
     if augment is not None and generator is None:
-        raise InputError("augment draws random numbers and there is no generator; pass generator=torch.Generator()")
+        raise InputError("augment draws random numbers, but generator is None; pass generator=torch.Generator()")
     count = len(dataset) // batch_size * batch_size if drop_last else len(dataset)
     order = None
     if generator is not None:
         order = torch.randperm(len(dataset), generator=generator, device=generator.device).to(dataset.images.device)
-    return _each(dataset, batch_size, count, order, augment, generator)
+    return _iterate_batches(dataset, batch_size, count, order, augment, generator)
 
 
-def _each(
+def _iterate_batches(
     dataset: Dataset,
     batch_size: int,
     count: int,
@@ -64,8 +64,8 @@ def _each(
     for start in range(0, count, batch_size):
         rows = slice(start, min(start + batch_size, count))
         if order is None:
-            bytes_, y = images[rows], labels[rows].clone()
+            pixels, y = images[rows], labels[rows].clone()
         else:
-            bytes_, y = images.index_select(0, order[rows]), labels.index_select(0, order[rows])
-        x = bytes_.to(torch.float32).div_(255)  # (B, C, H, W)
+            pixels, y = images.index_select(0, order[rows]), labels.index_select(0, order[rows])
+        x = pixels.to(torch.float32).div_(255)  # (B, C, H, W)
         yield (x if augment is None else augment(x, generator=generator)), y

@@ -1,4 +1,4 @@
-"""What every data set is once it is read: uint8 images and int64 labels."""
+"""Labelled images in memory: uint8 pixels and int64 labels."""
 
 from dataclasses import dataclass, replace
 
@@ -13,21 +13,22 @@ class Dataset:
     """Labelled images in memory (or memory-mapped).
 
     Attributes:
-        name: the data set's name, one of `noiseprop.data.NAMES` for those that `load` reads.
+        name: one of `noiseprop.data.NAMES`, or the name of user data.
         images: uint8, (N, C, H, W), 0 to 255.
         labels: int64, (N,), indices into `classes`.
-        classes: the classes' names.
-        source: one sentence that says which files were read and what was found in them.
+        classes: names of the classes.
+        source: one sentence on the files that were read and their content.
         boxes: int64, (N, 4), or None: the object's box in pixels, columns x0, y0, x1, y1 with x1 and y1 inside the
-            box; -1 in all four where the archive has no box for an image.
-        split_seed: where the images already lie in the order of a split seed (Tiny-ImageNet's memory-mapped cache
-            does), that seed; `split` then takes slices of the map and copies nothing.
-        path: where images of the user's own lie, absolute; empty for the named data sets.
-        parts: numbers of training, validation and test images where the user's own are split already, in this order;
-            validation may be 0, and is then taken from the training images.
+            box; -1 in all four if the archive has no box for an image.
+        split_seed: split seed in whose order the images already are (Tiny-ImageNet's memory-mapped cache), or None;
+            `split` then takes slices of the map and copies nothing.
+        path: absolute path of user data; empty for the named data sets.
+        parts: numbers of training, validation and test images of user data that come split, in this order; 0
+            validation images are later taken from the training images.
+        is_official: whether the files match the official checksums; None for user data.
 
     Raises:
-        InputError: dtypes or lengths do not fit together, or a label is no index into `classes`.
+        InputError: dtypes or lengths do not fit together, or a label is not an index into `classes`.
 
     Examples:
         >>> digits = Dataset("two", torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1]), ("zero", "one"))
@@ -44,6 +45,7 @@ class Dataset:
     split_seed: int | None = None
     path: str = ""
     parts: tuple[int, int, int] | None = None
+    is_official: bool | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -65,7 +67,7 @@ class Dataset:
         return len(self.labels)
 
     def __getitem__(self, rows: slice | Tensor) -> "Dataset":
-        """Some of the images: a slice shares memory with this data set, an index tensor copies."""
+        """Return some of the images; a slice shares memory with this data set, an index tensor copies."""
         boxes = None if self.boxes is None else self.boxes[rows]
         return replace(
             self, images=self.images[rows], labels=self.labels[rows], boxes=boxes, split_seed=None, parts=None

@@ -1,20 +1,20 @@
-"""What tells one data set's images from another's of the same name."""
+"""Digest of a split, which identifies its images and labels."""
 
 import hashlib
 
 from noiseprop.data.split import Split
 
-_CHUNK = 4096  # images that are read at once from a memory-mapped data set
+_CHUNK = 4096  # images read at once from a memory-mapped data set
 
 
 def digest(split: Split) -> str:
-    """SHA-256, in hex, of every image and label of a split, part by part in their order.
+    """Return the SHA-256, in hex, of all images and labels of a split, part by part in their order.
 
     Args:
-        split: of any data set; one that is mapped from a file is read through once.
+        split: parts of any data set; those mapped from a file are read once.
 
     Returns:
-        64 hexadecimal digits, the same on every machine.
+        Hexadecimal digits (64), the same on every machine.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Where a data file comes from: the user's folder, or one checked download into the user's cache."""
+"""Find data files in the user's folder, or download them once, verified, into the user's cache."""
 
 import os
 import re
@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from noiseprop.errors import DataError
+from noiseprop.files.untrusted import has_control_characters
 
-TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces
+DOWNLOAD_TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file on the net that is known to the last byte.
+class RemoteFile:
+    """Remote file with a known size and checksum.
 
     Attributes:
-        path: where the file lies inside a data folder, with `/`.
-        url: an https address.
-        sha256: of the file, in hex.
-        size: in bytes; the server may not send more.
+        path: path inside a data folder, with `/`.
+        url: https address.
+        sha256: checksum of the file, in hex.
+        size: size in bytes; the server may not send more.
     """
 
     path: str
@@ -28,8 +29,8 @@ class Remote:
     size: int
 
 
-def data_root(data_dir: Path | None) -> Path | None:
-    """The folder that the user named, by argument or else by $NOISEPROP_DATA; None where neither is there.
+def find_data_root(data_dir: Path | None) -> Path | None:
+    """Return the folder named by argument or by $NOISEPROP_DATA, or None without either.
 
     Raises:
         DataError: the named folder does not exist.
@@ -38,27 +39,29 @@ def data_root(data_dir: Path | None) -> Path | None:
     if named is None:
         return None
     root = Path(named).expanduser()
+    if has_control_characters(str(root)):
+        raise DataError(f"data folder {str(root)!r} has control characters or bytes that are not UTF-8; rename it")
     if not root.is_dir():
-        said = "--data-dir" if data_dir is not None else "$NOISEPROP_DATA"
-        raise DataError(f"{root}: no such folder; let {said} name the folder that holds the data")
+        option = "--data-dir" if data_dir is not None else "$NOISEPROP_DATA"
+        raise DataError(f"{root}: no such folder; set {option} to the folder that holds the data")
     return root
 
 
-def cache_root() -> Path:
-    """The folder for what noiseprop downloads and makes, inside the user's cache ($XDG_CACHE_HOME on Linux)."""
-    import pooch  # here, because it brings requests in and only a download needs it
+def find_cache_root() -> Path:
+    """Return noiseprop's folder inside the user's cache ($XDG_CACHE_HOME on Linux)."""
+    import pooch  # here, because it imports requests, which only a download needs
 
     return Path(pooch.os_cache("noiseprop"))
 
 
-def obtain(remote: Remote, root: Path | None) -> Path:
-    """The path of a data file: inside `root` where the user named one, else downloaded once.
+def obtain_file(remote: RemoteFile, root: Path | None) -> Path:
+    """Return the path of a data file inside `root`, or in the cache after one download if `root` is None.
 
     Raises:
         DataError: the file is not in `root`, or cannot be downloaded.
     """
     if root is None:
-        return fetch(remote, cache_root())
+        return download_file(remote, find_cache_root())
     path = root / remote.path
     if not path.is_file():
         raise DataError(
@@ -67,13 +70,14 @@ def obtain(remote: Remote, root: Path | None) -> Path:
     return path
 
 
-def fetch(remote: Remote, cache: Path) -> Path:
-    """Download a file over https into `cache` unless it is there, and check its SHA-256 either way.
+def download_file(remote: RemoteFile, cache: Path) -> Path:
+    """Download a file over https into `cache` unless it is there, and verify its SHA-256 in both cases.
 
-    The file is written aside and moved into place once its checksum holds, so an interrupted download leaves nothing.
+    The file is renamed into place once its checksum matches, so an interrupted download leaves nothing.
 
     Raises:
-        DataError: no https address, no connection, more bytes than stated, a wrong checksum or no space.
+        DataError: the address is not https, the connection fails, the server sends more bytes than stated, the
+            checksum does not match, or the disk is full.
     """
     import pooch
     from requests import RequestException
@@ -82,10 +86,10 @@ def fetch(remote: Remote, cache: Path) -> Path:
         raise DataError(f"{remote.url}: downloads are made over https only; put the file in place by hand")
     target = cache / remote.path
     by_hand = f"download it by other means to DIR/{remote.path} and pass --data-dir DIR"
-    downloader: Any = pooch.HTTPDownloader(  # Any: pooch's own annotation of `downloader` does not fit its classes
+    downloader: Any = pooch.HTTPDownloader(  # Any: pooch annotates `downloader` differently from its classes
         progressbar=True,
         chunk_size=1 << 16,
-        timeout=TIMEOUT,
+        timeout=DOWNLOAD_TIMEOUT,
         headers={"Accept-Encoding": "identity"},
         hooks={"response": lambda response, **_: _check_response(response, remote)},
     )
@@ -94,9 +98,11 @@ def fetch(remote: Remote, cache: Path) -> Path:
             remote.url, f"sha256:{remote.sha256}", fname=target.name, path=target.parent, downloader=downloader
         )
     except RequestException as error:
-        raise DataError(f"{remote.url}: cannot be downloaded ({_brief(error)}); {by_hand}") from error
-    except ValueError as error:  # pooch's word for a wrong checksum
-        raise DataError(f"{remote.url}: what came has not the checksum of the official file; {by_hand}") from error
+        raise DataError(f"{remote.url}: cannot be downloaded ({_shorten_reason(error)}); {by_hand}") from error
+    except ValueError as error:  # pooch reports a wrong checksum so
+        raise DataError(
+            f"{remote.url}: the download does not have the checksum of the official file; {by_hand}"
+        ) from error
     except OSError as error:
         raise DataError(
             f"{target}: cannot be written ({error.strerror or error}); free some space or {by_hand}"
@@ -104,8 +110,8 @@ def fetch(remote: Remote, cache: Path) -> Path:
     return Path(found)
 
 
-def _check_response(response: Any, remote: Remote) -> None:
-    """Refuse a way that leaves https, and bodies without a length or with more than the official file's."""
+def _check_response(response: Any, remote: RemoteFile) -> None:
+    """Raise an error for a redirect that leaves https, and for a body of another or unknown length."""
     if response.is_redirect:
         onward = cast(str, response.headers["location"])
         if onward.startswith("http://"):
@@ -121,8 +127,8 @@ def _check_response(response: Any, remote: Remote) -> None:
         )
 
 
-def _brief(error: Exception) -> str:
-    """The innermost reason of a chain of network errors, on one line."""
+def _shorten_reason(error: Exception) -> str:
+    """Return the innermost reason of a chain of network errors on one line."""
     reason = getattr(error.args[0], "reason", None) if error.args else None  # urllib3's, within requests' own
-    said = re.sub(r"^HTTPS?Connection(Pool)?\([^)]*\): ", "", " ".join(str(reason or error).split()))
-    return said[:200] or type(error).__name__
+    text = re.sub(r"^HTTPS?Connection(Pool)?\([^)]*\): ", "", " ".join(str(reason or error).split()))
+    return text[:200] or type(error).__name__

@@ -9,66 +9,66 @@ from pathlib import Path
 from typing import Any
 
 from noiseprop.errors import RunError
-from noiseprop.files.checksum import sealed
+from noiseprop.files.checksum import add_checksum
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place, so that `path` is never half-written.
+    """Let `write` fill a temporary file beside `path`, then rename it, so that `path` never holds a partial file.
 
     Raises:
-        RunError: the file cannot be written; what was at `path` is still there.
+        RunError: the file cannot be written; the previous file stays at `path`.
     """
     aside = path.with_name(f".{path.name}.tmp")
     try:
-        mode = _touch(aside)  # the one that the umask asks for; safetensors would leave 0600
+        mode = _create_empty(aside)  # as the umask asks; safetensors would leave 0600
         write(aside)
         aside.chmod(mode & 0o777)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-        _fsync_folder(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _make_write_error(path, error) from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
-    """Try whether `write_aside` could write `path`, before work that would be lost if it could not.
+    """Check that `write_aside` can write `path`, before work whose result would be lost otherwise.
 
     Raises:
-        RunError: it could not.
+        RunError: it cannot.
     """
     aside = path.with_name(f".{path.name}.tmp")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _touch(aside)
+        _create_empty(aside)
         aside.unlink()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _make_write_error(path, error) from error
 
 
-def _touch(path: Path) -> int:
-    """Make an empty file anew; its mode."""
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` atomically as indented JSON with a checksum (see `add_checksum`); NaN and infinity raise."""
+    text = json.dumps(add_checksum(value), indent=2, allow_nan=False) + "\n"
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _create_empty(path: Path) -> int:
+    """Create an empty file, in place of an old one, and return its mode."""
     path.unlink(missing_ok=True)
     path.touch()
     return path.stat().st_mode
 
 
-def _unwritable(path: Path, error: OSError) -> RunError:
+def _make_write_error(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} could not be written ({error.strerror or error}); free space or choose another folder")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` aside as indented JSON with a checksum (see `sealed`); NaN and infinity are refused."""
-    text = json.dumps(sealed(value), indent=2, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

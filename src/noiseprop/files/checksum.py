@@ -12,7 +12,7 @@ CHECKSUM_KEY = "sha256"
 
 
 def add_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON document with the SHA-256, in hex, of its content.
+    """Return a JSON document with the SHA-256, in hex, of its content, in place of an earlier checksum.
 
     Whitespace and the order of keys do not matter.
 
@@ -22,7 +22,8 @@ def add_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
     >>> add_checksum({"epoch": 3})["sha256"][:12]
     '8f5de95b4b00'
     """
-    return {**document, CHECKSUM_KEY: _hash_document(document)}
+    content = {key: value for key, value in document.items() if key != CHECKSUM_KEY}
+    return {**content, CHECKSUM_KEY: _hash_document(content)}
 
 
 def verify_checksum(document: Mapping[str, Any]) -> dict[str, Any]:

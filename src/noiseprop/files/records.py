@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import sealed, unsealed
+from noiseprop.files.checksum import add_checksum, verify_checksum
 from noiseprop.files.untrusted import parse_json, read_text
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -42,7 +42,7 @@ def read_record(path: Path, kind: type[Record]) -> Record:
 def format_record(record: msgspec.Struct, *, indent: int | None = None) -> str:
     """Return a record as JSON text with a checksum; one line unless `indent` is given."""
     document: Any = msgspec.to_builtins(record, str_keys=True)
-    return json.dumps(sealed(document), indent=indent, allow_nan=False)
+    return json.dumps(add_checksum(document), indent=indent, allow_nan=False)
 
 
 def parse_record(text: str, kind: type[Record]) -> Record:
@@ -54,7 +54,7 @@ def parse_record(text: str, kind: type[Record]) -> Record:
     document = parse_json(text)
     if not isinstance(document, dict):
         raise ValueError(f"expected a JSON object, got {type(document).__name__}")  # noqa: TRY004
-    return convert_record(unsealed(document), kind)
+    return convert_record(verify_checksum(document), kind)
 
 
 def convert_record(document: Any, kind: type[Record]) -> Record:

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from measure import write
 from noiseprop.corruptions import KINDS, SEVERITIES, contrast, corrupt, gaussian_noise, impulse_noise
-from noiseprop.corruptions.glass_blur import GLASS
+from noiseprop.corruptions.glass_blur import GLASS_BLUR
 
 OURS, THEIRS = 512, 12  # images per repeat
 REPEATS = 5
@@ -24,7 +24,7 @@ Generator = np.random.RandomState
 
 def reference_glass_blur(image: np.ndarray, severity: int, params: str, rng: Generator) -> np.ndarray:
     """Hendrycks' loop over pixels, for (H, W) or (H, W, 3) uint8."""
-    sigma, delta, iterations = GLASS[params][severity - 1]
+    sigma, delta, iterations = GLASS_BLUR[params][severity - 1]
     sigmas = (sigma, sigma) if image.ndim == 2 else (sigma, sigma, 0)
     x = np.uint8(gaussian_filter(image / 255.0, sigmas, mode="nearest", truncate=4.0) * 255)
     rows, columns = x.shape[:2]
@@ -38,14 +38,14 @@ def reference_glass_blur(image: np.ndarray, severity: int, params: str, rng: Gen
 
 def reference_gaussian_noise(image: np.ndarray, severity: int, params: str, rng: Generator) -> np.ndarray:
     """One image of `gaussian_noise`."""
-    scale = gaussian_noise.SIGMA[params][severity - 1]
+    scale = gaussian_noise.GAUSSIAN_SIGMA[params][severity - 1]
     return np.clip(image / 255.0 + rng.normal(size=image.shape, scale=scale), 0, 1)
 
 
 def reference_impulse_noise(image: np.ndarray, severity: int, params: str, rng: Generator) -> np.ndarray:
     """One image of `impulse_noise`, as scikit-image's random_noise does it."""
     out = image / 255.0
-    replaced = rng.random_sample(image.shape) < impulse_noise.AMOUNT[params][severity - 1]
+    replaced = rng.random_sample(image.shape) < impulse_noise.IMPULSE_AMOUNT[params][severity - 1]
     salt = rng.random_sample(image.shape) < 0.5
     out[replaced & salt] = 1
     out[replaced & ~salt] = 0

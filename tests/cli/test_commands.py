@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from noiseprop.cli.signals import Terminated
 from noiseprop.data import load, split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.serialization import read_evaluation
+from noiseprop.files.checksum import add_checksum
 from noiseprop.paper import NAMES
 from noiseprop.runs.trained_model import load_run, train_run
 from noiseprop.training import fast, loss_and_accuracy, read_metrics
@@ -100,7 +100,7 @@ def test_resume_with_other_settings_is_refused_by_name(run, capsys):
     ("options", "sentence"),
     [
         (["--model", "MLPX"], "'MLPX' is no network of the paper; choose one of MLP, MLP+"),
-        (["--model", "MLP", "--data", "svhn"], "'svhn' is no data set; choose one of mnist, mnist-5k"),
+        (["--model", "MLP", "--data", "svhn"], "'svhn' is not a data set; choose one of mnist, mnist-5k"),
         (["--model", "ResNet18"], "ResNet18 takes images of shape (3, 32, 32), those of mnist-5k have (1, 28, 28)"),
         (["--model", "CNN", "--activation", "sigmoid"], "only the MLP has a sigmoid variant"),
         (["--model", "MLP", "--epochs", "0"], "epochs must be at least 1, got 0"),
@@ -153,8 +153,7 @@ def test_a_run_from_another_machine_is_gone_on_with_and_told(run, tmp_path, caps
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config["made_with"]["torch"] = "2.6.0"
-    del config["sha256"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     assert main(["train", "--resume", "--epochs", "2", "--out", str(tmp_path)]) == 0
     told = f"noiseprop: {tmp_path} goes on, but not with the bits it would have had: it began with torch 2.6.0 (here "
     said = capsys.readouterr().err
@@ -173,8 +172,8 @@ def test_other_data_than_the_run_s_are_refused(run, tmp_path, capsys, monkeypatc
         assert "was trained on other data" in ends(capsys, command)
     assert "was trained on other data" in ends(capsys, ["train", "--resume", "--out", str(tmp_path)])
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["settings"]["data"]["digest"], config["sha256"]  # a run of an older version
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    del config["settings"]["data"]["digest"]  # a run of an older version
+    (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     assert main(["inspect", str(tmp_path), "--batches", "2"]) == 0
 
 
@@ -281,16 +280,19 @@ def test_evaluate_trains_the_surrogate_of_digits_once(run, capsys, monkeypatch, 
 
 def test_bad_input_of_evaluate_is_one_sentence(run, capsys, tmp_path):
     assert "is not a run folder: it has no config.json" in ends(capsys, ["evaluate", str(tmp_path)])
-    config = re.sub(r',\s*"sha256": "\w+"', "", (run / "config.json").read_text())  # as an older version wrote it
-    (tmp_path / "config.json").write_text(config)
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert "has not finished its first epoch" in ends(capsys, ["evaluate", str(tmp_path)])
     whole = (run / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-1])
     assert "is damaged" in ends(capsys, ["evaluate", str(tmp_path)])
-    (tmp_path / "config.json").write_text(config.replace('"name": "MLPN"', '"name": "MLP"'))
+    model = config["settings"]["model"]
+    config["settings"]["model"] = {**model, "name": "MLP"}
+    (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     (tmp_path / "model.safetensors").write_bytes(whole)
     assert "is of another network" in ends(capsys, ["evaluate", str(tmp_path)])
-    (tmp_path / "config.json").write_text(config.replace('"activation": "relu"', '"colour": "red"'))
+    config["settings"]["model"] = {**{key: model[key] for key in model if key != "activation"}, "colour": "red"}
+    (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     assert "does not name a network of the paper" in ends(capsys, ["evaluate", str(tmp_path)])
 
 
@@ -330,8 +332,7 @@ def test_wrong_values_in_config_are_one_sentence(run, capsys, tmp_path, part, ke
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config["settings"][part][key] = value
-    del config["sha256"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     for command in (["evaluate", str(tmp_path)], ["inspect", str(tmp_path)]):
         ends(capsys, command)
     ends(capsys, ["train", "--resume", "--epochs", "2", "--out", str(tmp_path)])

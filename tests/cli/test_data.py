@@ -10,7 +10,7 @@ import pytest
 from noiseprop.cli import main
 from noiseprop.data import NAMES, cifar10, mnist
 from noiseprop.data import inventory as holdings
-from noiseprop.data.download import Remote
+from noiseprop.data.download import RemoteFile
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_damaged_and_unofficial_files_are_told_and_the_damaged_end_with_1(capsys
 
 def test_fetch_downloads_what_is_missing_where_load_looks_for_it(capsys, tmp_path, monkeypatch):
     content = b"some file"
-    remote = Remote("mnist/x.gz", "https://example.org/x.gz", hashlib.sha256(content).hexdigest(), len(content))
+    remote = RemoteFile("mnist/x.gz", "https://example.org/x.gz", hashlib.sha256(content).hexdigest(), len(content))
     monkeypatch.setitem(holdings._REMOTES, "mnist", (remote,))
     asked = []
 
@@ -84,10 +84,10 @@ def test_fetch_downloads_what_is_missing_where_load_looks_for_it(capsys, tmp_pat
         (root / "mnist").mkdir(parents=True)
         (root / wanted.path).write_bytes(content)
 
-    monkeypatch.setattr(holdings, "fetch", fetch)
+    monkeypatch.setattr(holdings, "download_file", fetch)
     assert listed(capsys, "mnist", "--fetch")["mnist"]["state"] == "damaged"  # for it is no MNIST
     assert asked == [(remote, tmp_path / "cache" / "noiseprop")]
-    assert holdings.holding("mnist").here
+    assert holdings.find_files("mnist").is_complete
     listed(capsys, "mnist", "--fetch")
     assert len(asked) == 1
     (tmp_path / "there").mkdir()
@@ -101,7 +101,7 @@ def test_an_unpacked_folder_must_hold_all_of_its_files(capsys, tmp_path):
     arguments = ["cifar10", "--data-dir", str(tmp_path)]
     assert main(["data", *arguments, "--fetch"]) == 1
     assert "has no data_batch_1.bin, data_batch_2.bin," in " ".join(capsys.readouterr().out.split())
-    for name in list(cifar10.FILES)[:-1]:
+    for name in list(cifar10.OFFICIAL_DIGESTS)[:-1]:
         (folder / name).write_bytes(b"0")
     row = listed(capsys, *arguments)["cifar10"]
     assert row["state"] == "damaged"
@@ -111,7 +111,7 @@ def test_an_unpacked_folder_must_hold_all_of_its_files(capsys, tmp_path):
 
 
 def test_the_files_of_the_list_are_those_that_are_read():
-    assert holdings._REMOTES["mnist"] is mnist.REMOTES
+    assert holdings._REMOTES["mnist"] is mnist.MNIST_REMOTES
     assert set(holdings._REMOTES) | {"mnist-5k"} == set(NAMES)
 
 
@@ -121,13 +121,13 @@ def test_data_of_one_s_own_are_read_and_described(capsys, tmp_path):
     assert (row["state"], row["images"], row["shape"], row["classes"]) == ("readable", 6, [1, 4, 4], 2)
     (tmp_path / "own.npz").write_bytes(b"PK")
     assert main(["data", str(tmp_path / "own.npz")]) == 1
-    assert "no sound zip archive" in capsys.readouterr().out
+    assert "not a valid zip archive" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["mnits"], "'mnits' is no data set; choose one of mnist, mnist-5k, cifar10, tiny-imagenet"),
+        (["mnits"], "'mnits' is not a data set; choose one of mnist, mnist-5k, cifar10, tiny-imagenet"),
         (["--fetch"], "--fetch needs the names of what to fetch, of mnist, "),
         (["mnist", "--data-dir", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
     ],

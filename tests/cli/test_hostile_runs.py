@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tests.fuzz.readers import config_seeds
 
 from noiseprop.cli import main
+from noiseprop.files.checksum import add_checksum
 from noiseprop.models.registry import build
 from noiseprop.training.checkpoint import save_model
 
@@ -31,6 +33,8 @@ def edit(change: Callable[[Any], object]) -> Callable[[Path], None]:
     def damage(run: Path) -> None:
         document = json.loads((run / "config.json").read_text())
         change(document["settings"])
+        with suppress(ValueError):  # infinity has no checksum, and is found before it
+            document = add_checksum(document)
         (run / "config.json").write_text(json.dumps(document))
 
     return damage
@@ -61,8 +65,8 @@ HOSTILE = {
     "config.json is a device": (replace("config.json", lambda p: p.symlink_to("/dev/zero")), "is not a run folder"),
     "config.json is a folder": (replace("config.json", Path.mkdir), "is not a run folder"),
     "a text with control characters": (edit(steers), "control characters"),
-    "a number of 400 digits": (edit(lambda s: s["recipe"].update(lr=10**400)), "is no integer of 64 bits"),
-    "a rate of 1e999": (edit(lambda s: s["recipe"].update(lr=float("inf"))), "Infinity is no finite number"),
+    "a number of 400 digits": (edit(lambda s: s["recipe"].update(lr=10**400)), "is not an integer of 64 bits"),
+    "a rate of 1e999": (edit(lambda s: s["recipe"].update(lr=float("inf"))), "Infinity is not a finite number"),
     "a seed of 2^63": (edit(lambda s: s.update(seed=2**63)), "does not tell data, split and seed"),
     "10^12 classes": (edit(lambda s: s["model"].update(classes=10**12)), "1000000000000 classes"),
     "a network that is none": (edit(lambda s: s["model"].update(name="os.system")), "is no network of the paper"),

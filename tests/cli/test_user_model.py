@@ -13,6 +13,7 @@ from PIL import Image
 from noiseprop.cli import main
 from noiseprop.evaluation import settings
 from noiseprop.evaluation.serialization import read_evaluation
+from noiseprop.files.checksum import add_checksum
 from noiseprop.runs.trained_model import load_run
 
 NETS = """
@@ -249,9 +250,8 @@ def test_data_that_have_changed_or_gone_are_told(run, tmp_path, home, capsys):
     gone = copy(run, tmp_path / "gone")
     config = json.loads((gone / "config.json").read_text())
     config["settings"]["data"]["path"] = str(tmp_path / "gone.npz")
-    del config["sha256"]
-    (gone / "config.json").write_text(json.dumps(config))
-    assert "no such folder or file; name where the data lie with --data" in fails(
+    (gone / "config.json").write_text(json.dumps(add_checksum(config)))
+    assert "no such folder or file; set --data to the path of the data" in fails(
         capsys, ["inspect", str(gone), *trust]
     )
 
@@ -272,8 +272,7 @@ def test_wrong_values_in_config_are_one_sentence(run, tmp_path, capsys, key, val
     bad = copy(run, tmp_path / "bad")
     config = json.loads((bad / "config.json").read_text())
     config["settings"]["model"][key] = value
-    del config["sha256"]
-    (bad / "config.json").write_text(json.dumps(config))
+    (bad / "config.json").write_text(json.dumps(add_checksum(config)))
     said = fails(capsys, ["inspect", str(bad), "--model", "nets_of_mine:small"])
     assert f"config.json has {key} {value!r}; " in said or "does not tell all of" in said or "expected three" in said
 

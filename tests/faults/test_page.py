@@ -7,7 +7,7 @@ import pytest
 from tests.faults.table import FAULTS
 from tests.scripts import load_script
 
-from noiseprop.files.checksum import unsealed
+from noiseprop.files.checksum import verify_checksum
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def table(script):
-    return unsealed(json.loads(script.TABLE.read_text()))
+    return verify_checksum(json.loads(script.TABLE.read_text()))
 
 
 @pytest.fixture(scope="module")

@@ -372,5 +372,5 @@ def test_a_changed_figure_is_told(seen, tmp_path):
     changed = json.loads(path.read_text())
     changed["inside"][name][0] = round(changed["inside"][name][0] / 2, 6)
     path.write_text(json.dumps(changed))
-    with pytest.raises(RunError, match="its checksum does not fit"):
+    with pytest.raises(RunError, match="its checksum does not match"):
         read_figure_4(path)

@@ -6,6 +6,7 @@ from tests.report.made_up import evaluation, make_run
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation.serialization import write_evaluation
+from noiseprop.files.checksum import add_checksum
 from noiseprop.report.run_groups import grouped, read_run
 
 
@@ -72,7 +73,7 @@ def test_damaged_metrics_and_settings_are_sentences(tmp_path):
     (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
     config = json.loads((folder / "config.json").read_text())
     del config["settings"]["seed"]
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(add_checksum(config)))
     run = read_run(folder)
     assert (run.settings, run.epochs) == (None, ())
     assert len(run.troubles) == 2

@@ -7,6 +7,7 @@ import torch
 
 from noiseprop.data import Dataset
 from noiseprop.errors import InputError, RunError
+from noiseprop.files.checksum import add_checksum
 from noiseprop.runs import trained_model as runs
 from noiseprop.runs.trained_model import load_run, train_run
 from noiseprop.training import TABLE_1
@@ -80,8 +81,8 @@ def test_runs_of_a_version_that_recorded_less_are_gone_on_with(tmp_path):
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
     config["settings"]["model"] = {"name": "MLPN", "seed": 0, "classes": 10}
-    del config["settings"]["data"]["digest"], config["sha256"]
-    path.write_text(json.dumps(config))
+    del config["settings"]["data"]["digest"]
+    path.write_text(json.dumps(add_checksum(config)))
     _, epochs = train_run("MLPN", digits, replace(recipe, epochs=2), tmp_path / "run", resume=True)
     assert len(epochs) == 2
     assert load_run(tmp_path / "run")[1]["model"]["activation"] == "relu"
@@ -131,8 +132,7 @@ def test_wrong_settings_are_one_sentence(kept, tmp_path, change):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config["settings"].update(change)
-    del config["sha256"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     with pytest.raises(RunError, match=r"config\.json") as told:
         load_run(tmp_path)
     assert "\n" not in str(told.value)

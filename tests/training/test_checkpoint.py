@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from noiseprop.errors import RunError
+from noiseprop.files.checksum import add_checksum
 from noiseprop.models import cnn, mlp
 from noiseprop.noise.sigma_adam import SigmaAdam
 from noiseprop.training import Recipe, train
@@ -121,7 +122,7 @@ def test_a_foreign_header_is_one_sentence(tmp_path, header):
 def test_optimizer_state_of_no_parameter_is_refused(tmp_path, key):
     net = mlp((4, 2))
     tensors = {f"model.{name}": tensor for name, tensor in net.state_dict().items()}
-    save_file({**tensors, key: torch.zeros(2)}, tmp_path / "x", {"noiseprop": json.dumps({"epoch": 1})})
+    save_file({**tensors, key: torch.zeros(2)}, tmp_path / "x", {"noiseprop": json.dumps(add_checksum({"epoch": 1}))})
     with pytest.raises(RunError, match="belongs to none of 2 parameters"):
         load_state(tmp_path / "x", net, {"weights": torch.optim.Adam(net.parameters())})
 
@@ -129,7 +130,7 @@ def test_optimizer_state_of_no_parameter_is_refused(tmp_path, key):
 def test_optimizer_state_of_another_shape_is_refused(tmp_path):
     net = mlp((4, 2))
     tensors = {f"model.{name}": tensor for name, tensor in net.state_dict().items()}
-    header = {"noiseprop": json.dumps({"epoch": 1})}
+    header = {"noiseprop": json.dumps(add_checksum({"epoch": 1}))}
     save_file({**tensors, "weights.0.exp_avg": torch.zeros(9, 9)}, tmp_path / "x", header)
     with pytest.raises(RunError, match=r"weights.0.exp_avg has shape \(9, 9\), expected \(2, 4\)"):
         load_state(tmp_path / "x", net, {"weights": torch.optim.Adam(net.parameters())})
@@ -178,7 +179,7 @@ def test_a_state_that_a_step_would_fail_on_is_refused(tmp_path, changes, says):
     net, optimizer = stepped(1, mlp((784, 10)))
     save_state(tmp_path / "state", net, {"weights": optimizer}, epoch=1)
     tensors = {name: x for name, x in (load_file(tmp_path / "state") | changes).items() if x is not None}
-    save_file(tensors, tmp_path / "x", {"noiseprop": json.dumps({"epoch": 1})})
+    save_file(tensors, tmp_path / "x", {"noiseprop": json.dumps(add_checksum({"epoch": 1}))})
     with pytest.raises(RunError, match=says):
         load_state(tmp_path / "x", net, {"weights": torch.optim.Adam(net.parameters())})
 
@@ -188,7 +189,7 @@ def test_a_number_of_steps_that_is_none_is_refused(tmp_path, value):
     net = mlp((4, 2))
     tensors = {f"model.{name}": tensor for name, tensor in net.state_dict().items()}
     header = {"epoch": 1, "scalars": {"sigma.0.step": value}}
-    save_file(tensors, tmp_path / "x", {"noiseprop": json.dumps(header)})
+    save_file(tensors, tmp_path / "x", {"noiseprop": json.dumps(add_checksum(header))})
     with pytest.raises(RunError, match=r"sigma.0.step is "):
         load_state(tmp_path / "x", net, {"sigma": SigmaAdam(net.parameters(), lr=1.0)})
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from noiseprop.errors import NoisepropWarning, RunError
 from noiseprop.files.atomic import write_aside
+from noiseprop.files.checksum import add_checksum
 from noiseprop.models import mlp
 from noiseprop.training import Recipe, fast, train
 from noiseprop.training.run_folder import open_run, read_config
@@ -51,9 +52,8 @@ def threads_while_training(parts, folder):
 
 def rewrite(folder, change):
     config = json.loads((folder / "config.json").read_text())
-    config.pop("sha256", None)  # so that it counts as an older version's
     change(config)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(add_checksum(config)))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from noiseprop.cli.report import Report
 from noiseprop.cli.reproduce import Reproduce
 from noiseprop.cli.signals import stoppable, told
 from noiseprop.cli.train import Train
-from noiseprop.errors import NoisepropError, NoisepropWarning, near
+from noiseprop.errors import NoisepropError, NoisepropWarning, suggest_name
 
 COMMANDS: dict[str, type[Any]] = {
     "demo": Demo,
@@ -139,7 +139,7 @@ def _parse(arguments: list[str]) -> Any:
     elif name == "--completion":
         _print_completion(rest)
     elif name:
-        _misuse(f"{name!r} is no command; choose one of {', '.join(COMMANDS)}{near(name, COMMANDS)}")
+        _misuse(f"{name!r} is no command; choose one of {', '.join(COMMANDS)}{suggest_name(name, COMMANDS)}")
     else:
         print(_help(), end="", file=sys.stderr)
         _misuse("which command?")

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from noiseprop.progress import err as err
+from noiseprop.progress import error_console as error_console
 from noiseprop.progress import progress_bar as progress_bar
 
 

@@ -34,16 +34,16 @@ class Data:
 
     def run(self) -> None:
         """Fetch and verify what is asked for, then print a line for each data set."""
-        from noiseprop.cli.console import err, out, print_json
+        from noiseprop.cli.console import error_console, out, print_json
         from noiseprop.data import NAMES
         from noiseprop.data.inventory import fetch_missing
-        from noiseprop.data.load import own_data
+        from noiseprop.data.load import resolve_user_data
         from noiseprop.errors import DataError, InputError
 
         if self.fetch and not self.names:
             raise InputError(f"--fetch needs the names of what to fetch, of {', '.join(NAMES)}")
         names = self.names or NAMES
-        known = {name: own_data(name) is None for name in names}  # wrong ones are told before anything is fetched
+        known = {name: resolve_user_data(name) is None for name in names}  # wrong ones are told before anything is fetched
         rows: list[dict[str, Any]] = []
         for name in names:
             if self.fetch and known[name]:
@@ -59,26 +59,26 @@ class Data:
                     out.print(f"{'':14} {row['said']}", markup=False)
         bad = [row["name"] for row in rows if row["state"] == "damaged"]
         if bad:
-            err.quiet = False
+            error_console.quiet = False
             raise DataError(f"{', '.join(bad)} cannot be used; see above")
 
     def _row(self, name: str, *, known: bool) -> dict[str, Any]:
         """What is found of one data set."""
         from noiseprop.data import load
-        from noiseprop.data.inventory import holding
-        from noiseprop.data.load import own_data
+        from noiseprop.data.inventory import find_files
+        from noiseprop.data.load import resolve_user_data
         from noiseprop.errors import DataError
 
         row: dict[str, Any] = {"name": name, "state": "here", "bytes": 0, "where": "", "said": ""}
         if known:
-            found = holding(name, self.data_dir)
+            found = find_files(name, self.data_dir)
             row |= {"bytes": found.size, "where": str(found.where)}
             if found.damage:
                 return row | {"state": "damaged", "said": found.damage}
-            if not found.here:
+            if not found.is_complete:
                 return row | {"state": "missing", "said": _how_to_get(name, sum(r.size for r in found.missing))}
         else:
-            own = own_data(name)
+            own = resolve_user_data(name)
             row["where"] = str(own[1]) if own else ""
         if not (self.fetch or self.verify) and known:
             return row
@@ -97,7 +97,7 @@ def _state(data: "Dataset", *, known: bool) -> str:
     """What reading a data set has shown."""
     if not known:
         return "readable"
-    return "unofficial" if "not the official" in data.source else "verified"
+    return "unofficial" if data.is_official is False else "verified"
 
 
 def _how_to_get(name: str, size: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from noiseprop.errors import InputError, near
+from noiseprop.errors import InputError, suggest_name
 from noiseprop.models import Activation, cnn, mlp, resnet18, resnet34
 from noiseprop.noise.attach.add_noise import add_noise
 from noiseprop.noise.layer import Init
@@ -71,7 +71,7 @@ NAMES = (*_VARIANTS, *SURROGATES.values())
 MOST_CLASSES = 100_000  # more would not fit into memory
 
 
-def architecture(name: str) -> Architecture:
+def get_architecture(name: str) -> Architecture:
     """The plain network behind a name.
 
     Raises:
@@ -160,5 +160,5 @@ def _variant(name: str) -> tuple[str, _Noise | None]:
         return name, None
     known = ", ".join(NAMES)
     raise InputError(
-        f"{name!r} is no network of the paper; choose one of {known}, or module:function{near(name, NAMES)}"
+        f"{name!r} is no network of the paper; choose one of {known}, or module:function{suggest_name(name, NAMES)}"
     )

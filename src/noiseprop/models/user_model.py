@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noiseprop.errors import InputError, near
+from noiseprop.errors import InputError, suggest_name
 from noiseprop.noise.attach.add_noise import add_noise, noise_layers
 from noiseprop.noise.layer import Granularity, Init
 from noiseprop.noise.sigma_adam import weights
@@ -25,12 +25,12 @@ _CLASSES = ("classes", "num_classes")  # names under which a function may take t
 _MOST_ELEMENTS = 100_000_000  # of an image
 
 
-def is_own(name: str) -> bool:
+def is_user_model(name: str) -> bool:
     """Whether a network's name is that of a function, as no name of the paper is."""
     return ":" in name
 
 
-def own_network(
+def make_user_model(
     name: str,
     *,
     image: Sequence[int],
@@ -99,7 +99,7 @@ def _find(name: str) -> Callable[..., Any]:
     if not callable(found):
         named = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(
-            f"{name}: {module_name} has no function {path}; name one that returns a network{near(path, named)}"
+            f"{name}: {module_name} has no function {path}; name one that returns a network{suggest_name(path, named)}"
         )
     return found
 

@@ -13,7 +13,7 @@ from noiseprop.evaluation.results import Evaluation
 from noiseprop.evaluation.settings import CORRUPTIONS
 from noiseprop.evaluation.statistics import Spread, mean_std
 from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import sealed, unsealed
+from noiseprop.files.checksum import add_checksum, verify_checksum
 from noiseprop.files.untrusted import read_json
 from noiseprop.paper.form import check_record
 from noiseprop.paper.plan import Plan
@@ -137,7 +137,7 @@ def write_record(record: Record, path: Path) -> None:
     Raises:
         RunError: the file cannot be written; an older one stays as it was.
     """
-    head = {key: value for key, value in sealed(record).items() if key != "runs"}
+    head = {key: value for key, value in add_checksum(record).items() if key != "runs"}
     text = json.dumps(head, indent=1, allow_nan=False)
     runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in record["runs"])
     text = f'{text[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
@@ -152,7 +152,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         record = read_json(path)
-        record = unsealed(record) if isinstance(record, dict) else record
+        record = verify_checksum(record) if isinstance(record, dict) else record
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); run `noiseprop reproduce` first") from error
     except ValueError as error:

@@ -10,7 +10,7 @@ from filelock import FileLock
 from torch import nn
 
 from noiseprop.data import Dataset, digest, split
-from noiseprop.data.download import cache_root
+from noiseprop.data.download import find_cache_root
 from noiseprop.data.split import SPLIT_SEED
 from noiseprop.errors import InputError, RunError
 from noiseprop.runs.trained_model import train_run
@@ -60,7 +60,7 @@ def surrogate(
         known = ", ".join(SURROGATES)
         raise InputError(f"surrogate: the paper has none for {dataset.name!r}; name the data set one of {known}")
     recipe = recipe or TABLE_1[dataset.name]
-    root = cache if cache is not None else cache_root() / "surrogates"
+    root = cache if cache is not None else find_cache_root() / "surrogates"
     folder = root / f"{dataset.name}-{name}-{_digest(dataset, name, recipe, seed)}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from noiseprop.errors import RunError
 from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import sealed, tensors_digest, unsealed
+from noiseprop.files.checksum import add_checksum, hash_tensors, verify_checksum
 from noiseprop.files.untrusted import open_tensors, parse_json
 from noiseprop.noise.sigma_adam import SigmaAdam
 from noiseprop.training.run_folder import MODEL as MODEL
@@ -73,7 +73,7 @@ def load_model(model: nn.Module, path: Path) -> int:
     return epoch
 
 
-def kept_epoch(path: Path) -> int:
+def read_epoch(path: Path) -> int:
     """The epoch after which `save_model` wrote a file.
 
     Raises:
@@ -118,7 +118,7 @@ def load_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     contiguous = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
-    whole = sealed({**header, _DIGEST: tensors_digest(contiguous)})
+    whole = add_checksum({**header, _DIGEST: hash_tensors(contiguous)})
     metadata = {_HEADER: json.dumps(whole, sort_keys=True)}
 
     def write(aside: Path) -> None:
@@ -140,7 +140,7 @@ def _opened(path: Path) -> Generator[tuple[dict[str, Tensor], dict[str, Any]]]:
         )
     try:
         with open_tensors(path) as file:
-            header = unsealed(_header(path, file))
+            header = verify_checksum(_header(path, file))
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in sorted(file.keys())}
             _check_digest(header.pop(_DIGEST, None), tensors)
             yield tensors, header
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Generator[tuple[dict[str, Tensor], dict[str, Any]]]:
 
 
 def _check_digest(digest: object, tensors: Mapping[str, Tensor]) -> None:
-    if digest not in (None, tensors_digest(tensors)):  # None: of an older version
+    if digest not in (None, hash_tensors(tensors)):  # None: of an older version
         raise ValueError("the checksum of its tensors does not fit")
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from noiseprop.environment import made_with
+from noiseprop.environment import describe_environment
 from noiseprop.errors import RunError
 from noiseprop.files.atomic import write_aside, write_json
-from noiseprop.files.checksum import sealed, unsealed
+from noiseprop.files.checksum import add_checksum, verify_checksum
 from noiseprop.files.untrusted import parse_json, read_json, read_text
-from noiseprop.training.resume import continued
+from noiseprop.training.resume import continue_settings
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -38,11 +38,11 @@ def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Non
             lost its checkpoint.
     """
     asked = json.loads(json.dumps(settings))
-    config: dict[str, Any] = {"format": _FORMAT, "settings": asked, "made_with": made_with()}
+    config: dict[str, Any] = {"format": _FORMAT, "settings": asked, "made_with": describe_environment()}
     if refuse_taken(run_dir, resume=resume):
         there = read_config(run_dir)
         made = there.get("made_with") if _has_begun(run_dir) else config["made_with"]
-        config = {**there, "settings": continued(run_dir, there["settings"], asked), "made_with": made}
+        config = {**there, "settings": continue_settings(run_dir, there["settings"], asked), "made_with": made}
         if config == there:
             return
     _make(run_dir)
@@ -118,7 +118,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         raise RunError(f"{run_dir} is not a run folder: it has no {CONFIG}; give a folder that `noiseprop train` wrote")
     try:
         config = read_json(path)
-        config = unsealed(config) if isinstance(config, dict) else config
+        config = verify_checksum(config) if isinstance(config, dict) else config
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
@@ -170,7 +170,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(rows, start=1):
         try:
             line = parse_json(text)
-            line = unsealed(line) if isinstance(line, dict) else line
+            line = verify_checksum(line) if isinstance(line, dict) else line
         except ValueError as error:
             raise RunError(f"{path}, line {number} is damaged ({error}); {again(run_dir)}") from error
         if not isinstance(line, dict) or line.get("epoch") != number:
@@ -195,7 +195,7 @@ def keep_metrics(run_dir: Path, epochs: int) -> list[dict[str, Any]]:
 
 
 def _line(epoch: Mapping[str, Any]) -> str:
-    return json.dumps(sealed(epoch), allow_nan=False) + "\n"
+    return json.dumps(add_checksum(epoch), allow_nan=False) + "\n"
 
 
 def again(run_dir: Path) -> str:

@@ -11,7 +11,7 @@ from noiseprop.saliency import smoothgrad
 
 
 class Small(nn.Module):
-    """A network with batch norm, convolutions and a bent response; in float64."""
+    """Network with batch norm, convolutions and a bent response; in float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def seeded(seed: int = 3) -> torch.Generator:
 
 
 def input_noise(shape: tuple[int, ...], samples: int, seed: int = 3) -> Tensor:
-    """What `smoothgrad` draws after its key: (samples, B, C, H, W)."""
+    """Return the noise that `smoothgrad` draws after its key: (samples, B, C, H, W)."""
     generator = seeded(seed)
     torch.randint(2**62, (), generator=generator)
     return torch.stack([torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(samples)])
@@ -160,7 +160,7 @@ def test_bad_input_is_one_sentence(change, says):
         smoothgrad(**options)
 
 
-def test_a_network_that_cuts_the_graph_is_told():
+def test_a_network_that_cuts_the_graph_raises_an_error():
     class Cut(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.detach().flatten(1)[:, :5]

@@ -26,7 +26,7 @@ def _one_thread():
 
 @pytest.fixture
 def conv():
-    """A convolutional network for images (B, 2, 8, 8) with 5 classes, with random weights and plain ReLU."""
+    """Return a convolutional network for images (B, 2, 8, 8) with 5 classes, with random weights and plain ReLU."""
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1),
@@ -56,7 +56,7 @@ def linear():
 
 @pytest.fixture
 def linear_optimum(linear):
-    """The exact maximiser of the cross-entropy in the L-infinity ball of a batch (B, 30), cut to [0, 1]."""
+    """Return the exact maximiser of the cross-entropy in the L-infinity ball of a batch (B, 30), cut to [0, 1]."""
 
     def optimum(x, y, eps):
         rows = linear[1].weight.detach().to(x.dtype)

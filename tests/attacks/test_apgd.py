@@ -49,7 +49,7 @@ def test_equal_to_torchattacks_from_the_same_start(conv, batch, monkeypatch, ste
 def by_the_paper(model, x, y, start, *, eps, draws, random):
     """Croce and Hein's algorithm 1 for 100 steps, an image at a time, with every loss kept.
 
-    Their EOT averages each gradient over `draws`; on a random network what is best is decided by 32 fresh draws.
+    Their EOT averages each gradient over `draws`; on a random network 32 fresh draws decide which is best.
     """
     images, p = range(len(x)), [0.0, 0.22]  # the checkpoints, as shares of all steps
     while p[-1] < 1:
@@ -187,6 +187,6 @@ def test_a_constant_loss_halves_the_steps_and_stays_in_the_ball(batch):
 
 
 @pytest.mark.parametrize("change", [{"eps": -1}, {"steps": 0}, {"restarts": 0}, {"draws": 0}])
-def test_bad_settings_are_refused(conv, batch, change):
+def test_bad_settings_raise_an_error(conv, batch, change):
     with pytest.raises(InputError, match="expected a"):
         apgd(conv, *batch, **{"eps": 0.1, "steps": 2, **change})

@@ -124,17 +124,17 @@ def test_big_batches_go_through_in_parts_with_the_noise_of_the_whole(noisy_linea
     x, y = linear_batch  # (12, 30)
     model = Rows(noisy_linear)
 
-    def look():
+    def passes():
         reset_noise(model, 3)
         with sampling(model, **mode), prepare_for_attack(model):
             found = [loss_gradient(model, x, y, draws=draws) for draws in (1, 4, 1)]
             return [*found, expected_loss(model, x, y, draws=4)]
 
-    whole = look()
+    whole = passes()
     monkeypatch.setattr(sys.modules[split_batch.__module__], "_SMALL", 0)
     monkeypatch.setattr(sys.modules[split_batch.__module__], "_MAP_VALUES", 5 * 30)  # 12 images in 3 parts
     model.sizes.clear()
-    found = look()
+    found = passes()
     assert [size for size in model.sizes if size == 4] == 12 * [4]
     for a, b in zip(whole, found, strict=True):
         torch.testing.assert_close(tuple(a), tuple(b))

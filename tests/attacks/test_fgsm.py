@@ -30,6 +30,6 @@ def test_equal_to_foolbox(conv, batch):
     torch.testing.assert_close(fgsm(conv, x, y, eps=0.07), expected, atol=1e-7, rtol=0)
 
 
-def test_negative_eps_is_refused(conv, batch):
+def test_negative_eps_raises_an_error(conv, batch):
     with pytest.raises(InputError, match=r"eps is -0\.1, expected a finite number of at least 0"):
         fgsm(conv, *batch, eps=-0.1)

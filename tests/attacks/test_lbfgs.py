@@ -33,7 +33,7 @@ def torchs(model, x, y, step, steps):
 
 @pytest.fixture
 def smooth():
-    """A network without kinks, so that curvature is there to be learned."""
+    """Network without kinks, so that its curvature can be estimated."""
     torch.manual_seed(5)
     return nn.Sequential(nn.Flatten(), nn.Linear(128, 20), nn.Sigmoid(), nn.Linear(20, 5)).double()
 
@@ -55,7 +55,7 @@ def test_an_image_does_not_depend_on_its_batch(smooth, batch):
 
 
 def test_pairs_without_curvature_are_skipped(batch):
-    """A linear loss has no curvature anywhere: every step but the first has length step * |g|."""
+    """Check that a linear loss has no curvature anywhere: every step but the first has length step * |g|."""
 
     class Linear(nn.Module):  # CE is made linear by a softmax that is always (1/2, 1/2) but for its gradient
         def forward(self, x):
@@ -69,7 +69,7 @@ def test_pairs_without_curvature_are_skipped(batch):
     torch.testing.assert_close(x_adv, torch.full_like(x, expected))
 
 
-def test_an_image_with_zero_gradient_stays_and_the_others_go_on(smooth, batch):
+def test_an_image_with_zero_gradient_stays_and_the_others_continue(smooth, batch):
     x, y = batch[0].double(), batch[1]
 
     others = torch.arange(len(x)) != 3
@@ -94,7 +94,7 @@ def test_raises_the_loss_in_float32(conv, batch):
 
 
 def test_steps_that_grow_without_bound_end_in_finite_images():
-    """The further out, the less curvature and the longer the next step, until a plain layer's output would overflow."""
+    """Check that steps which grow with the distance end before the output of a plain layer overflows."""
 
     class Runaway(nn.Module):
         def forward(self, x):
@@ -112,6 +112,6 @@ def test_steps_that_grow_without_bound_end_in_finite_images():
 
 
 @pytest.mark.parametrize("change", [{"step": -1}, {"steps": 0}])
-def test_bad_settings_are_refused(conv, batch, change):
+def test_bad_settings_raise_an_error(conv, batch, change):
     with pytest.raises(InputError, match="expected a"):
         lbfgs(conv, *batch, **{"step": 0.5, "steps": 2, **change})

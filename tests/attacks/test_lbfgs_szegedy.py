@@ -23,7 +23,7 @@ def softmax_regression():
 
 
 def by_fmin(model, x, target, c):
-    """The same minimum from the formula: softmax regression written out in NumPy, over x + r instead of r."""
+    """Return the same minimum from the formula: softmax regression written out in NumPy, over x + r instead of r."""
     W, b = (parameter.detach().numpy() for parameter in model[1].parameters())
 
     def objective(z):
@@ -115,7 +115,7 @@ def test_a_target_out_of_reach_gives_the_closest_attempt(batch):
     assert (x_adv.flatten(1).mean(1) > x.flatten(1).mean(1) + 0.1).all()
 
 
-def test_a_random_network_is_judged_by_fresh_draws_and_minimised_on_fixed_ones(batch):
+def test_a_random_network_is_scored_by_fresh_draws_and_minimised_on_fixed_ones(batch):
     torch.manual_seed(9)
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 30), nn.Sigmoid(), nn.Linear(30, 5))
     model[3].weight.data.mul_(10)
@@ -143,6 +143,6 @@ def test_a_random_network_is_judged_by_fresh_draws_and_minimised_on_fixed_ones(b
         ({"target": torch.full((16,), 5)}, r"labels lie in 5\.\.5"),
     ],
 )
-def test_bad_settings_are_refused(conv, batch, change, message):
+def test_bad_settings_raise_an_error(conv, batch, change, message):
     with pytest.raises(InputError, match=message):
         lbfgs_szegedy(conv, *batch, **change)

@@ -29,7 +29,7 @@ def test_a_narrow_network_takes_more_images_at_once(monkeypatch):
     assert sizes(split_batch(mlp(), torch.zeros(1000, 1, 28, 28), 1), 1000) == [1000]
 
 
-def test_a_small_batch_costs_no_look_at_the_model():
+def test_a_small_batch_costs_no_trial_pass():
     split_batch(None, torch.zeros(128, 1, 28, 28), 1)
 
 
@@ -60,7 +60,7 @@ def test_draws_that_repeat_the_input_count_all_that_is_repeated(batch, monkeypat
     assert sizes(split_batch(model, x, 20), 16) == [4, 4, 4, 4]
 
 
-def test_looking_leaves_no_trace(noisy_conv, batch):
+def test_the_trial_pass_leaves_no_trace(noisy_conv, batch):
     def state():
         layers = noise_layers(noisy_conv).values()
         return [stream.key.tolist() for stream in noise_streams(noisy_conv)], [len(m._forward_hooks) for m in layers]

@@ -128,7 +128,7 @@ def test_batch_norm_and_dropout_are_attacked_in_eval_mode(batch):
 
 
 def crafting(model, x, y, steps=4):
-    """The logits that an attack of so many steps sees, all at x itself: equal ones can only mean equal noise."""
+    """Return the logits that an attack of so many steps sees, all at x itself: equal ones can only mean equal noise."""
     seen = []
     handle = model.register_forward_hook(lambda _module, _args, output: seen.append(output.detach()))
     pgd(model, x, y, eps=0, step=0, steps=steps)
@@ -140,7 +140,7 @@ def different(passes):
     return len(torch.stack([logits.detach() for logits in passes]).flatten(1).unique(dim=0))
 
 
-def test_attacks_scoring_and_training_all_draw_noise_of_their_own(noisy_conv, batch):
+def test_attacks_scoring_and_training_all_draw_different_noise(noisy_conv, batch):
     x, y = batch
     first, second = crafting(noisy_conv, x, y), crafting(noisy_conv, x, y)
     scored = [noisy_conv(x) for _ in range(4)]
@@ -185,7 +185,7 @@ def test_noise_kept_or_reset_inside_or_around_an_attack(noisy_conv, batch):
     with noise_kept(noisy_conv):
         noisy_conv(x)
         crafting(noisy_conv, x, y)
-    assert different([*first, *crafting(noisy_conv, x, y)]) == 8  # goes on where the first attack ended
+    assert different([*first, *crafting(noisy_conv, x, y)]) == 8  # resumes where the first attack ended
     with prepare_for_attack(noisy_conv):
         reset_noise(noisy_conv, 3)
         inside = noisy_conv(x)

@@ -130,6 +130,6 @@ def test_stopping_returns_images_that_are_broken_already_as_they_are(conv, batch
         ({"draws": 0}, "draws is 0, expected a whole number"),
     ],
 )
-def test_bad_settings_are_refused(conv, batch, change, message):
+def test_bad_settings_raise_an_error(conv, batch, change, message):
     with pytest.raises(InputError, match=message):
         pgd(conv, *batch, **{**SETTINGS, **change})

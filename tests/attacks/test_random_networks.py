@@ -1,4 +1,4 @@
-"""What rule 3 of judging asks: the expected loss decides, never a lucky miss."""
+"""Attacks on random networks (rule 3 of evaluation): the expected loss decides, never a lucky miss."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_reaches_the_exact_optimum_through_lucky_misses(
 
 @pytest.mark.filterwarnings("ignore:.* a noisy branch meets a noise-free one")
 def test_an_average_over_draws_finds_the_slope_that_single_draws_hide():
-    """The logit is (0.3 + e) times the mean pixel: 38 % of single draws point down, the mean of 400 points up."""
+    """Logit (0.3 + e) times the mean pixel: 38 % of single draws point down, the mean of 400 points up."""
 
     class Gated(nn.Module):
         def __init__(self):
@@ -72,7 +72,7 @@ def test_of_several_results_the_higher_expected_loss_wins_by_fresh_draws(noisy_l
     assert torch.equal(found, best)
 
 
-def test_stopping_when_broken_is_refused_where_a_miss_may_be_luck(noisy_linear, linear_batch, attack):
+def test_stopping_when_broken_raises_an_error_where_a_miss_may_be_luck(noisy_linear, linear_batch, attack):
     with pytest.raises(InputError, match="a miss may be the luck of one draw"):
         attack(noisy_linear, *linear_batch, stop_when_broken=True)
 

@@ -1,4 +1,4 @@
-"""The figures that a correct prototype measured on real digits (shared/paper/notes.md), met again."""
+"""Check the figures that a correct prototype measured on real digits."""
 
 import os
 from dataclasses import replace

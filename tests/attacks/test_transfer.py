@@ -39,7 +39,7 @@ def test_no_gradient_of_the_model_is_needed(conv, other, batch):
 
 @pytest.mark.parametrize("attack", [pgd, apgd])
 @pytest.mark.parametrize("bind", [partial, lambda attack, **options: lambda *call: attack(*call, **options)])
-def test_stopping_when_broken_is_refused_however_it_is_bound(conv, other, batch, attack, bind):
+def test_stopping_when_broken_raises_an_error_however_it_is_bound(conv, other, batch, attack, bind):
     options = {"eps": 0.1, "steps": 2, "stop_when_broken": True} | ({"step": 0.1} if attack is pgd else {})
     with pytest.raises(InputError, match="transfer: the attack has stop_when_broken set"):
         transfer(conv, *batch, surrogate=other, attack=bind(attack, **options))
@@ -54,11 +54,11 @@ def test_stopping_when_broken_is_refused_however_it_is_bound(conv, other, batch,
         (lambda _model, x, _y: x + 1, r"expected \[0, 1\]"),
     ],
 )
-def test_an_attack_that_leaves_the_threat_model_is_refused(conv, other, batch, attack, message):
+def test_an_attack_that_leaves_the_threat_model_raises_an_error(conv, other, batch, attack, message):
     with pytest.raises(InputError, match=message):
         transfer(conv, *batch, surrogate=other, attack=attack)
 
 
-def test_draws_below_one_are_refused(conv, other, batch):
+def test_draws_below_one_raise_an_error(conv, other, batch):
     with pytest.raises(InputError, match="draws is 0"):
         transfer(conv, *batch, surrogate=other, attack=partial(fgsm, eps=0.2), draws=0)

@@ -8,7 +8,7 @@ from noiseprop.errors import InputError
 
 
 @pytest.mark.parametrize("bad", [1.5, -0.01, float("nan"), float("inf")])
-def test_one_pixel_outside_the_range_is_refused(conv, batch, bad):
+def test_one_pixel_outside_the_range_raises_an_error(conv, batch, bad):
     x, y = batch
     x[3, 1, 2, 2] = bad
     with pytest.raises(InputError, match=r"images lie in \[.*\], expected \[0, 1\]"):
@@ -23,7 +23,7 @@ def test_one_pixel_outside_the_range_is_refused(conv, batch, bad):
         (torch.zeros(8), r"shape \(8,\)"),
     ],
 )
-def test_images_of_another_form_are_refused(conv, x, message):
+def test_images_of_another_form_raise_an_error(conv, x, message):
     with pytest.raises(InputError, match=message):
         fgsm(conv, x, torch.zeros(len(x), dtype=torch.int64), eps=0.1)
 
@@ -32,13 +32,13 @@ def test_images_of_another_form_are_refused(conv, x, message):
     "y",
     [torch.zeros(15, dtype=torch.int64), torch.zeros(16, 5, dtype=torch.int64), torch.zeros(16), torch.zeros(16) > 0],
 )
-def test_labels_of_another_form_are_refused(conv, batch, y):
+def test_labels_of_another_form_raise_an_error(conv, batch, y):
     with pytest.raises(InputError, match=r"labels have dtype .* expected integers of shape \(16,\)"):
         fgsm(conv, batch[0], y, eps=0.1)
 
 
 @pytest.mark.parametrize(("bad", "span"), [(5, r"\d\.\.5"), (-1, r"-1\.\."), (-100, r"-100\.\.")])
-def test_labels_out_of_range_are_refused(conv, batch, bad, span):
+def test_labels_out_of_range_raise_an_error(conv, batch, bad, span):
     x, y = batch
     y[7] = bad
     with pytest.raises(InputError, match=rf"labels lie in {span}.* the model has 5 classes"):
@@ -74,7 +74,7 @@ class Returning(nn.Module):
         (lambda v: torch.zeros_like(v, requires_grad=True), "carry no gradient"),
     ],
 )
-def test_what_a_model_may_not_return(batch, change, message):
+def test_invalid_logits_raise_an_error(batch, change, message):
     with pytest.raises(InputError, match=message):
         fgsm(Returning(change), *batch, eps=0.1)
 

@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The models here are tiny: threads would only wait for each other."""
+    """Use one thread: the models here are tiny, so threads would only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -10,7 +10,7 @@ from noiseprop.models import cnn
 
 
 def trained():
-    """A CNN after some steps on two kinds of bright spots, with images of theirs."""
+    """Return a CNN after some steps on two kinds of bright spots, with such images."""
     torch.manual_seed(0)
     model, generator = cnn(), torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)

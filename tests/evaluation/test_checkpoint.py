@@ -54,7 +54,7 @@ def stopping_before(step: str):
 
 
 @pytest.mark.parametrize("step", ["fgsm, EOT-4", "contrast 3", "check convergence", "check frozen"])
-def test_a_stopped_evaluation_goes_on_to_the_same_bits(step, tmp_path):
+def test_an_interrupted_evaluation_resumes_bit_identically(step, tmp_path):
     kept = tmp_path / "part.jsonl"
     whole = evaluate(noisy(), images(), settings=QUICK)
     with pytest.raises(Stop):
@@ -78,7 +78,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bits(step, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["model", "settings", "about", "images", "damage", "torn"])
-def test_what_belongs_to_another_evaluation_is_not_used(change, tmp_path):
+def test_steps_of_another_evaluation_are_not_used(change, tmp_path):
     kept = tmp_path / "part.jsonl"
     evaluate(noisy(), images(), settings=QUICK, checkpoint=kept)
     model, data, settings, about = noisy(), images(), QUICK, {}
@@ -113,7 +113,7 @@ def test_limits_leave_the_first_images_as_they_are():
         if few.state == "off" or (few.attack_draws == 0 and few.state == "vote"):
             np.testing.assert_array_equal(few.correct, all_.correct[: few.correct.size])
     ones = [m for m in limited.measurements if m.state == "one" and m.condition == "clean"]
-    assert ones[0].correct.size == 60  # 25 from the votes' first draws, 35 from draws of their own
+    assert ones[0].correct.size == 60  # 25 from the votes' first draws, 35 from separate draws
     assert parse_evaluation(format_evaluation(limited)).settings == limited.settings
 
 

@@ -52,7 +52,7 @@ def test_each_network_is_taken_as_it_is_used():
         ({}, {"condition": "contrast", "severity": 6}, "not measured at severity 6"),
     ],
 )
-def test_figures_that_cannot_be_compared(change, call, says):
+def test_figures_that_cannot_be_compared_raise_an_error(change, call, says):
     plain = evaluation(0, noisy=False)
     with pytest.raises(InputError, match=says):
         compare(plain, replace(plain, **change), **call)

@@ -37,7 +37,7 @@ def striped(count=90, seed=0):
 
 
 def matched():
-    """The linear classifier that sums each stripe."""
+    """Return the linear classifier that sums each stripe."""
     model = mlp((100, 5))
     with torch.no_grad():
         model.fc1.bias.zero_()
@@ -75,7 +75,7 @@ def test_every_condition_and_state_is_measured_once(full):
         assert m.correct.size == (40 if attacked else 90)
 
 
-def test_it_tells_of_what_its_bits_depend_on(full):
+def test_versions_and_threads_are_recorded(full):
     assert {"python", "noiseprop", "torch", "numba", "numpy", "scipy", "threads", "device"} <= set(full.versions)
     assert full.versions["torch"] == torch.__version__
     assert full.versions["threads"] == torch.get_num_threads()
@@ -88,7 +88,7 @@ def test_a_deterministic_network_has_one_state():
     assert len(evaluation.measurements) == 1 + 3 + 2 + 20
 
 
-def test_noise_that_sleeps_at_inference_makes_no_states():
+def test_noise_that_is_silent_at_inference_makes_no_states():
     model = noisy(2.0, at_inference=False).train()
     evaluation = evaluate(model, striped(), settings=replace(QUICK, conditions=("clean",)))
     assert [m.key for m in evaluation.measurements] == [("clean", "off", 0, 0)]
@@ -121,7 +121,7 @@ def test_corrupted_images_come_from_the_stated_seeds(full):
             np.testing.assert_array_equal(find(full, kind, "off", severity=severity).correct, correct)
 
 
-def test_the_checks_of_trust_come_with_it(full):
+def test_it_includes_the_sanity_checks(full):
     assert [f.name for f in full.findings] == [
         "noise",
         "convergence",
@@ -163,7 +163,7 @@ def test_the_attack_and_the_scoring_draw_from_different_keys(full):
 
 @pytest.fixture
 def crafted(monkeypatch):
-    """The adversarial images that the suite's attacks made, in their order."""
+    """Record the adversarial images that the suite's attacks made, in their order."""
     made, craft = [], suite.craft_images
     monkeypatch.setattr(
         suite, "craft_images", lambda *args, **options: made.append(craft(*args, **options)) or made[-1]
@@ -171,7 +171,7 @@ def crafted(monkeypatch):
     return made
 
 
-def test_attacks_meet_the_noise_that_is_said_from_a_key_of_their_own(crafted):
+def test_attacks_use_the_stated_noise_key(crafted):
     """On a bent network, where other noise leads to other images."""
     dataset = striped()
     x, y = dataset.images[:40].float() / 255, dataset.labels[:40]
@@ -207,7 +207,7 @@ def test_transfers_are_crafted_on_the_surrogate(crafted):
         np.testing.assert_array_equal(find(evaluation, name, "off").correct, correct)
 
 
-def test_equal_calls_give_equal_evaluations_and_leave_the_model_alone():
+def test_equal_calls_give_equal_evaluations_and_leave_the_model_unchanged():
     model = noisy(2.0)
     model.train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -294,7 +294,7 @@ def test_the_summary_shows_every_figure_with_its_interval(full):
     assert sum(line.startswith(CORRUPTIONS) for line in lines) == 4
 
 
-def test_the_summary_tells_a_recipe_that_is_not_the_papers(full):
+def test_the_summary_names_a_recipe_that_is_not_the_papers(full):
     told = "The network was trained by the fast recipe, not the paper's: 5 epochs."
     for recipe, said in (("fast", True), ("table1", False)):
         about = {"recipe": recipe, "epochs": 5}
@@ -303,16 +303,18 @@ def test_the_summary_tells_a_recipe_that_is_not_the_papers(full):
 
 
 def test_the_summary_doubts_an_unbounded_attack_that_is_weaker_than_a_bounded_one(full):
-    def told(lbfgs, pgd):
+    def summarise(lbfgs, pgd):
         right = {"lbfgs": lbfgs, "pgd": pgd}
         kept = [m for m in full.measurements if m.condition not in right]
         kept += [Measurement(name, "one", 4, 0, np.arange(40) < count) for name, count in right.items()]
         return format_summary(replace(full, measurements=tuple(kept)))
 
-    assert "doubtful: L-BFGS may change an image as much as it likes and still leaves 0.500, PGD in its" in told(20, 10)
-    assert "0.250; its 3 steps of fixed length have not converged." in told(20, 10)
-    assert "doubtful" not in told(10, 10)
-    assert "doubtful" not in told(5, 10)
+    assert "doubtful: L-BFGS may change an image as much as it likes and still leaves 0.500, PGD in its" in summarise(
+        20, 10
+    )
+    assert "0.250; its 3 steps of fixed length have not converged." in summarise(20, 10)
+    assert "doubtful" not in summarise(10, 10)
+    assert "doubtful" not in summarise(5, 10)
 
 
 def test_settings_of_table_2():
@@ -395,6 +397,6 @@ def test_other_bad_input_is_one_clear_sentence():
         {"fgsm_eps": None},
     ],
 )
-def test_settings_that_measure_nothing_are_refused(change):
+def test_settings_that_measure_nothing_raise_an_error(change):
     with pytest.raises(InputError):
         replace(QUICK, **change)

@@ -148,7 +148,7 @@ class OnePixelAtATime(Two):
 
 
 class FlickeringGradient(SideNoise):
-    """The grey level under a ripple of no height and huge slope, whose phase is noise: few gradients say little."""
+    """Grey level under a ripple of no height and huge slope, whose phase is noise: few gradients say little."""
 
     def mix(self, level, z):
         return level - 0.5 + 1e-4 * torch.sin(7e4 * level + z)
@@ -182,7 +182,7 @@ def test_convergence_of_a_plain_gradient(model):
 
 
 class Ripples(Two):
-    """A margin that rises and falls on the way to the border: small steps settle in a dip on this side of it."""
+    """Margin that rises and falls on the way to the border: small steps settle in a dip on this side of it."""
 
     def margin(self, x):
         m = x.mean(1) - 0.5
@@ -306,7 +306,7 @@ def test_frozen_noise_without_gain_or_without_noise():
 
 
 @pytest.fixture
-def told(monkeypatch):
+def stated(monkeypatch):
     """Accuracies by the name of the attack, in place of those that the model would have."""
     found = {}
     monkeypatch.setattr(CheckSubject, "accuracy_under", lambda self, attack, name, **options: found[name])
@@ -330,11 +330,11 @@ def told(monkeypatch):
         (check_large_eps, {"large-eps": 37 / 60}, "passed"),  # at 0.490, chance being 0.5
         (check_frozen, {"live": 0.5, "off": 0.4, "frozen": 0.449}, "failed"),  # less than half of the gain is left
         (check_frozen, {"live": 0.5, "off": 0.4, "frozen": 0.451}, "passed"),
-        (check_frozen, {"live": 0.419, "off": 0.4, "frozen": 0.4}, "passed"),  # there is no gain to lose
+        (check_frozen, {"live": 0.419, "off": 0.4, "frozen": 0.4}, "passed"),  # no gain to lose
     ],
 )
-def test_lines_between_trust_and_doubt(check, accuracies, outcome, told):
-    told.update(accuracies)
+def test_thresholds_of_the_checks(check, accuracies, outcome, stated):
+    stated.update(accuracies)
     finding = check(subject(noisy(Linear()), surrogate=Linear().eval()))
     assert finding.outcome == outcome
 
@@ -352,13 +352,13 @@ def test_lines_between_trust_and_doubt(check, accuracies, outcome, told):
         (lambda x: x, lambda y: y + 1, "labels lie in 1..2"),
     ],
 )
-def test_trust_refuses_what_is_no_batch(images, labels, says):
+def test_sanity_checks_require_a_batch(images, labels, says):
     x, y = margins()
     with pytest.raises(InputError, match=says):
         run_sanity_checks(Linear(), images(x), labels(y), settings=SETTINGS)
 
 
-def test_trust_runs_every_check_and_leaves_the_model_alone():
+def test_sanity_checks_run_every_check_and_leaves_the_model_unchanged():
     model = noisy(Linear(50.0), 3.0).train()
     x, y = margins()
     state = {name: value.clone() for name, value in model.state_dict().items()}

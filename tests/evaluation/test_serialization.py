@@ -51,7 +51,7 @@ def same(a, b):
         assert getattr(a, name) == getattr(b, name), name
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_a_written_evaluation_is_read_back(tmp_path):
     path = tmp_path / "evaluation.json"
     write_evaluation(sample(), path)
     same(read_evaluation(path), sample())
@@ -208,14 +208,14 @@ def test_bytes_that_are_no_evaluation(raw, tmp_path):
         read_evaluation(path)
 
 
-def test_infinite_numbers_are_refused(tmp_path):
+def test_infinite_numbers_raise_an_error(tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text(format_evaluation(sample()).replace("0.001", "1e999"))
     with pytest.raises(RunError, match="finite"):
         read_evaluation(path)
 
 
-def test_what_others_wrote_is_told_from_damage(tmp_path):
+def test_other_files_are_distinguished_from_damaged_ones(tmp_path):
     path = tmp_path / "evaluation.json"
     text = format_evaluation(sample())
     for ours in (text, text[:1000], text[:5], "", text[:30] + "#" + text[31:]):

@@ -1,5 +1,6 @@
 """Fast gradient sign method: one step of size eps."""
 
+import torch
 from torch import Tensor, nn
 
 from noiseprop.attacks.eot import loss_gradient, prepare_for_attack
@@ -29,7 +30,6 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
         InputError: for eps < 0, images outside [0, 1], labels out of range, NaN or wrong-shaped logits.
 
     Examples:
-        >>> import torch
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.eye(2))
         >>> fgsm(model, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), eps=0.5)
@@ -41,4 +41,5 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
     eps, draws = check_number("eps", eps), check_count("draws", draws)
     with prepare_for_attack(model):
         gradient = loss_gradient(model, x, y, draws=draws).gradient
-        return x.add(gradient.sign_(), alpha=eps).clamp_(*linf_ball(x, eps))
+        low, high = linf_ball(x, eps)
+        return torch.where(gradient > 0, high, torch.where(gradient < 0, low, x))

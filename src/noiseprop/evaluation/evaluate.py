@@ -13,6 +13,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from noiseprop.attacks.validation import check_module
 from noiseprop.corruptions import CHUNK, SEVERITIES, corrupt, corruption_seed, skip
 from noiseprop.data import Dataset, batches
 from noiseprop.distributed import world
@@ -96,8 +97,8 @@ def evaluate(
     if len(dataset) == 0:
         raise InputError(f"{dataset.name}: the test split contains no images; load the data set again.")
     processes = world()
-    report_progress = progress if progress and processes.first else (lambda done, total, name: None)
-    with processes.watched(), evaluation_mode(model):
+    report_progress = progress if progress and processes.is_first else (lambda done, total, name: None)
+    with processes.report_lost_process(), evaluation_mode(model):
         _check_model_output(model, dataset)
         suite = _EvaluationSuite(model, surrogate, dataset, settings)
         empty = Evaluation(
@@ -111,7 +112,7 @@ def evaluate(
             measurements=(),
         )
         identity = _identify_evaluation(empty, model, surrogate) if checkpoint or processes.size > 1 else None
-        stored = PartialEvaluation(checkpoint, identity, writes=processes.first)
+        stored = PartialEvaluation(checkpoint, identity, writes=processes.is_first)
         if processes.size > 1:
             processes.check_same({**msgspec.to_builtins(identity), "measured so far": stored.steps})
         measurements: list[Measurement] = []
@@ -251,7 +252,10 @@ def _check_surrogate(surrogate: nn.Module | None, settings: Settings) -> None:
     transfers = [condition for condition in settings.conditions if condition in TRANSFERS]
     if transfers and surrogate is None:
         raise InputError(f"evaluate: {', '.join(transfers)} need a surrogate; pass surrogate= or leave them out.")
-    if surrogate is not None and has_inference_noise(surrogate):
+    if surrogate is None:
+        return
+    check_module(surrogate)
+    if has_inference_noise(surrogate):
         raise InputError("evaluate: the surrogate has noise at inference; craft transfer attacks on a plain network.")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from noiseprop.attacks.fgsm import fgsm
 from noiseprop.attacks.pgd import pgd
 from noiseprop.attacks.validation import check_images
-from noiseprop.distributed import world
+from noiseprop.distributed import get_world
 from noiseprop.evaluation.attack_suite import SuiteAttack, bind_attack, craft_images
 from noiseprop.evaluation.results import Finding
 from noiseprop.evaluation.scoring import (
@@ -76,11 +76,11 @@ class CheckSubject:
         """Return the accuracy on given images: of one plain pass (`single`), otherwise as expected of one draw."""
         rows = self.settings.batch_size
         if single or not has_inference_noise(self.model):
-            processes, right = world(), torch.zeros((), dtype=torch.int64)
-            for piece in processes.pieces(len(self.y), rows):
+            processes, right = get_world(), torch.zeros((), dtype=torch.int64)
+            for piece in processes.deal_pieces(len(self.y), rows):
                 with noise_of(self.model, piece.start):
                     right += int((self.model(x_adv[piece].clone()).argmax(-1) == self.y[piece]).sum())
-            return int(processes.total(right)) / len(self.y)
+            return int(processes.sum_over_processes(right)) / len(self.y)
         return expected_accuracy(self.model, x_adv, self.y, draws=self.settings.vote_draws, rows=rows)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noiseprop.attacks.validation import check_logits
+from noiseprop.attacks.validation import check_logits, check_module
 from noiseprop.corruptions import CHUNK
 from noiseprop.data import Dataset, batches
 from noiseprop.distributed import World, world
@@ -33,6 +33,7 @@ def has_inference_noise(model: nn.Module) -> bool:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None]:
     """Put a model into eval mode, and restore its modes and noise state afterwards, also after an error."""
+    check_module(model)
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

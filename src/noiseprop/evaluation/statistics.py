@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +86,13 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"wilson: got {successes} successes of {n}, expected 0 <= successes <= n and n >= 1.")
     _check_confidence(confidence)
+    return _wilson_interval(successes, n, confidence)
+
+
+@lru_cache(maxsize=10_000)  # pages and coverage studies ask for the same intervals often
+def _wilson_interval(successes: int, n: int, confidence: float) -> Interval:
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(successes / n, float(interval.low), float(interval.high), confidence)
+    return Interval(float(successes / n), float(interval.low), float(interval.high), confidence)
 
 
 def mean_std(values: Sequence[float]) -> Spread:
@@ -105,8 +111,9 @@ def mean_std(values: Sequence[float]) -> Spread:
         >>> str(mean_std([0.97, 0.98, 0.96])), str(mean_std([0.97]))
         ('0.970 ± 0.010', '0.970')
     """
+    values = [float(value) for value in values]
     if not values or not all(math.isfinite(value) for value in values):
-        raise InputError(f"mean_std: expected at least one finite value, got {list(values)}.")
+        raise InputError(f"mean_std: expected at least one finite value, got {values}.")
     if len(values) == 1:
         return Spread(values[0], None, 1)
     if min(values) == max(values):  # otherwise rounding would spread them
@@ -142,6 +149,7 @@ def paired(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_], *
 
     Source: McNemar 1947; Newcombe 1998b, Statistics in Medicine 17:2635, method 10.
     """
+    correct_a, correct_b = np.asarray(correct_a), np.asarray(correct_b)
     if correct_a.dtype != np.bool_ or correct_b.dtype != np.bool_ or correct_a.ndim != 1 or correct_a.size == 0:
         raise InputError(
             f"paired: expected two boolean arrays of shape (N,), got {correct_a.dtype} {correct_a.shape} "
@@ -195,9 +203,9 @@ def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -
         return Unpaired(Interval(difference, difference, difference, confidence), float(difference == 0))
     with warnings.catch_warnings():  # SciPy warns where one group does not vary
         warnings.simplefilter("ignore", RuntimeWarning)
-        test = ttest_ind(a, b, equal_var=False)
+        test = ttest_ind(np.asarray(a), np.asarray(b), equal_var=False)
     interval = test.confidence_interval(confidence)
-    return Unpaired(Interval(difference, float(interval.low), float(interval.high), confidence), float(test.pvalue))
+    return Unpaired(Interval(difference, float(interval.low), float(interval.high), confidence), float(test[1]))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -213,7 +213,7 @@ def _on_trial(model: nn.Module, streams: list[NoiseStream]) -> Generator[Any]:
         for number, stream in enumerate(streams):
             stream.sampling, stream.frozen = state, seed_key(1, number)
             stream.frozen[1] = passes
-        args, kwargs = inputs
+        args, kwargs = tree_map_only(Tensor, Tensor.clone, inputs)  # the model may change its inputs in place
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]

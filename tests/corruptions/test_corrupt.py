@@ -120,7 +120,7 @@ def test_the_exchange_alone_follows_the_order(delta, channels):
     arrays = images[..., 0] if channels == 1 else images
     glass = glass_blur.GlassBlur(0.05, delta, 3)
     draws = glass_blur.draw_offsets(arrays.shape, glass, torch.Generator().manual_seed(delta))
-    ours = glass_blur.blur_glass(arrays / 255.0, draws, glass)
+    ours = glass_blur.apply_glass_blur(arrays / 255.0, draws, glass)
     for i, image in enumerate(arrays):
         expected = reference.glass_blur(
             image, glass, lambda iteration, h, w, i=i: draws[iteration, i, h - delta - 1, w - delta - 1]
@@ -137,8 +137,8 @@ def test_rgb_is_a_copy_and_grey_an_exchange():
     draws = np.zeros((1, 1, 2, 2, 2), dtype=np.int8)
     draws[0, 0, 0, 0] = (-1, 0)  # (dx, dy) of h = w = 2
     glass = glass_blur.GlassBlur(0.05, 1, 1)
-    grey = glass_blur.blur_glass(image, draws, glass)[0] * 255
-    rgb = glass_blur.blur_glass(np.repeat(image[..., None], 3, axis=3), draws, glass)[0, :, :, 1] * 255
+    grey = glass_blur.apply_glass_blur(image, draws, glass)[0] * 255
+    rgb = glass_blur.apply_glass_blur(np.repeat(image[..., None], 3, axis=3), draws, glass)[0, :, :, 1] * 255
     assert (grey[2, 1], grey[2, 2]) == (10, 9)
     assert (rgb[2, 1], rgb[2, 2]) == (9, 9)
 
@@ -157,7 +157,7 @@ def test_the_filter_is_a_normalised_gaussian_with_nearest_border():
     once = np.floor(expected * 255 + 1e-9) / 255
     padded = np.pad(once, radius, mode="edge")
     twice = sum(a * b * padded[i : i + 12, j : j + 12] for i, a in enumerate(taps) for j, b in enumerate(taps))
-    np.testing.assert_allclose(glass_blur.blur_glass(x, still, glass)[0], twice, atol=1e-12)
+    np.testing.assert_allclose(glass_blur.apply_glass_blur(x, still, glass)[0], twice, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])

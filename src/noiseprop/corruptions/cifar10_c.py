@@ -1,12 +1,13 @@
 """Reader for the released CIFAR-10-C: one `.npy` file per kind, with 10,000 test images at each of five severities."""
 
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from noiseprop.corruptions.corrupt import KINDS, SEVERITIES
+from noiseprop.corruptions.corrupt import KINDS, SEVERITIES, check_severity
 from noiseprop.data.cifar10 import CIFAR10_CLASSES
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.npy import map_npy
@@ -15,7 +16,7 @@ from noiseprop.errors import DataError, InputError
 IMAGES_PER_SEVERITY = 10_000  # the official test set in its order
 
 
-def read_cifar10_c(folder: Path, kind: str, *, severity: int) -> Dataset:
+def read_cifar10_c(folder: Path, kind: str, *, severity: SupportsIndex) -> Dataset:
     """Read one kind and severity of the released CIFAR-10-C from `folder`/`kind`.npy and `folder`/labels.npy.
 
     The files are memory-mapped, so that only the requested rows of the 150 MB are read, and never unpickled.
@@ -34,16 +35,15 @@ def read_cifar10_c(folder: Path, kind: str, *, severity: int) -> Dataset:
     """
     if kind not in KINDS:
         raise InputError(f"read_cifar10_c: unknown kind {kind!r}; choose one of {', '.join(KINDS)}.")
-    if type(severity) is not int or severity not in SEVERITIES:
-        raise InputError(f"read_cifar10_c: severity is {severity!r}, expected a whole number from 1 to 5.")
+    level = check_severity(severity, "read_cifar10_c")
     total = IMAGES_PER_SEVERITY * len(SEVERITIES)
     images = _map_uint8(folder / f"{kind}.npy", (total, 32, 32, 3))
     labels = _map_uint8(folder / "labels.npy", (total,))
-    rows = slice((severity - 1) * IMAGES_PER_SEVERITY, severity * IMAGES_PER_SEVERITY)
+    rows = slice((level - 1) * IMAGES_PER_SEVERITY, level * IMAGES_PER_SEVERITY)
     if int(labels[rows].max()) >= len(CIFAR10_CLASSES):
         raise DataError(f"{folder / 'labels.npy'}: holds the label {int(labels[rows].max())}, expected 0 to 9.")
     return Dataset(
-        name=f"cifar10-c/{kind}/{severity}",
+        name=f"cifar10-c/{kind}/{level}",
         images=torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))),
         labels=torch.from_numpy(labels[rows].astype(np.int64)),
         classes=CIFAR10_CLASSES,

@@ -1,9 +1,8 @@
 """Contrast reduced towards the mean of each image, channel by channel, without randomness."""
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from noiseprop.corruptions.arrays import Floats
 
 # remaining share of the distance from the mean, severities 1 to 5
 FACTOR = {
@@ -13,7 +12,7 @@ FACTOR = {
 }
 
 
-def reduce_contrast(x: Floats, factor: float) -> Floats:
+def apply_contrast(x: Floats, factor: float) -> Floats:
     """Return clip((x - mean) * factor + mean, 0, 1), with the mean over one channel of one image.
 
     Args:

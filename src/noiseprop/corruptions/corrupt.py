@@ -1,6 +1,7 @@
 """Single entry point to all corruptions, with exact pixels in and 8-bit pixels out."""
 
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from noiseprop.corruptions import contrast, gaussian_noise, glass_blur, impulse_noise
+from noiseprop.corruptions.arrays import Floats
 from noiseprop.errors import InputError
 from noiseprop.files.checksum import derive_seed
 
@@ -15,12 +17,10 @@ KINDS = ("gaussian_noise", "impulse_noise", "glass_blur", "contrast")
 PARAMS = ("cifar10", "tiny-imagenet", "mnist")
 SEVERITIES = (1, 2, 3, 4, 5)
 
-Floats = npt.NDArray[np.float64]
-
 CHUNK = 128  # images processed at once, so that they fit the CPU cache; the draws follow these chunks
 
 
-def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torch.Generator) -> Tensor:
+def corrupt(x: Tensor, kind: str, *, severity: SupportsIndex, params: str, generator: torch.Generator) -> Tensor:
     """Corrupt images as the generators of Hendrycks and Dietterich do, bit by bit for the same draws.
 
     Images with 1 channel are the 2-D grey arrays of the definition, others its (H, W, C) arrays. Pixels that equal
@@ -50,7 +50,8 @@ def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torc
         >>> bool(((noisy * 255 - (noisy * 255).round()).abs() < 1e-4).all())
         True
     """
-    _check_arguments(x, kind, severity, params)
+    severity = check_severity(severity, "corrupt")
+    _check_arguments(x, kind, params)
     pixels = x.detach().cpu()
     pixels = (pixels.float() if x.dtype == torch.bfloat16 else pixels).numpy()  # NumPy has no bfloat16
     tolerance = 2 * torch.finfo(x.dtype).eps
@@ -64,8 +65,10 @@ def corrupt(x: Tensor, kind: str, *, severity: int, params: str, generator: torc
     return torch.from_numpy(out).to(x)
 
 
-def skip(shape: tuple[int, ...], kind: str, *, severity: int, params: str, generator: torch.Generator) -> None:
-    """Advance a generator past the draws of `corrupt` for skipped images, so that the next images keep theirs.
+def skip(
+    shape: tuple[int, ...], kind: str, *, severity: SupportsIndex, params: str, generator: torch.Generator
+) -> None:
+    """Advance a generator past the draws of `corrupt` for skipped images; the next images keep theirs.
 
     Args:
         shape: shape (B, C, H, W) of the skipped images; B is a multiple of 128, or the rest.
@@ -74,13 +77,14 @@ def skip(shape: tuple[int, ...], kind: str, *, severity: int, params: str, gener
         params: one of PARAMS.
         generator: generator to advance.
     """
+    severity = check_severity(severity, "skip")
     count, channels, height, width = shape
     for start in range(0, count, CHUNK):
         chunk = (min(CHUNK, count - start), height, width, channels)
         _draw_chunk(_get_array_shape(chunk), kind, severity - 1, params, generator)
 
 
-def corruption_seed(dataset: str, kind: str, severity: int) -> int:
+def corruption_seed(dataset: str, kind: str, severity: SupportsIndex) -> int:
     """Return the seed of a corrupted data set, 62 bits of the SHA-256 of "dataset/kind/severity".
 
     Args:
@@ -95,7 +99,7 @@ def corruption_seed(dataset: str, kind: str, severity: int) -> int:
         >>> corruption_seed("mnist", "glass_blur", 3) == corruption_seed("mnist", "glass_blur", 3)
         True
     """
-    return derive_seed(dataset, kind, severity)
+    return derive_seed(dataset, kind, operator.index(severity))
 
 
 def _corrupt_chunk(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:
@@ -127,13 +131,13 @@ def _draw_chunk(shape: tuple[int, ...], kind: str, level: int, params: str, gene
 def _apply_draws(x: Floats, draws: Any, kind: str, level: int, params: str) -> Floats:
     match kind:
         case "gaussian_noise":
-            return gaussian_noise.add_gaussian_noise(x, draws, gaussian_noise.GAUSSIAN_SIGMA[params][level])
+            return gaussian_noise.apply_gaussian_noise(x, draws, gaussian_noise.GAUSSIAN_SIGMA[params][level])
         case "impulse_noise":
-            return impulse_noise.add_impulse_noise(x, draws, impulse_noise.IMPULSE_AMOUNT[params][level])
+            return impulse_noise.apply_impulse_noise(x, draws, impulse_noise.IMPULSE_AMOUNT[params][level])
         case "glass_blur":
-            return glass_blur.blur_glass(x, draws, glass_blur.GLASS_BLUR[params][level])
+            return glass_blur.apply_glass_blur(x, draws, glass_blur.GLASS_BLUR[params][level])
         case _:
-            return contrast.reduce_contrast(x, contrast.FACTOR[params][level])
+            return contrast.apply_contrast(x, contrast.FACTOR[params][level])
 
 
 def _snap_to_grid(x: npt.NDArray[np.floating], tolerance: float) -> Floats:
@@ -143,13 +147,26 @@ def _snap_to_grid(x: npt.NDArray[np.floating], tolerance: float) -> Floats:
     return np.where(np.abs(wide - grid) <= tolerance, grid, wide)
 
 
-def _check_arguments(x: Tensor, kind: str, severity: int, params: str) -> None:
+def check_severity(severity: SupportsIndex, caller: str) -> int:
+    """Return a severity as an int; NumPy's integers are accepted.
+
+    Raises:
+        InputError: it is not a whole number from 1 to 5; the message starts with `caller`.
+    """
+    try:
+        level = 0 if isinstance(severity, bool) else operator.index(severity)
+    except TypeError:
+        level = 0
+    if level not in SEVERITIES:
+        raise InputError(f"{caller}: severity is {severity!r}, expected a whole number from 1 to 5.")
+    return level
+
+
+def _check_arguments(x: Tensor, kind: str, params: str) -> None:
     if kind not in KINDS:
         raise InputError(f"corrupt: unknown kind {kind!r}; choose one of {', '.join(KINDS)}.")
     if params not in PARAMS:
         raise InputError(f"corrupt: unknown params {params!r}; choose one of {', '.join(PARAMS)}.")
-    if type(severity) is not int or severity not in SEVERITIES:
-        raise InputError(f"corrupt: severity is {severity!r}, expected a whole number from 1 to 5.")
     if x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
         raise InputError(
             f"corrupt: images have shape {tuple(x.shape)} and dtype {x.dtype}, expected a floating (B, C, H, W); "

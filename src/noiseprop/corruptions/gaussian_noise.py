@@ -1,10 +1,9 @@
 """Additive Gaussian noise, independent for every pixel and channel."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-Floats = npt.NDArray[np.float64]
+from noiseprop.corruptions.arrays import Floats
 
 # standard deviation in units of [0, 1], severities 1 to 5
 GAUSSIAN_SIGMA = {
@@ -19,7 +18,7 @@ def draw_gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Floats:
     return torch.randn(shape, dtype=torch.float64, generator=generator, device=generator.device).cpu().numpy()
 
 
-def add_gaussian_noise(x: Floats, draws: Floats, sigma: float) -> Floats:
+def apply_gaussian_noise(x: Floats, draws: Floats, sigma: float) -> Floats:
     """Return clip(x + sigma * draws, 0, 1).
 
     Source: Hendrycks and Dietterich 2019, `gaussian_noise`; NumPy's normal(scale=sigma) is sigma * draw, to the bit.

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
-Floats = npt.NDArray[np.float64]
+from noiseprop.corruptions.arrays import Floats
+
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 
@@ -65,7 +66,7 @@ def draw_offsets(shape: tuple[int, ...], blur: GlassBlur, generator: torch.Gener
     return drawn.cpu().numpy()
 
 
-def blur_glass(x: Floats, draws: npt.NDArray[np.int8], blur: GlassBlur) -> Floats:
+def apply_glass_blur(x: Floats, draws: npt.NDArray[np.int8], blur: GlassBlur) -> Floats:
     """Filter, truncate to 8 bits, exchange pixels, filter again, and clip to [0, 1].
 
     Args:

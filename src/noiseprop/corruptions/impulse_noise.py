@@ -1,10 +1,9 @@
 """Salt-and-pepper noise, independent for every pixel and channel."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-Floats = npt.NDArray[np.float64]
+from noiseprop.corruptions.arrays import Floats
 
 # share of replaced elements, severities 1 to 5
 IMPULSE_AMOUNT = {
@@ -19,7 +18,7 @@ def draw_impulses(shape: tuple[int, ...], generator: torch.Generator) -> Floats:
     return torch.rand((2, *shape), dtype=torch.float64, generator=generator, device=generator.device).cpu().numpy()
 
 
-def add_impulse_noise(x: Floats, draws: Floats, amount: float) -> Floats:
+def apply_impulse_noise(x: Floats, draws: Floats, amount: float) -> Floats:
     """Set each element to 1 with probability amount / 2, to 0 with the same probability, and keep it otherwise.
 
     Source: Hendrycks and Dietterich 2019, `impulse_noise`, which is scikit-image's random_noise(mode="s&p").

@@ -39,7 +39,7 @@ def read_class_folders(folder: Path, name: str) -> Dataset:
         The images by part, class and name.
 
     Raises:
-        DataError: there are no classes, no images or too many; an image is damaged, too large or of another size.
+        DataError: classes or images are missing, or too many; an image is damaged, too large or of another size.
 
     Warns:
         NoisepropWarning: class folders hold images of other formats, which are skipped.
@@ -91,7 +91,7 @@ def _get_part_sizes(folder: Path, sizes: list[int]) -> tuple[int, int, int]:
 
 
 def _list_images(folder: Path, skipped: Counter[str]) -> list[_ClassImage]:
-    """List the images inside the class folders of a folder in order, and count what is skipped by kind."""
+    """List the images inside the class folders of a folder in order, and count skipped entries by kind."""
     class_folders = _list_entries(folder, folders=True)
     if len(class_folders) > MAX_CLASSES:
         raise DataError(f"{folder}: has {len(class_folders):,} class folders, expected at most {MAX_CLASSES:,}")
@@ -110,8 +110,8 @@ def _list_images(folder: Path, skipped: Counter[str]) -> list[_ClassImage]:
         if not found:
             only = f" (only {_format_counts(others)})" if others.total() else ""
             raise DataError(
-                f"{folder / class_folder}: has no images{only}; put {', '.join(IMAGE_SUFFIXES)} files directly into it, "
-                "or remove the folder"
+                f"{folder / class_folder}: has no images{only}; put {', '.join(IMAGE_SUFFIXES)} files directly into it "
+                "or remove it"
             )
         skipped.update(others)
         count += len(found)
@@ -153,7 +153,7 @@ def _format_counts(counts: Counter[str]) -> str:
     >>> _format_counts(Counter({".webp": 1200, "folder": 1, ".txt": 0}))
     '1,200 .webp files and 1 folder'
     """
-    words = [
-        f"{n:,} {kind}{'' if kind == 'folder' else ' file'}{'s' * (n > 1)}" for kind, n in counts.most_common() if n
-    ]
+    nouns = {kind: kind if kind == "folder" else f"{kind} file" for kind in counts if counts[kind]}
+    order = sorted(nouns, key=lambda kind: (-counts[kind], kind))
+    words = [f"{counts[kind]:,} {nouns[kind]}{'s' * (counts[kind] > 1)}" for kind in order]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -100,7 +100,7 @@ def _read_header(path: Path) -> ImageHeader:
         raise DataError(f"{path}: is {_format_size(size)} pixels, expected at most {MAX_SIDE} per side; resize it")
     if mode not in (*_GREY, *_COLOUR):
         raise DataError(f"{path}: its pixels are {mode}, expected 8 bits per channel; save it as grey or RGB")
-    return ImageHeader(size if orientation < 5 else size[::-1], mode, orientation != 1)
+    return ImageHeader(size if orientation < 5 else (size[1], size[0]), mode, orientation != 1)
 
 
 def _read_orientation(image: Image.Image) -> int:

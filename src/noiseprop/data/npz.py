@@ -85,7 +85,7 @@ def _check_images(images: npt.NDArray[np.generic], x: str, path: Path) -> npt.ND
         )
     if not count:
         raise DataError(f"{path}: {x} holds no images; add some")
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.uint8)
 
 
 def _suggest_pixels(images: npt.NDArray[np.generic], x: str) -> str:

@@ -1,4 +1,4 @@
-"""Prove that add_noise works on networks that nobody here wrote: `python docs/any_network.py` writes what it found.
+"""Test add_noise on models of other packages, and write the results: `python docs/any_network.py`.
 
 Each of docs/architectures.py is given noise, trained for some steps and freed of it again, beside a copy that is left
 untouched. The facts go to results/any-network.json, and from there into the table in docs/any-network.md.
@@ -40,7 +40,7 @@ INIT, STEPS = 0.1, 4
 
 
 def prove(architecture: Architecture) -> dict[str, Any]:
-    """What is true of one architecture: numbers of noise layers, and facts that are true or false."""
+    """Return the facts of one architecture: numbers of noise layers, and true or false statements."""
     untouched, call = _built(architecture)
     keys, answers = list(untouched.state_dict()), _answers(untouched, call)
 
@@ -69,7 +69,7 @@ def prove(architecture: Architecture) -> dict[str, Any]:
 
 
 def _built(architecture: Architecture) -> tuple[nn.Module, Call]:
-    """The same model and example every time; called once, as some models hook themselves up in their first call."""
+    """Build the same model and example every time, and call the model once, because some models initialise in their first call."""
     torch.manual_seed(0)
     call = architecture.example()
     model = architecture.build()
@@ -96,7 +96,7 @@ def _attached(model: nn.Module, architecture: Architecture, call: Call) -> dict[
 
 @torch.no_grad()
 def _noise_acts(model: nn.Module, call: Call) -> dict[str, bool]:
-    """Twins among the samples have one output without noise, and two with it; so have two passes."""
+    """Check that equal samples have equal outputs without noise and different ones with it, and that two passes differ."""
     one, other = float_leaves(_run(model, call)), float_leaves(_run(model, call))
     with sampling(model, "off"):
         silent = float_leaves(_run(model, call))
@@ -111,7 +111,7 @@ def _twins_agree(outputs: Sequence[Tensor]) -> bool:
 
 
 def _train(model: nn.Module, architecture: Architecture, call: Call) -> dict[str, Any]:
-    """Some steps of both optimizers; in each every noise layer must receive a gradient."""
+    """Take some steps of both optimizers; every noise layer must receive a gradient in each."""
     if architecture.package == "skorch":
         return _fit(model)
     weight_adam = torch.optim.Adam(weights(model), lr=1e-3)
@@ -132,7 +132,7 @@ def _train(model: nn.Module, architecture: Architecture, call: Call) -> dict[str
 
 
 def _fit(model: nn.Module) -> dict[str, Any]:
-    """Training is skorch's own, in a pipeline of scikit-learn on its breast cancer data."""
+    """Train by skorch in a scikit-learn pipeline on its breast cancer data."""
     from sklearn.datasets import load_breast_cancer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -163,7 +163,7 @@ def _fit(model: nn.Module) -> dict[str, Any]:
 
 
 def _keep_noise(model: nn.Module, call: Call) -> tuple[list[Tensor], Path]:
-    """The outputs with noise from a seed, and a file of the noise alone."""
+    """Return the outputs with noise from a seed, and write the noise to a file."""
     reset_noise(model, 1)
     answer = _noisy_answer(model, call)
     handle, name = tempfile.mkstemp(suffix=".safetensors")
@@ -187,7 +187,7 @@ def _moved(model: nn.Module) -> int:
 
 
 def _answers(model: nn.Module, call: Call) -> list[Tensor]:
-    """The outputs in eval and in training mode, at one random state, and all that the state dict holds then."""
+    """Return the outputs in eval and training mode from one random state, and the state dict."""
     outputs: list[Tensor] = []
     for training in (False, True):
         torch.manual_seed(1)
@@ -197,12 +197,12 @@ def _answers(model: nn.Module, call: Call) -> list[Tensor]:
 
 
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Bit for bit."""
+    """Return True if two values are equal bit for bit."""
     return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
 def _identity(model: nn.Module) -> list[Any]:
-    """Every module of a model with its class and attributes, by identity, and the keys of the state dict."""
+    """Return every module with its class and attributes, by identity, and the keys of the state dict."""
     parts: list[Any] = [list(model.state_dict())]
     for name, module in model.named_modules():
         attributes = [
@@ -214,7 +214,7 @@ def _identity(model: nn.Module) -> list[Any]:
 
 
 def record() -> list[dict[str, Any]]:
-    """The facts of all architectures, with the versions that they were found with."""
+    """Return the facts of all architectures, with the package versions."""
     rows: list[dict[str, Any]] = []
     for architecture in ARCHITECTURES:
         print(architecture.name, file=sys.stderr)
@@ -224,7 +224,7 @@ def record() -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What stands between the two marks in the page."""
+    """Return the text between the two marks in the page."""
     lines = [
         "| architecture | kind | package | `where` | `granularity` | noise layers | sigmas | restored bit for bit |",
         "| --- | --- | --- | --- | --- | ---: | ---: | --- |",
@@ -238,7 +238,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def updated(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page with the table of these facts."""
+    """Return the page with the table of these facts."""
     head, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -247,7 +247,7 @@ def updated(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Prove, and write the record and the page."""
+    """Run all tests, then write the record and the page."""
     warnings.simplefilter("ignore")
     rows = record()
     RECORD.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""Real architectures of other packages, small, with random weights: what `docs/any_network.py` proves add_noise on.
+"""Small models of other packages with random weights, on which `docs/any_network.py` tests add_noise.
 
-In each example the first two samples are equal, so that whatever makes their outputs differ is noise. Packages are
-imported where a model is built.
+The first two samples of each example are equal, so any difference between their outputs is noise. Each builder
+imports its own package.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Call = tuple[Any, ...] | dict[str, Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture, and the noise that it is given.
+    """Architecture with the noise that it receives.
 
     Attributes:
         name: of the model.
@@ -25,9 +25,9 @@ class Architecture:
         package: the distribution that holds the model.
         build: makes the model from torch's random state.
         example: makes the inputs, positional or by name.
-        where: as written in a call of `add_noise`; the names `nn` and `before` may stand in it.
+        where: argument of `add_noise` as Python text; it may use the names `nn` and `before`.
         granularity: of sigma.
-        loss: of what the model returns.
+        loss: function of the model's output.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Architecture:
 
 
 def float_leaves(output: Any) -> list[Tensor]:
-    """The real tensors in what a model returns that are no mere number."""
+    """Return the floating-point tensors of an output that have at least one axis."""
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.dim()]
 
 
 def twins(*shape: int, words: int = 0) -> Tensor:
-    """Random inputs of which the first two are equal: normal, or whole numbers below `words`."""
+    """Return random inputs whose first two samples are equal: normal numbers, or integers below `words`."""
     x = torch.randint(words, shape) if words else torch.randn(shape)
     x[1] = x[0]
     return x
@@ -62,7 +62,7 @@ def _labelled(name: str, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {name: x, "labels": labels}
 
 
-# transformers: from their configurations, nothing is downloaded.
+# transformers: built from configurations, without downloads.
 
 
 def _gpt2() -> nn.Module:

@@ -1,4 +1,4 @@
-"""What mkdocs does for this site besides: examples as pages, links that the repository has too, formulas in MathML."""
+"""Hooks of the site: examples as pages, links that also work in the repository, formulas as MathML."""
 
 import html
 import re
@@ -12,12 +12,12 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])</\1>', re.DOTALL)
-_ASKS = re.compile(r"<(?:script|img|iframe|source|video|audio)[^>]*\ssrc=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
-_LINKS = re.compile(r"<link\s(?![^>]*rel=[\"']?canonical)[^>]*href=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
+_REMOTE_SOURCE = re.compile(r"<(?:script|img|iframe|source|video|audio)[^>]*\ssrc=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
+_REMOTE_LINK = re.compile(r"<link\s(?![^>]*rel=[\"']?canonical)[^>]*href=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what lies outside docs/: the examples, the pictures among the results, and two pages of the repository."""
+    """Add files from outside docs/: the examples, the pictures in results/, and two pages of the repository."""
     for path in sorted((ROOT / "examples").glob("*.py")):
         files.append(File.generated(config, f"examples/{path.stem}.md", content=notebook(path.read_text())))
     for path in sorted((ROOT / "results").glob("*.??g")):
@@ -28,26 +28,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Links as they are in the repository, made to fit the site."""
+    """Rewrite links of the repository for the site."""
     for there, here in (("](../README.md", "](index.md"), ("](../results/", "](results/"), ("](docs/", "](")):
         markdown = markdown.replace(there, here)
     return markdown
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Formulas become MathML, which browsers draw by themselves."""
+    """Convert formulas to MathML, which browsers render without scripts."""
     return _FORMULA.sub(_mathml, content)
 
 
 def on_post_page(output: str, page: Page, **_: object) -> str:
-    """Refuse a page that would ask another server for anything."""
-    if found := _ASKS.search(output) or _LINKS.search(output):
-        raise PluginError(f"{page.file.src_uri} asks another server: {found[0]}")
+    """Raise an error for a page that would load anything from another server."""
+    if found := _REMOTE_SOURCE.search(output) or _REMOTE_LINK.search(output):
+        raise PluginError(f"{page.file.src_uri} loads from another server: {found[0]}")
     return output
 
 
 def notebook(code: str) -> str:
-    """A percent-format script as Markdown: comments of `# %% [markdown]` cells are text, the rest is code."""
+    """Convert a percent-format script to Markdown: comments of `# %% [markdown]` cells are text, the rest is code."""
     parts: list[str] = []
     for cell in re.split(r"^# %%", code, flags=re.MULTILINE):
         kind, _, body = cell.partition("\n")

@@ -22,17 +22,17 @@ END = "<!-- end -->"
 
 
 def claims_block(records: list[Record]) -> str:
-    """What becomes of Table 3's claims, for README.md."""
+    """Return the verdicts on the claims about Table 3, for README.md."""
     return markdown(verdicts(records))
 
 
 def demo_table(record: Mapping[str, Any]) -> str:
-    """The demo's table, for README.md."""
+    """Return the table of the demo, for README.md."""
     return markdown([heading(record), *rows(record)])
 
 
 def demo_block(record: Mapping[str, Any]) -> str:
-    """The demo's table with its notes, for the quickstart."""
+    """Return the table of the demo with its notes, for the quickstart."""
     made = record["made_with"]
     threads = f"{made['threads']} thread" + "s" * (made["threads"] > 1)
     where = f"It took {made['seconds']:.0f} s with {threads} of {made['processor']}, torch {made['torch']}."
@@ -40,7 +40,7 @@ def demo_block(record: Mapping[str, Any]) -> str:
 
 
 def updated(text: str, mark: str, block: str) -> str:
-    """A page with this block between its marks."""
+    """Return a page with this block between its marks."""
     before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not (begin and end):

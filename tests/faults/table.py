@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from noiseprop.environment import made_with
+from noiseprop.environment import describe_environment
 from noiseprop.files.atomic import write_json
 
 FAULTS = {
     "kill": "SIGKILL at a random moment of a training",
-    "kill-write": "SIGKILL before each touch of a file while an epoch is added to a run folder",
+    "kill-write": "SIGKILL before each file operation while an epoch is added to a run folder",
     "kill-evaluate": "SIGKILL at a random moment of an evaluation",
-    "kill-cache": "SIGKILL before each touch of a file while the cache of decoded images is made",
+    "kill-cache": "SIGKILL before each file operation while the cache of decoded images is built",
     **{
         f"{name}-{command}": f"{name} during `noiseprop {command}`"
         for name in ("SIGTERM", "Ctrl-C")
@@ -22,11 +22,11 @@ FAULTS = {
     "full-model": "disk full at `model.safetensors`",
     "full-partial": "disk full at the finished steps of an evaluation",
     "full-evaluation": "disk full at `evaluation.json`",
-    "full-inspect": "disk full at the picture and numbers of `noiseprop inspect`",
+    "full-inspect": "disk full at the files of `noiseprop inspect`",
     "full-results": "disk full at a results file",
     "full-worker": "disk full under a worker of `noiseprop reproduce`",
     "full-cache": "disk full at the cache of decoded images",
-    "full-stdout": "disk full at what is printed (`> /dev/full`)",
+    "full-stdout": "disk full on standard output (`> /dev/full`)",
     "damage-config": "`config.json` damaged or removed",
     "damage-metrics": "`metrics.jsonl` damaged or removed",
     "damage-state": "`state.safetensors` damaged or removed",
@@ -39,7 +39,7 @@ FAULTS = {
     "damage-results": "a results file damaged or removed",
     "lock": "a second process on a folder in use",
     "lock-killed": "a folder whose process was killed",
-    "node": "a node of a Ray cluster lost while it trains",
+    "node": "a node of a Ray cluster lost during training",
     "nan": "NaN in a batch",
 }
 
@@ -61,12 +61,12 @@ class Table:
                 tried = sum(outcomes.values())
                 kept[name] = {"name": name, "fault": FAULTS[name], "tried": tried, "outcomes": outcomes}
         rows = [kept[name] for name in FAULTS if name in kept]
-        write_json(path, {"format": "noiseprop faults, version 1", "made_with": made_with(), "faults": rows})
+        write_json(path, {"format": "noiseprop faults, version 1", "made_with": describe_environment(), "faults": rows})
 
 
-ON = "went on to the same bits"
-TOLD = "told in one sentence"
+ON = "resumed to the same bits"
+TOLD = "reported in one sentence"
 TOLD_ON = f"{TOLD}, then {ON}"
-AGAIN = "made again, the same bits"
-HARMLESS = "read as it was written"
+AGAIN = "remade, the same bits"
+HARMLESS = "read correctly"
 UNUSED = "not needed, the same bits"

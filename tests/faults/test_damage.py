@@ -19,10 +19,10 @@ from noiseprop.evaluation.checkpoint import EvaluationIdentity, PartialEvaluatio
 from noiseprop.files.records import parse_record
 from noiseprop.paper.results import read_record
 from noiseprop.runs.trained_model import load_run
-from noiseprop.training.checkpoint import kept_epoch, load_model, load_state
-from noiseprop.training.loop import _optimizers
+from noiseprop.training.checkpoint import read_epoch, load_model, load_state
+from noiseprop.training.loop import make_optimizers
 from noiseprop.training.recipes import Recipe
-from noiseprop.training.run_folder import keep_metrics, read_config
+from noiseprop.training.run_folder import truncate_metrics, read_config
 
 pytestmark = pytest.mark.slow
 EPOCHS = 3
@@ -76,14 +76,14 @@ def test_config(run, faults):
 
 def test_metrics(run, faults):
     def read():
-        return keep_metrics(run, EPOCHS)
+        return truncate_metrics(run, EPOCHS)
 
     try_reader(run / "metrics.jsonl", read, equal, flips=10**6, faults=faults, name="damage-metrics")
 
 
 def test_state(run, faults):
     net, _ = load_run(run)
-    optimizers = _optimizers(net, Recipe())
+    optimizers = make_optimizers(net, Recipe())
 
     def read():
         epoch = load_state(run / "state.safetensors", net, optimizers)
@@ -106,7 +106,7 @@ def test_model(run, faults):
 
     def read():
         epoch = load_model(net, path)
-        assert kept_epoch(path) == epoch
+        assert read_epoch(path) == epoch
         return {name: tensor.clone() for name, tensor in net.state_dict().items()} | {"epoch": torch.tensor(epoch)}
 
     try_reader(path, read, equal_tensors, flips=800, faults=faults, name="damage-model")

@@ -9,7 +9,7 @@ from tests.faults.table import TOLD_ON
 
 from noiseprop.cli import main
 from noiseprop.data import batches
-from noiseprop.training.checkpoint import kept_epoch
+from noiseprop.training.checkpoint import read_epoch
 
 pytestmark = pytest.mark.slow
 EPOCHS, STEPS = 3, 4  # 500 training images in batches of 128
@@ -45,7 +45,7 @@ def test_nan(children, train, undisturbed, tmp_path, few, monkeypatch, capsys, f
         if epoch == 1:
             assert not (folder / "model.safetensors").exists()
         else:
-            assert kept_epoch(folder / "model.safetensors") == epoch - 1
+            assert read_epoch(folder / "model.safetensors") == epoch - 1
             assert (folder / "model.safetensors").read_bytes() == (
                 undisturbed.run(epoch - 1) / "model.safetensors"
             ).read_bytes()

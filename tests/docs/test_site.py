@@ -90,7 +90,7 @@ def test_every_formula_of_the_pages_can_be_written_so(hooks: ModuleType):
 )
 def test_a_page_that_asks_another_server_is_refused(hooks: ModuleType, asks: str):
     page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
-    with pytest.raises(PluginError, match=r"index\.md asks another server"):
+    with pytest.raises(PluginError, match=r"index\.md loads from another server"):
         hooks.on_post_page(f"<head>{asks}</head>", page=page)
 
 

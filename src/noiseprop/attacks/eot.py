@@ -29,6 +29,7 @@ from noiseprop.attacks.microbatch import split_batch
 from noiseprop.attacks.validation import check_logits, check_module
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
+from noiseprop.noise.module_state import preserve_modes
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_apart, noise_of
 
@@ -66,20 +67,19 @@ def prepare_for_attack(model: nn.Module) -> Generator[None]:
     `torch.inference_mode()`, and passes draw noise that no pass outside draws.
     """
     check_module(model)
-    modules = [(module, module.training) for module in model.modules()]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for module, _ in modules:
-            module.training = module.training and isinstance(module, NeuronNoise) and not module.at_inference
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad(), noise_apart(model):
-            yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for module, training in modules:
-            module.training = training
+    acting = [m for m in model.modules() if isinstance(m, NeuronNoise) and m.training and not m.at_inference]
+    with preserve_modes(model, training=False):
+        for layer in acting:
+            layer.training = True
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            with torch.inference_mode(False), torch.enable_grad(), noise_apart(model):
+                yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
 
 
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key: int | None = None) -> LossGradient:

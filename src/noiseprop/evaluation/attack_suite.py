@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from noiseprop.attacks.fgsm import fgsm
 from noiseprop.attacks.lbfgs import lbfgs
 from noiseprop.attacks.pgd import pgd
-from noiseprop.distributed import world
+from noiseprop.distributed import get_world
 from noiseprop.errors import InputError
 from noiseprop.evaluation.settings import ATTACKS, Settings
 from noiseprop.noise.stream import noise_of
@@ -42,8 +42,8 @@ def craft_images(attack: SuiteAttack, model: nn.Module, x: Tensor, y: Tensor, *,
 
     The processes of a process group share the pieces; each of them returns all images.
     """
-    processes, x_adv = world(), torch.zeros_like(x)
-    for piece in processes.pieces(len(x), max(1, rows // draws)):
+    processes, x_adv = get_world(), torch.zeros_like(x)
+    for piece in processes.deal_pieces(len(x), max(1, rows // draws)):
         with noise_of(model, piece.start):
             x_adv[piece] = attack(model, x[piece], y[piece], draws)
-    return processes.total(x_adv)
+    return processes.sum_over_processes(x_adv)

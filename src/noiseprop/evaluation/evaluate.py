@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from noiseprop.attacks.validation import check_module
 from noiseprop.corruptions import CHUNK, SEVERITIES, corrupt, corruption_seed, skip
 from noiseprop.data import Dataset, batches
-from noiseprop.distributed import world
+from noiseprop.distributed import get_world
 from noiseprop.errors import InputError
 from noiseprop.evaluation.attack_suite import bind_attack, craft_images
 from noiseprop.evaluation.checkpoint import EvaluationIdentity, PartialEvaluation, model_digest
@@ -96,7 +96,7 @@ def evaluate(
     _check_surrogate(surrogate, settings)
     if len(dataset) == 0:
         raise InputError(f"{dataset.name}: the test split contains no images; load the data set again.")
-    processes = world()
+    processes = get_world()
     report_progress = progress if progress and processes.is_first else (lambda done, total, name: None)
     with processes.report_lost_process(), evaluation_mode(model):
         _check_model_output(model, dataset)

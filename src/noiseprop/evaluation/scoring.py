@@ -13,11 +13,12 @@ from torch.nn import functional
 from noiseprop.attacks.validation import check_logits, check_module
 from noiseprop.corruptions import CHUNK
 from noiseprop.data import Dataset, batches
-from noiseprop.distributed import World, world
+from noiseprop.distributed import World, get_world
 from noiseprop.evaluation.results import State
 from noiseprop.evaluation.settings import NO_LIMIT
 from noiseprop.files.checksum import derive_seed
 from noiseprop.noise.attach.add_noise import noise_layers
+from noiseprop.noise.module_state import preserve_modes
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_kept, noise_of
 
@@ -34,14 +35,8 @@ def has_inference_noise(model: nn.Module) -> bool:
 def evaluation_mode(model: nn.Module) -> Generator[None]:
     """Put a model into eval mode, and restore its modes and noise state afterwards, also after an error."""
     check_module(model)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with noise_kept(model):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with preserve_modes(model, training=False), noise_kept(model):
+        yield
 
 
 def derive_noise_key(seed: int, *parts: str | int) -> int:
@@ -95,16 +90,16 @@ def score_states(
             right["one"][where] = torch.cat([voted[0], single[0]])
             right["vote"][where.start : where.start + voting] = voted[1]
         with noise_kept(model), sampling(model, "off"):  # a pass advances the noise, even where it is off
-            pieces = World().pieces(len(y), rows)
+            pieces = World().deal_pieces(len(y), rows)
             hits = [check_logits(model(x[piece].clone()), y[piece]).argmax(-1) == y[piece] for piece in pieces]
             right["off"][where] = torch.cat(hits).cpu()
-    return {state: np.asarray(world().total(found), dtype=np.bool_) for state, found in right.items()}
+    return {state: np.asarray(get_world().sum_over_processes(found), dtype=np.bool_) for state, found in right.items()}
 
 
 def _score_draws(model: nn.Module, first: int, x: Tensor, y: Tensor, *, draws: int, rows: int) -> Tensor:
     """Return which images are correct in their first draw, and by vote: bool (2, b); the first has position `first`."""
     correct = [torch.zeros(2, 0, dtype=torch.bool)]
-    for piece in World().pieces(len(y), max(1, rows // draws)):
+    for piece in World().deal_pieces(len(y), max(1, rows // draws)):
         with noise_of(model, first + piece.start):
             logits = sample_logits(model, x[piece], y[piece], draws)
         correct.append(torch.stack([logits[0].argmax(-1) == y[piece], _majority_vote(logits) == y[piece]]).cpu())
@@ -113,13 +108,13 @@ def _score_draws(model: nn.Module, first: int, x: Tensor, y: Tensor, *, draws: i
 
 def iterate_chunks(x: Tensor, y: Tensor) -> Iterator[Chunk]:
     """Yield images and labels in chunks for `score_states`; in a process group, those of this process."""
-    for where in world().pieces(len(y), CHUNK):
+    for where in get_world().deal_pieces(len(y), CHUNK):
         yield where, x[where], y[where]
 
 
 def iterate_dataset(dataset: Dataset, device: torch.device) -> Iterator[Chunk]:
     """Yield the images of a data set in chunks, like `iterate_chunks`."""
-    for where in world().pieces(len(dataset), CHUNK):
+    for where in get_world().deal_pieces(len(dataset), CHUNK):
         x, y = next(batches(dataset[where], CHUNK, generator=None))
         yield where, x.to(device), y.to(device)
 
@@ -130,11 +125,11 @@ def expected_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, draws: int, row
 
     The processes of a process group share the images and return the same figure.
     """
-    processes, right = world(), torch.zeros((), dtype=torch.int64)
-    for piece in processes.pieces(len(y), max(1, rows // draws)):
+    processes, right = get_world(), torch.zeros((), dtype=torch.int64)
+    for piece in processes.deal_pieces(len(y), max(1, rows // draws)):
         with noise_of(model, piece.start):
             right += int((sample_logits(model, x[piece], y[piece], draws).argmax(-1) == y[piece]).sum())
-    return int(processes.total(right)) / (draws * len(y))
+    return int(processes.sum_over_processes(right)) / (draws * len(y))
 
 
 def sample_logits(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Files that are cut, have bits flipped, lose a block or are gone: nothing that is not as written is ever used."""
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -13,16 +12,17 @@ from tests.faults.table import AGAIN, HARMLESS, TOLD
 from noiseprop.cli import main
 from noiseprop.data import load
 from noiseprop.data.image_cache import read_cached_images
+from noiseprop.data.tiny_imagenet import CacheIndex
 from noiseprop.errors import NoisepropError
 from noiseprop.evaluation import serialization as storage
 from noiseprop.evaluation.checkpoint import EvaluationIdentity, PartialEvaluation
 from noiseprop.files.records import parse_record
 from noiseprop.paper.results import read_record
 from noiseprop.runs.trained_model import load_run
-from noiseprop.training.checkpoint import read_epoch, load_model, load_state
+from noiseprop.training.checkpoint import load_model, load_state, read_epoch
 from noiseprop.training.loop import make_optimizers
 from noiseprop.training.recipes import Recipe
-from noiseprop.training.run_folder import truncate_metrics, read_config
+from noiseprop.training.run_folder import read_config, truncate_metrics
 
 pytestmark = pytest.mark.slow
 EPOCHS = 3
@@ -156,7 +156,7 @@ def test_the_cache_of_decoded_images(pictures, tmp_path, monkeypatch, faults):
             path.unlink()
             if other is not None:
                 path.write_bytes(other)
-            assert read_cached_images(index.parent, index.stem) is None
+            assert read_cached_images(index.parent, index.stem, CacheIndex) is None
         assert torch.equal(load("tiny-imagenet", pictures).images, whole)
         assert path.read_bytes() == before[path]
         faults.add("damage-cache", AGAIN, 40 + flips)

@@ -35,7 +35,7 @@ from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.files.checksum import add_checksum
 from noiseprop.noise.attach.serialization import load_noise
 from noiseprop.paper.results import read_record
-from noiseprop.runs.trained_model import load_run, read_settings
+from noiseprop.runs.trained_model import load_run, read_run_settings
 from noiseprop.training import read_metrics
 from noiseprop.training.checkpoint import read_epoch
 
@@ -252,7 +252,7 @@ BOMBS = [
         many_tensors,
         read_tensors,
     ),
-    Bomb("JSON nested 10,000 deep as config.json", 16, text('{"a":' * 10_000 + "0" + "}" * 10_000), read_settings),
+    Bomb("JSON nested 10,000 deep as config.json", 16, text('{"a":' * 10_000 + "0" + "}" * 10_000), read_run_settings),
     Bomb(
         "the same as evaluation.json",
         16,
@@ -260,16 +260,16 @@ BOMBS = [
         lambda f: read_evaluation(f / "config.json"),
     ),
     Bomb("the same as a results file", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_record(f / "config.json")),
-    Bomb("a config.json of 1 TB", 16, sparse(2**40), read_settings),
-    Bomb("10 million empty objects as config.json", 96, text("[" + "{}," * 10**7 + "0]"), read_settings),
-    Bomb("half a million small objects as config.json", 384, text("[" + _PAIR * 499_000 + "0]"), read_settings),
+    Bomb("a config.json of 1 TB", 16, sparse(2**40), read_run_settings),
+    Bomb("10 million empty objects as config.json", 96, text("[" + "{}," * 10**7 + "0]"), read_run_settings),
+    Bomb("half a million small objects as config.json", 384, text("[" + _PAIR * 499_000 + "0]"), read_run_settings),
     Bomb(
         "a text of 30 MB, four bytes a character in memory",
         512,
         _WIDE,
-        read_settings,
+        read_run_settings,
     ),
-    Bomb("a number of 30 million digits", 192, text("1" * 30_000_000), read_settings),
+    Bomb("a number of 30 million digits", 192, text("1" * 30_000_000), read_run_settings),
     Bomb("a network of 10^12 classes", 16, classes, load_run),
     Bomb("900,000 lines of metrics.jsonl", 512, a_metrics_file, read_metrics),
     Bomb("a .npy header that claims 2^50 bytes", 16, npy, read_corrupted),

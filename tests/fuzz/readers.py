@@ -34,7 +34,7 @@ from noiseprop.data.image_cache import read_cached_images
 from noiseprop.data.mnist import IMAGES_MAGIC, read_idx
 from noiseprop.data.npy import map_npy
 from noiseprop.data.npz import read_npz
-from noiseprop.data.tiny_imagenet import MAX_JPEG_BYTES, decode_jpeg
+from noiseprop.data.tiny_imagenet import MAX_JPEG_BYTES, CacheIndex, decode_jpeg
 from noiseprop.data.tiny_imagenet_index import list_images
 from noiseprop.errors import DataError, NoisepropError, NoisepropWarning, RunError
 from noiseprop.evaluation.checkpoint import PartialEvaluation
@@ -55,7 +55,7 @@ from noiseprop.paper.protocol import RESNETS
 from noiseprop.paper.results import read_record
 from noiseprop.paper.tables import findings_table, main_tables, states_tables
 from noiseprop.report import eps_curve
-from noiseprop.runs.trained_model import read_settings
+from noiseprop.runs.trained_model import read_run_settings
 from noiseprop.training import Epoch, Recipe, read_metrics
 from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
 from noiseprop.training.run_folder import CONFIG, METRICS
@@ -270,11 +270,11 @@ def cache_seeds() -> list[bytes]:
 def read_cache(data: bytes) -> None:
     images, _, index = data.partition(SEAM)
     as_file(images, "cache/key.npy")
-    found = read_cached_images(as_file(index, "cache/key.json").parent, "key")
+    found = read_cached_images(as_file(index, "cache/key.json").parent, "key", CacheIndex)
     if found is not None:
         assert found[0].dtype == torch.uint8
         assert found[0].ndim == 4
-        assert isinstance(found[1], dict)
+        assert isinstance(found[1], CacheIndex)
 
 
 # safetensors
@@ -378,7 +378,7 @@ def config_seeds() -> list[bytes]:
 
 
 def read_config_file(data: bytes) -> None:
-    settings = read_settings(as_file(data, CONFIG).parent)
+    settings = read_run_settings(as_file(data, CONFIG).parent)
     Recipe.from_json(settings["recipe"])
 
 

@@ -28,30 +28,12 @@ class GlassBlur(NamedTuple):
     iterations: int
 
 
-# severities 1 to 5
-GLASS_BLUR = {
-    "cifar10": (
-        GlassBlur(0.05, 1, 1),
-        GlassBlur(0.25, 1, 1),
-        GlassBlur(0.4, 1, 1),
-        GlassBlur(0.25, 1, 2),
-        GlassBlur(0.4, 1, 2),
-    ),
-    "tiny-imagenet": (
-        GlassBlur(0.1, 1, 1),
-        GlassBlur(0.5, 1, 1),
-        GlassBlur(0.6, 1, 2),
-        GlassBlur(0.7, 2, 1),
-        GlassBlur(0.9, 2, 2),
-    ),
-    "mnist": (
-        GlassBlur(0.7, 1, 2),
-        GlassBlur(0.9, 2, 1),
-        GlassBlur(1.0, 2, 3),
-        GlassBlur(1.1, 3, 2),
-        GlassBlur(1.5, 4, 2),
-    ),
+_SEVERITIES = {  # sigma, delta, iterations of severities 1 to 5
+    "cifar10": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+    "tiny-imagenet": ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
+    "mnist": ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
 }
+GLASS_BLUR = {params: tuple(GlassBlur(*values) for values in rows) for params, rows in _SEVERITIES.items()}
 
 
 def draw_offsets(shape: tuple[int, ...], blur: GlassBlur, generator: torch.Generator) -> npt.NDArray[np.int8]:

@@ -4,9 +4,9 @@ import hashlib
 import io
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from filelock import FileLock
@@ -33,8 +33,7 @@ CACHE_VERSION = 1  # entries of other versions are not used
 MAX_JPEG_BYTES = 65_536  # the largest official image has about 4,000
 
 
-@dataclass(frozen=True)
-class _CacheIndex:
+class CacheIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Index beside the images in the cache."""
 
     classes: list[str]
@@ -61,17 +60,17 @@ def read_tiny_imagenet(data_dir: Path | None = None) -> Dataset:
     folder = find_cache_root() / "tiny-imagenet"
     key = f"{digest}-{SPLIT_SEED}-{CACHE_VERSION}"
     _remove_partial_files(folder)
-    cached = read_cached_images(folder, key)
+    cached = read_cached_images(folder, key, CacheIndex)
     if cached is None:
         with _lock_cache(folder, key):
-            cached = read_cached_images(folder, key)  # another process may have been faster
+            cached = read_cached_images(folder, key, CacheIndex)  # another process may have been faster
             if cached is None:
                 _fill_cache(path, folder, key)
-                cached = read_cached_images(folder, key)
+                cached = read_cached_images(folder, key, CacheIndex)
     if cached is None:
         raise DataError(f"{folder}: the cache of decoded images is damaged as soon as it is written; check the disk")
     is_official = digest == TINY_IMAGENET_ARCHIVE.sha256
-    images, index = cached[0], _CacheIndex(**cached[1])
+    images, index = cached
     boxes, share = torch.tensor(index.boxes, dtype=torch.int64), index.training / len(index.classes)
     return Dataset(
         name="tiny-imagenet",
@@ -97,7 +96,7 @@ def _fill_cache(path: Path, folder: Path, key: str) -> None:
     with open_zip(path) as archive:
         listing = list_images(archive)
         order = draw_permutation(len(listing.labels), SPLIT_SEED).tolist()
-        index = _CacheIndex(
+        index = CacheIndex(
             classes=listing.classes,
             labels=[listing.labels[i] for i in order],
             boxes=[listing.boxes[i] for i in order],
@@ -105,7 +104,7 @@ def _fill_cache(path: Path, folder: Path, key: str) -> None:
             validation=len(listing.labels) - listing.training,
         )
         write_cached_images(
-            folder, key, _decode_members(archive, listing, order), (len(order), 3, IMAGE_SIDE, IMAGE_SIDE), vars(index)
+            folder, key, _decode_members(archive, listing, order), (len(order), 3, IMAGE_SIDE, IMAGE_SIDE), index
         )
 
 

@@ -151,7 +151,7 @@ def check_regular(path: Path) -> None:
 
 
 def has_control_characters(text: str) -> bool:
-    r"""Return whether a text has characters that JSON records refuse, tab or line feed.
+    r"""Return whether a text has characters that `parse_json` rejects, a tab or a line feed.
 
     Names of files whose bytes are not UTF-8 have them (surrogates), too.
 

@@ -183,6 +183,18 @@ def test_a_function_instead_of_a_module_is_one_sentence(make, attack):
         transfer(lambda x: model(x), x, y, surrogate=model, attack=partial(fgsm, eps=EPS))
 
 
+def test_an_output_with_logits_inside_is_one_sentence():
+    x, y = images()
+    with pytest.raises(InputError, match=r"the model returned ImageClassifierOutput for 12 images.*wrap the model"):
+        fgsm(NETWORKS["hugging face"]().model, x, y, eps=EPS)
+
+
+def test_an_attack_that_returns_no_tensor_is_one_sentence(make):
+    x, y = images()
+    with pytest.raises(InputError, match=r"the attack returned ndarray, expected images like its input, torch\.float32"):
+        transfer(make(), x, y, surrogate=make(), attack=lambda model, x, y: x.numpy())
+
+
 def test_numbers_of_numpy_are_numbers(make):
     x, y = images()
     model = make()

@@ -358,7 +358,7 @@ def test_sanity_checks_require_a_batch(images, labels, says):
         run_sanity_checks(Linear(), images(x), labels(y), settings=SETTINGS)
 
 
-def test_sanity_checks_run_every_check_and_leaves_the_model_unchanged():
+def test_sanity_checks_run_completely_and_leave_the_model_unchanged():
     model = noisy(Linear(50.0), 3.0).train()
     x, y = margins()
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -60,9 +60,10 @@ def transfer(
     x, y = check_images(x, y, model)
     with forbid_early_stop():
         x_adv = attack(surrogate, x.clone(), y.clone())
-    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+        got = f"{x_adv.dtype} of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise InputError(
-            f"transfer: the attack returned {x_adv.dtype} of shape {tuple(x_adv.shape)}, expected images like its "
+            f"transfer: the attack returned {got}, expected images like its "
             f"input, {x.dtype} of shape {tuple(x.shape)}; check its return value"
         )
     x_adv, y = check_images(x_adv, y, model)

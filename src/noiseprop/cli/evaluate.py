@@ -46,38 +46,40 @@ class Evaluate:
         from contextlib import nullcontext
 
         from noiseprop.cli.console import error_console, out
-        from noiseprop.distributed import joined
-        from noiseprop.runs.trained_model import read_settings
-        from noiseprop.training.run_folder import held
+        from noiseprop.distributed import join_processes
+        from noiseprop.runs.trained_model import read_run_settings
+        from noiseprop.training.run_folder import lock_run
 
-        read_settings(self.run_dir)  # for a folder that is no run gets no lock
-        with joined() as world:
-            out.quiet = error_console.quiet = not world.first
-            with held(self.run_dir, resume=True) if world.first else nullcontext():
-                self._judge(writes=world.first)
+        read_run_settings(self.run_dir)  # for a folder that is no run gets no lock
+        with join_processes() as world:
+            out.quiet = error_console.quiet = not world.is_first
+            with lock_run(self.run_dir, resume=True) if world.is_first else nullcontext():
+                self._judge(writes=world.is_first)
 
     def _judge(self, *, writes: bool) -> None:
         from dataclasses import replace
 
+        import msgspec
+
         from noiseprop.cli.console import out, print_json, progress_bar
         from noiseprop.data import SPLIT_SEED
-        from noiseprop.environment import device
+        from noiseprop.environment import choose_device
         from noiseprop.errors import RunError
         from noiseprop.evaluation.evaluate import evaluate
         from noiseprop.evaluation.serialization import write_evaluation
         from noiseprop.evaluation.settings import TRANSFERS, choose_settings
-        from noiseprop.evaluation.text_summary import summary_figures, format_summary
-        from noiseprop.runs.trained_model import load_parts, load_run, same_data
+        from noiseprop.evaluation.text_summary import format_summary, summary_figures
+        from noiseprop.runs.trained_model import is_same_data, load_run, load_run_data
         from noiseprop.training import TABLE_1
 
-        where = device(self.device)
+        where = choose_device(self.device)
         model, settings = load_run(self.run_dir, self.model)
         surrogate = load_run(self.surrogate, self.model) if self.surrogate else None
         data = settings["data"]
         digits = data["name"] in _DIGITS and data["split_seed"] == SPLIT_SEED
-        if surrogate and not same_data(surrogate[1], settings):
+        if surrogate and not is_same_data(surrogate[1], settings):
             raise RunError(f"{self.surrogate} was trained on other data than {self.run_dir}; choose another surrogate")
-        test = load_parts(self.run_dir, settings, self.data_dir, self.data).test
+        test = load_run_data(self.run_dir, settings, self.data_dir, self.data).test
         chosen = choose_settings(data["name"], tuple(test.images.shape[1:]), own=bool(test.path))
         if surrogate is None and not digits:
             chosen = replace(chosen, conditions=tuple(c for c in chosen.conditions if c not in TRANSFERS))
@@ -105,7 +107,7 @@ class Evaluate:
             return
         # Before it is written, so that a full disk does not lose it; its notes are wrapped between words.
         if self.json:
-            print_json(summary_figures(evaluation) | {"kept": str(target)})
+            print_json(msgspec.to_builtins(summary_figures(evaluation)) | {"kept": str(target)})
         else:
             out.print(format_summary(evaluation), markup=False, soft_wrap=False)
             if net is None:
@@ -120,24 +122,24 @@ def _surrogate_of(data: str, data_dir: Path | None, device: "torch.device") -> "
     """The network for attacks by transfer on digits: trained at the first call, in a minute, and then kept."""
     from noiseprop.cli.console import progress_bar
     from noiseprop.data import load
-    from noiseprop.distributed import alone
-    from noiseprop.runs.surrogates import surrogate
+    from noiseprop.distributed import act_alone
+    from noiseprop.runs.surrogates import load_surrogate
 
     # one process trains it, and the others wait and read it, so that it is the same whatever their number
-    with alone(), progress_bar("training the surrogate, once") as progress:
-        return surrogate(load(data, data_dir), progress=progress, device=device)
+    with act_alone(), progress_bar("training the surrogate, once") as progress:
+        return load_surrogate(load(data, data_dir), progress=progress, device=device)
 
 
 def _about(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the evaluation says of a run."""
-    from noiseprop.training.checkpoint import MODEL, kept_epoch
+    from noiseprop.training.checkpoint import MODEL, read_epoch
 
     return {
         "model": settings["model"]["name"],
         "activation": settings["model"].get("activation"),
         "seed": settings["seed"],
         "recipe": settings["recipe"]["name"],
-        "epochs": kept_epoch(run_dir / MODEL),
+        "epochs": read_epoch(run_dir / MODEL),
     }
 
 

@@ -7,30 +7,22 @@ import msgspec
 from torch import nn
 
 from noiseprop.errors import RunError
-from noiseprop.evaluation.results import Finding, Measurement, Scalar
-from noiseprop.evaluation.serialization import MeasurementRecord
-from noiseprop.evaluation.settings import Settings
+from noiseprop.evaluation.results import Finding, Measurement
+from noiseprop.evaluation.serialization import EvaluationHead, MeasurementRecord
 from noiseprop.files.atomic import write_aside
 from noiseprop.files.checksum import hash_tensors
 from noiseprop.files.records import format_record, parse_record
 from noiseprop.files.untrusted import read_text
 
 
-class EvaluationIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that determines the figures of an evaluation; fields as in `Evaluation`.
+class EvaluationIdentity(EvaluationHead, frozen=True):
+    """Everything that determines the figures of an evaluation.
 
     Attributes:
         model: digest of the network's state, see `model_digest`.
         surrogate: digest of the surrogate's state, or None without a surrogate.
     """
 
-    about: dict[str, Scalar]
-    dataset: str
-    noisy: bool
-    images: int
-    digest: str
-    settings: Settings
-    versions: dict[str, Scalar]
     model: str | None
     surrogate: str | None
 
@@ -58,7 +50,7 @@ class PartialEvaluation:
             self._load_steps(path)
 
     @property
-    def steps(self) -> list[str]:
+    def finished_steps(self) -> list[str]:
         """Return the names of the finished steps."""
         return list(self._done)
 

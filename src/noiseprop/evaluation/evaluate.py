@@ -33,6 +33,7 @@ from noiseprop.evaluation.scoring import (
     model_device,
     score_states,
 )
+from noiseprop.evaluation.serialization import head_fields
 from noiseprop.evaluation.settings import (
     ATTACKS,
     CORRUPTIONS,
@@ -111,10 +112,13 @@ def evaluate(
             versions=_collect_versions(model),
             measurements=(),
         )
-        identity = _identify_evaluation(empty, model, surrogate) if checkpoint or processes.size > 1 else None
+        identity = None
+        if checkpoint or processes.size > 1:
+            digests = {"model": model_digest(model), "surrogate": model_digest(surrogate)}
+            identity = EvaluationIdentity(**head_fields(empty), **digests)
         stored = PartialEvaluation(checkpoint, identity, writes=processes.is_first)
         if processes.size > 1:
-            processes.check_same({**msgspec.to_builtins(identity), "measured so far": stored.steps})
+            processes.check_same({**msgspec.to_builtins(identity), "measured so far": stored.finished_steps})
         measurements: list[Measurement] = []
         findings: list[Finding] = []
         steps, checks = list(suite.list_steps()), suite.list_checks()
@@ -127,20 +131,6 @@ def evaluate(
             findings.append(stored.load_or_check(name, check))
         report_progress(total, total, "done")
         return replace(empty, measurements=tuple(measurements), findings=tuple(findings))
-
-
-def _identify_evaluation(evaluation: Evaluation, model: nn.Module, surrogate: nn.Module | None) -> EvaluationIdentity:
-    return EvaluationIdentity(
-        about=dict(evaluation.about),
-        dataset=evaluation.dataset,
-        noisy=evaluation.noisy,
-        images=evaluation.images,
-        digest=evaluation.digest,
-        settings=evaluation.settings,
-        versions=dict(evaluation.versions),
-        model=model_digest(model),
-        surrogate=model_digest(surrogate),
-    )
 
 
 @dataclass(frozen=True)

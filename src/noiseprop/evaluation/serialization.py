@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -70,11 +70,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         return Measurement(self.condition, self.state, self.attack_draws, self.severity, bits.astype(np.bool_))
 
 
-class EvaluationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Evaluation in a file; fields as in `Evaluation`."""
+class EvaluationHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything about an evaluation in a file but its results; fields as in `Evaluation`."""
 
-    format: Literal["noiseprop evaluation"]
-    version: Literal[1]
     about: dict[str, Scalar]
     dataset: str
     noisy: bool
@@ -82,6 +80,11 @@ class EvaluationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
     settings: Settings
     versions: dict[str, Scalar]
+
+
+class EvaluationRecord(EvaluationHead, frozen=True, tag_field="format", tag="noiseprop evaluation"):
+    """Evaluation in a file; fields as in `Evaluation`."""
+
     measurements: Annotated[tuple[MeasurementRecord, ...], msgspec.Meta(min_length=1)]
     findings: tuple[Finding, ...]
 
@@ -91,9 +94,8 @@ class EvaluationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ValueError: they contradict each other.
         """
-        if len({(m.condition, m.state, m.attack_draws, m.severity) for m in self.measurements}) < len(
-            self.measurements
-        ):
+        keys = {(m.condition, m.state, m.attack_draws, m.severity) for m in self.measurements}
+        if len(keys) < len(self.measurements):
             raise ValueError("one of its measurements occurs twice")
         for m in self.measurements:
             if m.n > self.images:
@@ -102,21 +104,15 @@ class EvaluationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"{m.condition}: state {m.state!r} of a network that is stated to have no noise")
 
 
+def head_fields(evaluation: Evaluation | EvaluationRecord) -> dict[str, Any]:
+    """Return the fields of `EvaluationHead` by name."""
+    return {name: getattr(evaluation, name) for name in EvaluationHead.__struct_fields__}
+
+
 def format_evaluation(evaluation: Evaluation) -> str:
     """Return an evaluation as JSON text; equal evaluations give equal text."""
-    record = EvaluationRecord(
-        format="noiseprop evaluation",
-        version=1,
-        about=dict(evaluation.about),
-        dataset=evaluation.dataset,
-        noisy=evaluation.noisy,
-        images=evaluation.images,
-        digest=evaluation.digest,
-        settings=evaluation.settings,
-        versions=dict(evaluation.versions),
-        measurements=tuple(MeasurementRecord.from_measurement(m) for m in evaluation.measurements),
-        findings=evaluation.findings,
-    )
+    measurements = tuple(MeasurementRecord.from_measurement(m) for m in evaluation.measurements)
+    record = EvaluationRecord(**head_fields(evaluation), measurements=measurements, findings=evaluation.findings)
     return format_record(record, indent=2) + "\n"
 
 
@@ -131,17 +127,8 @@ def parse_evaluation(text: str) -> Evaluation:
     written = json.loads(msgspec.json.encode(record))
     if written != verify_checksum(parse_json(text)):  # msgspec ignores unknown and missing fields of dataclasses
         raise ValueError("fields of its settings or findings are missing or unknown")
-    return Evaluation(
-        about=record.about,
-        dataset=record.dataset,
-        noisy=record.noisy,
-        images=record.images,
-        digest=record.digest,
-        settings=record.settings,
-        versions=record.versions,
-        measurements=tuple(m.to_measurement() for m in record.measurements),
-        findings=record.findings,
-    )
+    measurements = tuple(m.to_measurement() for m in record.measurements)
+    return Evaluation(**head_fields(record), measurements=measurements, findings=record.findings)
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:

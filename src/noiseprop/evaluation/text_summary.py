@@ -1,12 +1,12 @@
 """Text summary of an evaluation: a row per condition, a column per state, and notes on doubtful figures."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
-from noiseprop.evaluation.results import STATES, Evaluation, Measurement, State
+import msgspec
+
+from noiseprop.evaluation.results import STATES, Evaluation, Finding, Measurement, Scalar, State
 from noiseprop.evaluation.sanity_checks import TOLERANCE
-from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS
+from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, Settings
 
 _STATE_HEADINGS: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
 
@@ -50,29 +50,45 @@ def format_text_table(rows: Sequence[Sequence[str]], gap: str = "  ") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def summary_figures(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the evaluation as a JSON document: every measurement with Wilson's interval, and the findings."""
-    measured = [
-        {
-            "condition": m.condition,
-            "state": m.state,
-            "attack_draws": m.attack_draws,
-            "severity": m.severity,
-            "images": int(m.correct.size),
-            "accuracy": m.accuracy,
-            "interval": [m.interval.low, m.interval.high],
-        }
+class MeasurementFigures(msgspec.Struct, frozen=True):
+    """Accuracy of one measurement with Wilson's 95 % interval; other fields as in `Measurement`."""
+
+    condition: str
+    state: State
+    attack_draws: int
+    severity: int
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+class EvaluationFigures(msgspec.Struct, frozen=True):
+    """Figures of an evaluation for programs; fields as in `Evaluation`."""
+
+    about: dict[str, Scalar]
+    data: str
+    noisy: bool
+    images: int
+    settings: Settings
+    measurements: list[MeasurementFigures]
+    findings: tuple[Finding, ...]
+
+
+def summary_figures(evaluation: Evaluation) -> EvaluationFigures:
+    """Return the figures of the table for programs: every measurement, and the findings."""
+    measurements = [
+        MeasurementFigures(*m.key, m.correct.size, m.accuracy, (m.interval.low, m.interval.high))
         for m in evaluation.measurements
     ]
-    return {
-        "about": dict(evaluation.about),
-        "data": evaluation.dataset,
-        "noisy": evaluation.noisy,
-        "images": evaluation.images,
-        "settings": asdict(evaluation.settings),
-        "measurements": measured,
-        "findings": [asdict(finding) for finding in evaluation.findings],
-    }
+    return EvaluationFigures(
+        about=dict(evaluation.about),
+        data=evaluation.dataset,
+        noisy=evaluation.noisy,
+        images=evaluation.images,
+        settings=evaluation.settings,
+        measurements=measurements,
+        findings=evaluation.findings,
+    )
 
 
 def _format_heading(state: State, evaluation: Evaluation) -> str:

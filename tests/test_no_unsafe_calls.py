@@ -1,4 +1,4 @@
-"""Nothing in src/ can run code that a file holds, unpack an archive into a folder, or load over plain http."""
+"""Check that src/ cannot run code from files, unpack archives into folders, or download over plain http."""
 
 import ast
 import re
@@ -11,15 +11,15 @@ from noiseprop.data import cifar10, mnist, tiny_imagenet
 
 SOURCE = Path(__file__).parents[1] / "src" / "noiseprop"
 MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
-NAMES = {"eval", "exec", "compile", "__import__"}
+BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {"torch.load", "torch.jit.load", "torch.hub.load", "np.fromregex", "np.genfromtxt", "os.system", "os.popen"}
 METHODS = {"extractall", "extract", "unpack_archive", "open_memmap", "read_pickle", "_extract_member"}
 NETWORK = ("requests", "urllib.request", "http.client", "ftplib", "httpx", "aiohttp", "pooch")
 DOWNLOADS = Path("data/download.py")
 
 
-def unsafe(source: str, *, downloads: bool = False) -> Iterator[str]:
-    """What a module may not do, with its line; one may download."""
+def find_unsafe(source: str, *, downloads: bool = False) -> Iterator[str]:
+    """Yield forbidden operations of a module with their lines; one module may download."""
     tree = ast.parse(source)
     docstrings = {
         id(node.body[0].value)
@@ -29,11 +29,11 @@ def unsafe(source: str, *, downloads: bool = False) -> Iterator[str]:
         and isinstance(node.body[0], ast.Expr)
     }
     for node in ast.walk(tree):
-        if found := _unsafe(node, docstrings, downloads=downloads):
+        if found := _describe_unsafe(node, docstrings, downloads=downloads):
             yield f"line {node.lineno}: {found}"
 
 
-def _unsafe(node: ast.AST, docstrings: set[int], *, downloads: bool) -> str | None:
+def _describe_unsafe(node: ast.AST, docstrings: set[int], *, downloads: bool) -> str | None:
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
         network = () if downloads else NETWORK
@@ -44,7 +44,7 @@ def _unsafe(node: ast.AST, docstrings: set[int], *, downloads: bool) -> str | No
     if not isinstance(node, ast.Call):
         return None
     called = ast.unparse(node.func)
-    if called in NAMES | CALLS or (isinstance(node.func, ast.Attribute) and node.func.attr in METHODS):
+    if called in BUILTINS | CALLS or (isinstance(node.func, ast.Attribute) and node.func.attr in METHODS):
         return f"calls {called}"
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
     if called in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
@@ -53,8 +53,8 @@ def _unsafe(node: ast.AST, docstrings: set[int], *, downloads: bool) -> str | No
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_the_source_does_nothing_of_the_kind(path):
-    assert list(unsafe(path.read_text(), downloads=path.relative_to(SOURCE) == DOWNLOADS)) == []
+def test_the_source_has_no_forbidden_operation(path):
+    assert list(find_unsafe(path.read_text(), downloads=path.relative_to(SOURCE) == DOWNLOADS)) == []
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_the_source_does_nothing_of_the_kind(path):
         ("subprocess.run(line, shell=True)", "starts a shell"),
     ],
 )
-def test_what_it_may_not_do_is_found(code, says):
-    assert len(found := list(unsafe(code))) == 1
+def test_forbidden_operations_are_found(code, says):
+    assert len(found := list(find_unsafe(code))) == 1
     assert says in found[0]
 
 
@@ -91,11 +91,13 @@ def test_what_it_may_not_do_is_found(code, says):
         "from noiseprop.data.download import download_file",
     ],
 )
-def test_what_it_may_do_is_not(code):
-    assert list(unsafe(code)) == []
+def test_allowed_operations_are_not_reported(code):
+    assert list(find_unsafe(code)) == []
 
 
-@pytest.mark.parametrize("remote", [*mnist.MNIST_REMOTES, cifar10.CIFAR10_ARCHIVE, tiny_imagenet.TINY_IMAGENET_ARCHIVE], ids=lambda r: r.path)
+@pytest.mark.parametrize(
+    "remote", [*mnist.MNIST_REMOTES, cifar10.CIFAR10_ARCHIVE, tiny_imagenet.TINY_IMAGENET_ARCHIVE], ids=lambda r: r.path
+)
 def test_every_download_is_https_with_size_and_checksum(remote):
     assert remote.url.startswith("https://")
     assert re.fullmatch("[0-9a-f]{64}", remote.sha256)

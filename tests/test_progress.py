@@ -8,7 +8,7 @@ from noiseprop import progress
 
 @pytest.fixture
 def console(monkeypatch):
-    """A console without a terminal, and a clock of our own."""
+    """Replace the console by one without a terminal."""
     written = io.StringIO()
     monkeypatch.setattr(progress, "error_console", Console(file=written, width=200, soft_wrap=True))
     return written
@@ -66,7 +66,7 @@ def test_a_bar_fits_80_columns_and_shows_rate_and_time_left(monkeypatch):
     monkeypatch.setattr(console, "get_time", lambda: float(next(now)), raising=False)
     with progress.create_progress_bars(is_shown=True) as drawn:
         drawn.get_time = lambda: float(next(now))
-        task = drawn.add_task("judging /a/long/path/" + 60 * "x", note="impulse noise 5", total=200)
+        task = drawn.add_task("evaluating /a/long/path/" + 60 * "x", note="impulse noise 5", total=200)
         for step in range(60):
             drawn.update(task, completed=step)
         console.print(drawn.get_renderable())

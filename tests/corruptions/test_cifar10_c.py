@@ -13,7 +13,7 @@ TOTAL = 50_000
 
 
 def header(path, dtype, shape, order=False):
-    """A `.npy` file of zeros that takes no disk: its header, then a hole."""
+    """Write a sparse `.npy` file of zeros: its header, then a hole."""
     with Path(path).open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": order, "shape": shape})
         file.truncate(file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)

@@ -33,7 +33,7 @@ def stored(results):
 
 
 def slow(images, kind, severity, params, seed):
-    """The reference on every image, fed with the draws that `corrupt` makes from a generator of this seed."""
+    """Apply the reference to every image, with the draws that `corrupt` makes from a generator of this seed."""
     generator = torch.Generator().manual_seed(seed)
     arrays = images[..., 0] if images.shape[-1] == 1 else images
     c = reference.PARAMETERS[params][kind][severity - 1]
@@ -144,7 +144,7 @@ def test_rgb_is_a_copy_and_grey_an_exchange():
 
 
 def test_the_filter_is_a_normalised_gaussian_with_nearest_border():
-    """The filter written out by its formula, independent of SciPy."""
+    """Compare with the formula of the filter, independent of SciPy."""
     rng = np.random.default_rng(0)
     x = rng.random((1, 12, 12))
     sigma, radius = 0.9, int(4 * 0.9 + 0.5)
@@ -226,14 +226,14 @@ def test_the_same_seed_gives_the_same_images_and_the_input_stays():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_behind_skipped_ones_get_what_is_theirs(kind, channels):
-    x, how = torch.rand(300, channels, 12, 12, generator=torch.Generator().manual_seed(0)), {"severity": 5}
-    how |= {"params": "tiny-imagenet"}
-    whole = corrupt(x, kind, **how, generator=torch.Generator().manual_seed(1))
+def test_images_after_skipped_ones_get_their_own_draws(kind, channels):
+    x, options = torch.rand(300, channels, 12, 12, generator=torch.Generator().manual_seed(0)), {"severity": 5}
+    options |= {"params": "tiny-imagenet"}
+    whole = corrupt(x, kind, **options, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
-    skip((256, channels, 12, 12), kind, **how, generator=generator)
-    assert torch.equal(corrupt(x[256:], kind, **how, generator=generator), whole[256:])
-    again = corrupt(x[256:], kind, **how, generator=torch.Generator().manual_seed(1))
+    skip((256, channels, 12, 12), kind, **options, generator=generator)
+    assert torch.equal(corrupt(x[256:], kind, **options, generator=generator), whole[256:])
+    again = corrupt(x[256:], kind, **options, generator=torch.Generator().manual_seed(1))
     assert torch.equal(again, whole[256:]) == (kind == "contrast")
 
 

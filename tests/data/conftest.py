@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Every test has an empty cache of its own and no $NOISEPROP_DATA."""
+    """Give every test an empty cache and no $NOISEPROP_DATA."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NOISEPROP_DATA", raising=False)
     return tmp_path / "cache" / "noiseprop"
@@ -28,7 +28,7 @@ def real_data() -> Path:
 
 
 def idx(magic: int, items: np.ndarray, count: int | None = None) -> bytes:
-    """An IDX file's bytes, unpacked; `count` is what its header claims."""
+    """Return the bytes of an IDX file whose header claims `count` items."""
     sizes = (len(items) if count is None else count, *items.shape[1:])
     return struct.pack(f">{1 + len(sizes)}I", magic, *sizes) + items.astype(np.uint8).tobytes()
 
@@ -55,13 +55,13 @@ def mnist_items() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def mnist_packed(mnist_items) -> dict[str, bytes]:
-    """The same as gzip-packed IDX files."""
+    """Return them as gzip-compressed IDX files."""
     return {name: gzip.compress(idx(MNIST_FILES[name], items)) for name, items in mnist_items.items()}
 
 
 @pytest.fixture
 def mnist_dir(tmp_path, mnist_packed) -> Path:
-    """A data folder with a small MNIST in it."""
+    """Make a data folder with a small MNIST."""
     folder = tmp_path / "data"
     (folder / "mnist").mkdir(parents=True)
     for name, packed in mnist_packed.items():
@@ -71,7 +71,7 @@ def mnist_dir(tmp_path, mnist_packed) -> Path:
 
 @pytest.fixture
 def files_limited_to():
-    """A context in which no file of this process can grow beyond a size: writing fails as on a full disk."""
+    """Return a context that limits the size of files, so that writing fails as on a full disk."""
 
     @contextmanager
     def limited(size: int):

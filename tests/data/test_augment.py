@@ -7,7 +7,7 @@ from noiseprop.errors import InputError
 
 
 def one_by_one(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """The same draws, applied to one image and one pixel at a time."""
+    """Apply the same draws to one image and one pixel at a time."""
     B, _, H, W = x.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, B), generator=generator).tolist()
     mirrored = torch.randint(0, 2, (B,), generator=generator).tolist()

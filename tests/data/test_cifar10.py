@@ -29,7 +29,7 @@ def rows() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def folder(tmp_path, rows):
-    """The unpacked folder, in a data folder of its own."""
+    """Make the unpacked folder inside a data folder."""
     path = tmp_path / "unpacked" / FOLDER
     path.mkdir(parents=True)
     for name, content in rows.items():
@@ -199,7 +199,7 @@ def test_bit_flip_in_a_header_is_found(tmp_path):
 
 
 def header(size: bytes) -> bytes:
-    """A tar header for a file of a size written as `size`, its checksum right."""
+    """Return a tar header with a valid checksum for a file whose size is written as `size`."""
     raw = bytearray(tar_of(member("a"))[:512])
     raw[124:136] = size.ljust(12, b"\0")
     raw[148:156] = b" " * 8

@@ -1,4 +1,4 @@
-"""Downloads against a server on loopback: https with a certificate of its own, as in production."""
+"""Downloads from a server on loopback, over https with a self-made certificate."""
 
 import dataclasses
 import gzip
@@ -40,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory) -> tuple[Path, Path]:
-    """A certificate for localhost and its key, made for this test run."""
+    """Make a certificate for localhost and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the test server's certificate, is not installed")
     folder = tmp_path_factory.mktemp("certificate")
@@ -96,7 +96,7 @@ def test_mnist_is_downloaded_once(server, own_cache, mnist_packed, monkeypatch, 
 
 
 def packed(name: str, tmp_path: Path) -> bytes:
-    """A small archive in the form of the official one."""
+    """Make a small archive in the form of the official one."""
     if name == "tiny-imagenet":
         return write_zip(tmp_path / "made", small_archive()).read_bytes()
     rows = {file: np.zeros((2, cifar10.ROW_BYTES), np.uint8) for file in cifar10.OFFICIAL_DIGESTS}
@@ -223,7 +223,7 @@ def test_full_disk_leaves_nothing(server, own_cache, files_limited_to):
     assert leftovers(own_cache) == []
 
 
-def test_cache_that_cannot_be_made_is_one_sentence(server, own_cache):
+def test_cache_that_cannot_be_created_is_one_sentence(server, own_cache):
     own_cache.parent.mkdir(parents=True)
     own_cache.write_text("a file where the folder should be")
     with pytest.raises(DataError, match="cannot be written"):

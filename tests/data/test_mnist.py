@@ -99,7 +99,7 @@ def test_damaged_gzip_is_one_sentence(mnist_dir, damage, sentence):
         load("mnist", mnist_dir)
 
 
-def test_label_that_is_no_digit_is_refused(mnist_dir):
+def test_label_above_9_is_refused(mnist_dir):
     raw = struct.pack(">2I", 0x801, 40) + bytes([10] * 40)
     (mnist_dir / "mnist" / LABELS).write_bytes(gzip.compress(raw))
     with pytest.raises(DataError, match="label 10, expected 0 to 9"):
@@ -130,7 +130,7 @@ def test_large_file_is_not_read_whole(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_what_is_no_regular_file_is_refused_at_once(mnist_dir, kind):
+def test_a_pipe_and_a_folder_are_refused_at_once(mnist_dir, kind):
     path = mnist_dir / "mnist" / IMAGES
     path.unlink()
     path.mkdir() if kind == "folder" else os.mkfifo(path)  # opening the pipe would wait for ever

@@ -25,7 +25,7 @@ def written(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(array=ARRAYS, version=st.sampled_from([(1, 0), (2, 0), (3, 0)]), fortran=st.booleans())
-def test_what_numpy_writes_is_read(tmp_path_factory, array, version, fortran):
+def test_arrays_that_numpy_writes_are_read(tmp_path_factory, array, version, fortran):
     array = np.asfortranarray(array) if fortran else array
     path = tmp_path_factory.getbasetemp() / "x.npy"
     path.write_bytes(written(array, version))
@@ -62,14 +62,14 @@ WHOLE = written(np.arange(6, dtype=np.uint8).reshape(2, 3))
     ],
     ids=range(17),
 )
-def test_all_else_is_refused(tmp_path, data):
+def test_other_files_are_refused(tmp_path, data):
     path = tmp_path / "x.npy"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"header|unknown kind"):
         map_npy(path, "r")
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+def test_a_pipe_and_a_folder_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(ValueError, match="not a regular file"):

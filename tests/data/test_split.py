@@ -10,7 +10,7 @@ from noiseprop.errors import InputError
 
 
 def numbered(name: str, count: int) -> Dataset:
-    """A data set whose image i has the four bytes of i as its pixels and i mod 10 as its label."""
+    """Return a data set whose image i has the four bytes of i as its pixels and i mod 10 as its label."""
     pixels = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, 1, 2, 2)
     return Dataset(name, torch.from_numpy(pixels), torch.arange(count) % 10, tuple("0123456789"))
 
@@ -87,7 +87,7 @@ def test_boxes_go_with_their_images():
         (numbered("mnist", 70), -1, "the split seed is -1, expected a whole number of at least 0"),
     ],
 )
-def test_what_cannot_be_split_is_refused(dataset, seed, sentence):
+def test_data_that_cannot_be_split_are_refused(dataset, seed, sentence):
     with pytest.raises(InputError, match=sentence):
         split(dataset, seed)
 

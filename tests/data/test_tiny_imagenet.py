@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 
 
 def jpeg(size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
-    """A noisy JPEG."""
+    """Return a noisy JPEG."""
     packed = io.BytesIO()
     image = Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
     image.save(packed, "JPEG")
@@ -74,7 +74,7 @@ def data_dir(tmp_path, members) -> Path:
 
 
 def entries(cache: Path) -> list[str]:
-    """The suffixes of what lies in the cache, locks aside."""
+    """List the suffixes of the files in the cache, except locks."""
     return sorted(path.name.split(".", 1)[1] for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
@@ -183,7 +183,7 @@ def test_damaged_cache_is_made_again(data_dir, own_cache, suffix, damage):
     assert entries(own_cache) == ["json", "npy"]
 
 
-def refuse(data_dir: Path, cache: Path, sentence: str) -> None:
+def check_refusal(data_dir: Path, cache: Path, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence) as caught:
         load("tiny-imagenet", data_dir)
     assert "\n" not in str(caught.value)
@@ -231,18 +231,18 @@ def test_wrong_archive_is_one_sentence(tmp_path, members, own_cache, sentence):
     if "65,537" in sentence:
         members[f"{TOP}/val/images/val_2.JPEG"] = bytes(65_537)
         write_zip(tmp_path / "data", members)
-    refuse(path.parent, own_cache, sentence)
+    check_refusal(path.parent, own_cache, sentence)
 
 
 @pytest.mark.parametrize("damage", [OSError, SyntaxError, EOFError, OverflowError, struct.error, zlib.error])
-def test_whatever_pillow_raises_is_one_sentence(monkeypatch, damage):
+def test_errors_of_pillow_are_one_sentence(monkeypatch, damage):
     content = jpeg()
 
     def convert(image, mode):
-        raise damage("what it says")
+        raise damage("the reason")
 
     monkeypatch.setattr(Image.Image, "convert", convert)
-    with pytest.raises(DataError, match=r"x is not a valid JPEG image \(what it says\); get the official"):
+    with pytest.raises(DataError, match=r"x is not a valid JPEG image \(the reason\); get the official"):
         decode_jpeg(content, "x")
 
 
@@ -258,7 +258,9 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, members, o
     frame = content.index(b"\xff\xc0")
     content[frame + 5 : frame + 9] = struct.pack(">2H", 65_500, 65_500)  # 4.3 billion pixels
     members[f"{TOP}/val/images/val_1.JPEG"] = bytes(content)
-    refuse(write_zip(tmp_path / "data", members).parent, own_cache, "val_1.JPEG is 65500x65500 pixels, expected 64x64")
+    check_refusal(
+        write_zip(tmp_path / "data", members).parent, own_cache, "val_1.JPEG is 65500x65500 pixels, expected 64x64"
+    )
 
 
 def test_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path, members, own_cache):
@@ -268,7 +270,7 @@ def test_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path, members, 
     raw = path.read_bytes().replace(struct.pack("<I", 100_000_000), struct.pack("<I", 1_000))
     path.write_bytes(raw)
     tracemalloc.start()
-    refuse(path.parent, own_cache, "val_1.JPEG is damaged|val_1.JPEG is not a valid JPEG")
+    check_refusal(path.parent, own_cache, "val_1.JPEG is damaged|val_1.JPEG is not a valid JPEG")
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
 
@@ -289,19 +291,19 @@ def test_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path, members, 
 def test_damaged_archive_is_one_sentence(data_dir, own_cache, damage, sentence):
     path = data_dir / "tiny-imagenet-200.zip"
     path.write_bytes(damage(path.read_bytes()))
-    refuse(data_dir, own_cache, sentence)
+    check_refusal(data_dir, own_cache, sentence)
 
 
 def test_encrypted_and_unusually_packed_members_are_refused(tmp_path, members, own_cache):
     path = write_zip(tmp_path / "data", members, zipfile.ZIP_LZMA)  # LZMA may ask for 4 GB of dictionary
-    refuse(path.parent, own_cache, "wnids.txt is encrypted or packed in an unusual way")
+    check_refusal(path.parent, own_cache, "wnids.txt is encrypted or packed in an unusual way")
 
 
 def test_repeated_member_is_refused(tmp_path, members, own_cache):
     path = write_zip(tmp_path / "data", members)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(f"{TOP}/wnids.txt", b"n01")
-    refuse(path.parent, own_cache, "has two members 'tiny-imagenet-200/wnids.txt'")
+    check_refusal(path.parent, own_cache, "has two members 'tiny-imagenet-200/wnids.txt'")
 
 
 def test_nothing_is_extracted(data_dir, own_cache):
@@ -348,7 +350,7 @@ def test_decoding_stopped_midway_leaves_nothing(data_dir, own_cache, monkeypatch
     assert len(load("tiny-imagenet", data_dir)) == 17
 
 
-def test_what_a_killed_process_left_goes_with_the_next_load_and_what_one_at_work_writes_stays(data_dir, own_cache):
+def test_partial_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(data_dir, own_cache):
     folder = own_cache / "tiny-imagenet"
     folder.mkdir(parents=True)
     left, written = [folder / f"killed.{suffix}.part" for suffix in ("npy", "json")], folder / "at-work.npy.part"

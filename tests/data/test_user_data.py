@@ -152,7 +152,7 @@ def test_names_of_files_do_not_matter(photos):
 
 # EXIF orientation
 
-UPRIGHT = {  # what the EXIF standard says that row 0 and column 0 of the stored pixels show
+UPRIGHT = {  # by the sides of the scene that row 0 and column 0 of the stored pixels show in the EXIF standard
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],
     4: lambda stored: stored[::-1],

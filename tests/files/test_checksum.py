@@ -3,10 +3,8 @@ import json
 import pytest
 import torch
 
-from noiseprop.errors import RunError
 from noiseprop.files.atomic import write_json
 from noiseprop.files.checksum import add_checksum, hash_tensors, verify_checksum
-from noiseprop.training.run_folder import append_metrics, open_run
 
 DOCUMENT = {"epochs": 3, "lr": 1e-3, "betas": (0.9, 0.999), "by epoch": {10: 0.5, 2: 0.25}, "note": "σ", "none": None}
 
@@ -47,21 +45,6 @@ def test_hashes_of_tensors_differ_by_name_type_shape_and_bits():
     others = [{"a": one}, {"b": one.view(2, 3)}, {"a": one.view(2, 3).int()}, {"a": one.view(2, 3) + 1e-6}, {}]
     others += [{"a": torch.tensor(1.0)}, {"a": torch.tensor([1.0])}, {"a": torch.zeros(0)}]
     assert len({hash_tensors(tensors) for tensors in (same, *others)}) == 9
-
-
-def test_a_run_that_has_lost_its_checkpoint_does_not_begin_again(tmp_path):
-    open_run(tmp_path, {"seed": 0}, resume=False)
-    append_metrics(tmp_path, {"epoch": 1})
-    open_run(tmp_path, {"seed": 0}, resume=True)  # killed before its first checkpoint
-    append_metrics(tmp_path, {"epoch": 2})
-    with pytest.raises(
-        RunError, match=r"state\.safetensors is missing, without which .* move .* away and train again$"
-    ):
-        open_run(tmp_path, {"seed": 0}, resume=True)
-    (tmp_path / "metrics.jsonl").unlink()
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(RunError, match=r"state\.safetensors is missing"):
-        open_run(tmp_path, {"seed": 0}, resume=True)
 
 
 def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -68,13 +68,13 @@ def test_sound_values_come_through(value):
     ],
     ids=lambda value: value[:12],
 )
-def test_what_is_refused(text, says):
+def test_hostile_texts_are_refused(text, says):
     with pytest.raises(ValueError, match=r"^.{1,200}$") as caught:  # short, and on one line
         parse_json(text)
     assert says in str(caught.value)
 
 
-def test_what_is_just_small_enough_is_read():
+def test_values_at_the_limits_are_read():
     assert json.dumps(parse_json(deep(MAX_JSON_DEPTH))) == deep(MAX_JSON_DEPTH)
     assert parse_json(f"[{2**64 - 1}, {-(2**63)}]") == [2**64 - 1, -(2**63)]
     assert parse_json(r'"\ud83d\ude00 \t\n"') == "\U0001f600 \t\n"

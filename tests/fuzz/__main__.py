@@ -1,8 +1,7 @@
 """Fuzz the readers with atheris: `python -m tests.fuzz --executions 1000000 [reader ...]`; writes results/fuzz.json.
 
-One reader after the other, each in a process of its own that dies of what no reader may do: let an error through other
-than a NoisepropError, leave a file behind, take more than `SECONDS` for an input, or more than `MEMORY` beyond what it
-began with.
+Each reader runs in a separate process, which fails if the reader raises an error other than a NoisepropError, leaves a
+file behind, takes more than `SECONDS` for an input, or allocates more than `MEMORY`.
 """
 
 import argparse
@@ -36,7 +35,7 @@ SECONDS = 30  # by the clock, on a machine that others use too
 
 
 def fuzz(reader: Reader, executions: int, minutes: float, seed: int) -> dict[str, Any]:
-    """Fuzz one reader in a process of its own, for so many minutes at most unless 0; what came of it."""
+    """Fuzz one reader in a separate process, for at most `minutes` unless 0, and return the figures."""
     seeds = [*reader.seeds(), *(found.data for found in FOUND if found.reader == reader.name)]
     for data in seeds:
         accepts(reader, data)
@@ -57,14 +56,14 @@ def fuzz(reader: Reader, executions: int, minutes: float, seed: int) -> dict[str
         try:
             work(reader, flags, said)
         finally:
-            os._exit(70)  # what the parent has begun is not the child's to end
+            os._exit(70)  # without the exit handlers of the parent
     _, status, usage = os.wait4(child, 0)
-    told = said.read_text(errors="replace")
+    output = said.read_text(errors="replace")
     shutil.rmtree(folder)
     if status:
-        print(told[-4000:], file=sys.stderr)
-    begun = int(re.search(r"begun with (\d+) MB", told)[1])
-    executed = re.findall(r"^stat::number_of_executed_units:\s+(\d+)", told, re.MULTILINE)
+        print(output[-4000:], file=sys.stderr)
+    begun = int(re.search(r"begun with (\d+) MB", output)[1])
+    executed = re.findall(r"^stat::number_of_executed_units:\s+(\d+)", output, re.MULTILINE)
     return {
         "reader": reader.name,
         "reads": reader.reads,
@@ -76,10 +75,10 @@ def fuzz(reader: Reader, executions: int, minutes: float, seed: int) -> dict[str
 
 
 def work(reader: Reader, flags: list[str], said: Path) -> None:
-    """Fuzz a reader in this process, and end it."""
-    told = os.open(said, os.O_WRONLY | os.O_CREAT)
-    os.dup2(told, 1)  # where atheris tells an error
-    os.dup2(told, 2)
+    """Fuzz a reader in this process and exit."""
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(handle, 1)  # where atheris reports errors
+    os.dup2(handle, 2)
     allowed = set(scratch().iterdir())
     done = 0
 
@@ -103,12 +102,12 @@ def work(reader: Reader, flags: list[str], said: Path) -> None:
 
 
 def _memory(key: str) -> int:
-    """MB of this process, mapped or resident."""
+    """Return the mapped or resident memory of this process in MB."""
     return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) >> 10
 
 
-def keep(run: dict[str, Any], executions: int) -> None:
-    """Put a reader's run into the record, in place of an older one."""
+def update_record(run: dict[str, Any], executions: int) -> None:
+    """Put the figures of a reader into the record, in place of older ones."""
     kept = json.loads(RECORD.read_text())["readers"] if RECORD.exists() else []
     by_name = {one["reader"]: one for one in kept} | {run["reader"]: run}
     for name, one in by_name.items():
@@ -123,7 +122,7 @@ def keep(run: dict[str, Any], executions: int) -> None:
 
 
 def main() -> int:
-    """Fuzz the readers that are named, or all; 1 where one let something through."""
+    """Fuzz the named readers, or all; return 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("readers", nargs="*", metavar="reader", help=f"of {', '.join(READERS)}; or all")
     parser.add_argument("--executions", type=int, default=100_000, help="of each reader")
@@ -137,11 +136,11 @@ def main() -> int:
     for name in options.readers or READERS:
         run = fuzz(READERS[name], options.executions, options.minutes, options.seed)
         speed = run["executions"] / max(run["seconds"], 1)
-        told = f"{run['executions']:,} executions, {speed:,.0f} a second, {run['crashes']} crashes"
-        print(f"{name}: {told}, {run['memory_mb']} MB more than at the start", flush=True)
+        summary = f"{run['executions']:,} executions, {speed:,.0f} a second, {run['crashes']} crashes"
+        print(f"{name}: {summary}, {run['memory_mb']} MB more than at the start", flush=True)
         failed |= bool(run["crashes"])
         if not options.tried:
-            keep(run, options.executions)
+            update_record(run, options.executions)
     return int(failed)
 
 

@@ -1,7 +1,7 @@
-"""Files whose declared sizes are lies or whose contents explode: `python -m tests.fuzz.bombs` reads each of them.
+"""Files with false sizes or exploding contents: `python -m tests.fuzz.bombs` reads each of them.
 
-Each is refused in one sentence, within its bound of memory beyond what the process had; a process that would need more
-is refused it by the system, and the test fails.
+Each must end in one sentence within its limit of additional memory. The system denies a process more memory than that,
+and the test fails.
 """
 
 import gzip
@@ -42,10 +42,10 @@ from noiseprop.training.checkpoint import read_epoch
 
 @dataclass(frozen=True)
 class Bomb:
-    """A hostile file.
+    """Hostile file.
 
     Attributes:
-        says: what it is.
+        says: description of the file.
         most: MB that reading it may take.
         make: writes it into a folder.
         read: reads it there.
@@ -59,28 +59,28 @@ class Bomb:
 
 @cache
 def zeros(wbits: int = 31) -> bytes:
-    """A gigabyte of zeros, packed to a megabyte as gzip (31) or zlib (15) does."""
+    """Compress a gigabyte of zeros to a megabyte of gzip (31) or zlib (15)."""
     packer = zlib.compressobj(9, wbits=wbits)
     return b"".join([*(packer.compress(bytes(2**20)) for _ in range(1024)), packer.flush()])
 
 
 def zeros_as(name: str) -> Callable[[Path], object]:
-    """These as a file."""
+    """Write the zeros to a file."""
     return lambda folder: (folder / name).write_bytes(zeros())
 
 
 def idx(folder: Path) -> None:
-    """A header alone."""
+    """Write a header without images."""
     (folder / "x.gz").write_bytes(gzip.compress(struct.pack(">4I", IMAGES_MAGIC, 2**31, 28, 28)))
 
 
 def read_images(folder: Path) -> None:
-    """The file as MNIST's training images."""
+    """Read the file as MNIST's training images."""
     read_idx(folder / "x.gz", IMAGES_MAGIC, (28, 28), MAX_TRAIN)
 
 
 def zip_of(folder: Path, count: int) -> None:
-    """An archive of so many empty members, whose list is of one piece of their least size."""
+    """Write an archive of empty members with the smallest possible entries."""
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0)
     listed = b"".join(entry + b"%08x" % number for number in range(count))
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, len(listed), 0, 0)
@@ -88,7 +88,7 @@ def zip_of(folder: Path, count: int) -> None:
 
 
 def lying_zip(folder: Path) -> None:
-    """A member said to have 4 bytes, which are a gigabyte."""
+    """Write a member that declares 4 bytes and has a gigabyte."""
     with (
         zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("t/wnids.txt", "w", force_zip64=True) as member,
@@ -102,19 +102,19 @@ def lying_zip(folder: Path) -> None:
 
 
 def read_zip(folder: Path) -> None:
-    """The archive as Tiny-ImageNet's."""
+    """Read the archive as Tiny-ImageNet's."""
     with open_zip(folder / "x.zip") as archive:
         list_images(archive)
 
 
 def jpeg(folder: Path) -> None:
-    """A sound header of an image of 65,500 times 65,500 pixels."""
+    """Write a valid header of an image of 65,500 times 65,500 pixels."""
     frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 65500, 65500, 3) + b"\1\x11\0\2\x11\1\3\x11\1"
     (folder / "x").write_bytes(b"\xff\xd8" + frame + b"\xff\xda" + bytes(60_000) + b"\xff\xd9")
 
 
 def png(path: Path, side: int = 30_000, *more: tuple[bytes, bytes]) -> None:
-    """A square image in 60 kB, and more chunks."""
+    """Write a square image in 60 kB, with more chunks."""
     head, packed = struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0), zlib.compress(bytes(2**25), 9)
     chunks = [(b"IHDR", head), *more, (b"IDAT", packed), (b"IEND", b"")]
     body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
@@ -122,7 +122,7 @@ def png(path: Path, side: int = 30_000, *more: tuple[bytes, bytes]) -> None:
 
 
 def pictures(side: int, *more: tuple[bytes, bytes]) -> Callable[[Path], None]:
-    """Two class folders, one with such an image."""
+    """Write two class folders, one with such an image."""
 
     def make(folder: Path) -> None:
         for name in ("one", "two"):
@@ -134,29 +134,29 @@ def pictures(side: int, *more: tuple[bytes, bytes]) -> Callable[[Path], None]:
 
 
 def packed_text(folder: Path) -> None:
-    """The same, with a text of a megabyte that unpacks to a gigabyte."""
+    """Write them with a text of a megabyte that unpacks to a gigabyte."""
     pictures(4, (b"zTXt", b"Title\0\0" + zeros(15)))(folder)
 
 
 def own_npz(folder: Path) -> None:
-    """An array whose header claims 2^50 bytes."""
+    """Write an array whose header claims 2^50 bytes."""
     npy(folder)
     with zipfile.ZipFile(folder / "own.npz", "w") as archive:
         archive.write(folder / "contrast.npy", "x.npy")
 
 
 def read_image(folder: Path) -> None:
-    """The file as one of Tiny-ImageNet's images."""
+    """Read the file as one of Tiny-ImageNet's images."""
     decode_jpeg((folder / "x").read_bytes()[:MAX_JPEG_BYTES], "x.JPEG")
 
 
 def read_pictures(folder: Path) -> None:
-    """The folder as a data set of one's own."""
+    """Read the folder as user data."""
     read_class_folders(folder, "pictures/")
 
 
 def tensors(size: int) -> Callable[[Path], None]:
-    """A safetensors file whose header is said to have so many bytes, and has them, as holes."""
+    """Write a sparse safetensors file whose header has `size` bytes."""
 
     def make(folder: Path) -> None:
         path = folder / "model.safetensors"
@@ -167,19 +167,19 @@ def tensors(size: int) -> Callable[[Path], None]:
 
 
 def many_tensors(folder: Path) -> None:
-    """As many tensors as fit into the largest header that is read."""
+    """Write as many tensors as fit into the largest header that is read."""
     one = '"%06x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     text = "{" + ",".join(one % number for number in range(280_000)) + "}"
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text.encode())
 
 
 def text(content: str | bytes, name: str = "config.json") -> Callable[[Path], object]:
-    """A file of text."""
+    """Write a text file."""
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def sparse(size: int, name: str = "config.json") -> Callable[[Path], object]:
-    """A file of one hole."""
+    """Write a sparse file."""
 
     def make(folder: Path) -> None:
         (folder / name).touch()
@@ -189,31 +189,31 @@ def sparse(size: int, name: str = "config.json") -> Callable[[Path], object]:
 
 
 def classes(folder: Path) -> None:
-    """A network of 10^12 classes."""
+    """Write a network of 10^12 classes."""
     document = json.loads(config_seeds()[0])
     document["settings"]["model"]["classes"] = 10**12
     text(json.dumps(add_checksum(document)))(folder)
 
 
 def npy(folder: Path) -> None:
-    """A header that claims 2^50 bytes."""
+    """Write a header that claims 2^50 bytes."""
     head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1125899906842624,), }"
     (folder / "contrast.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", 118) + head.ljust(117) + b"\n")
 
 
 def read_corrupted(folder: Path) -> None:
-    """The file as one of CIFAR-10-C."""
+    """Read the file as one of CIFAR-10-C."""
     read_cifar10_c(folder, "contrast", severity=1)
 
 
-def a_metrics_file(folder: Path) -> None:
-    """As many lines as may be, none of them an epoch in its place."""
+def metrics_file(folder: Path) -> None:
+    """Write the largest number of lines, none of them an epoch in its place."""
     rows = "".join(f'{{"epoch":{number}}}\n' for number in range(1, 900_000)) + '{"epoch":0}\n'
     text(rows, "metrics.jsonl")(folder)
 
 
 def read_tensors(folder: Path) -> None:
-    """The file as a trained model's."""
+    """Read the file as that of a trained model."""
     read_epoch(folder / "model.safetensors")
 
 
@@ -271,16 +271,16 @@ BOMBS = [
     ),
     Bomb("a number of 30 million digits", 192, text("1" * 30_000_000), read_run_settings),
     Bomb("a network of 10^12 classes", 16, classes, load_run),
-    Bomb("900,000 lines of metrics.jsonl", 512, a_metrics_file, read_metrics),
+    Bomb("900,000 lines of metrics.jsonl", 512, metrics_file, read_metrics),
     Bomb("a .npy header that claims 2^50 bytes", 16, npy, read_corrupted),
 ]
 
 
-def held(bomb: Bomb) -> dict[str, object]:
-    """Read a bomb within its bound.
+def read_bomb(bomb: Bomb) -> dict[str, object]:
+    """Read a bomb within its memory limit.
 
     Returns:
-        The sentence with which it was refused, and the seconds that took.
+        The message of the error, and the seconds that it took.
     """
     with tempfile.TemporaryDirectory() as folder:
         bomb.make(Path(folder))
@@ -300,8 +300,8 @@ def held(bomb: Bomb) -> dict[str, object]:
 if __name__ == "__main__":
     for one in BOMBS:
         try:
-            told = held(one)
+            outcome = read_bomb(one)
         except MemoryError:
-            told = {"says": one.says, "sentence": "", "seconds": -1}
-        json.dump(told, sys.stdout)
+            outcome = {"says": one.says, "sentence": "", "seconds": -1}
+        json.dump(outcome, sys.stdout)
         print(flush=True)

@@ -1,4 +1,4 @@
-"""What was found: files that a reader once failed on. They are tested, and fuzzing starts from them."""
+"""Files that a reader once failed on; they are tested, and fuzzing starts from them."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ from noiseprop.files.checksum import add_checksum
 
 @dataclass(frozen=True)
 class Found:
-    """A file, the reader that failed on it, and how."""
+    """File that a reader failed on, with the failure."""
 
     reader: str
     data: bytes

@@ -1,4 +1,4 @@
-"""Every reader of the package, with sound files to start from: bytes go in, and data or a NoisepropError comes out."""
+"""All readers of the package, with valid files to start from: each returns data or raises a NoisepropError."""
 
 import atexit
 import gzip
@@ -66,15 +66,15 @@ RNG = np.random.default_rng(0)
 
 @dataclass
 class Reader:
-    """One reader.
+    """Reader of one kind of file.
 
     Attributes:
-        name: what it is called on the command line and in the record.
-        reads: what it reads, in words.
-        seeds: makes sound files.
-        read: reads bytes; what it finds wrong with them is a NoisepropError, anything else a defect.
+        name: name on the command line and in the record.
+        reads: description of the files.
+        seeds: makes valid files.
+        read: reads bytes; any error other than a NoisepropError is a defect.
         damage: changes the inside of a file.
-        words: what such files are made of, and what they should not be.
+        words: typical and hostile pieces of such files.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Reader:
 
 @cache
 def scratch() -> Path:
-    """A folder in memory where this is possible; it goes with the process that made it, not with forked ones."""
+    """Return a folder, in memory if possible, which is removed with the process that made it, not with forked ones."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     maker = os.getpid()
     atexit.register(lambda: os.getpid() == maker and shutil.rmtree(folder, ignore_errors=True))
@@ -102,7 +102,7 @@ def _opened(name: str) -> tuple[Path, int]:
 
 
 def as_file(data: bytes, name: str) -> Path:
-    """A file that holds these bytes; it stays open, which saves time."""
+    """Return a file with these bytes; it stays open, which saves time."""
     path, handle = _opened(name)
     os.ftruncate(handle, 0)
     os.pwrite(handle, data, 0)
@@ -209,7 +209,7 @@ def npy_seeds() -> list[bytes]:
 
 def read_npy(data: bytes) -> None:
     path = as_file(data, "array.npy")
-    with suppress(ValueError):  # its callers' word for damage
+    with suppress(ValueError):  # its callers raise a DataError
         array = map_npy(path, "r")
         assert array.nbytes <= len(data)
         array.sum()
@@ -240,9 +240,13 @@ def picture_seeds() -> list[bytes]:
         packed = io.BytesIO()
         Image.fromarray(pixels).convert(mode).save(packed, kind)
         seeds.append(packed.getvalue())
-    packed = io.BytesIO()
-    Image.fromarray(pixels).save(packed, "JPEG", quality=5)
-    return [*seeds, packed.getvalue()]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation
+    for kind, options in (("JPEG", {}), ("JPEG", {"exif": exif}), ("PNG", {"exif": exif})):
+        packed = io.BytesIO()
+        Image.fromarray(pixels).save(packed, kind, quality=5, **options)
+        seeds.append(packed.getvalue())
+    return seeds
 
 
 def read_pictures(data: bytes) -> None:
@@ -257,7 +261,7 @@ def picture_seeds_kept() -> list[bytes]:
 
 
 def cache_entry(images: bytes) -> bytes:
-    """Both files of an entry with its checksum."""
+    """Return both files of a cache entry with its checksum."""
     index = {"classes": ["a"], "labels": [0, 0], "boxes": [[0, 0, 1, 1]] * 2, "training": 1, "validation": 1}
     what = json.dumps(index).encode()
     return images + SEAM + hashlib.sha256(images + what).hexdigest().encode() + b"\n" + what
@@ -281,7 +285,7 @@ def read_cache(data: bytes) -> None:
 
 
 class Net(nn.Module):
-    """Small, with one learned and one fixed noise."""
+    """Small network for noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -293,7 +297,7 @@ class Net(nn.Module):
 
 @cache
 def network() -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
-    """A noisy network and its optimizers after a step, so that there is a state."""
+    """Return a noisy network and its optimizers after a step, so that they have a state."""
     torch.manual_seed(0)
     net = add_noise(Net(), "one", example=torch.zeros(1, 4))
     optimizers = {"weights": torch.optim.Adam(weights(net)), "sigma": SigmaAdam(sigmas(net), lr=1e-3)}
@@ -342,7 +346,7 @@ def read_state(data: bytes) -> None:
     load_state(as_file(data, "state.safetensors"), net, optimizers)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    for optimizer in optimizers.values():  # what was read can be gone on with
+    for optimizer in optimizers.values():  # a step from the state must succeed
         optimizer.step()
 
 
@@ -419,7 +423,7 @@ def read_evaluation_file(data: bytes) -> None:
 
 
 class Identity(msgspec.Struct):
-    """What an evaluation under way is known by."""
+    """Identity of a partial evaluation."""
 
     seed: int = 0
 
@@ -439,7 +443,7 @@ def read_partial(data: bytes) -> None:
 
 
 def record_seeds() -> list[bytes]:
-    """One run with few figures, one with all, and two of a table that has a page to itself."""
+    """Return a run with few figures, one with all, and runs of a table with its own page."""
     record = json.loads((ROOT / "results" / "table4-released-code.json").read_text())
     record["runs"] = [run for run in record["runs"] if run["row"] in ("CNN", "CNN-AN")]
     resnets = json.loads((ROOT / "results" / "table6-paper-fast-4.json").read_text())
@@ -454,7 +458,7 @@ def record_seeds() -> list[bytes]:
 
 def read_record_file(data: bytes) -> None:
     record = read_record(as_file(data, "table4.json"))
-    with suppress(RunError):  # where a condition is missing
+    with suppress(RunError):  # if a condition is missing
         how(record)
         findings_table(record)
         for table in (*main_tables(record), *states_tables(record)):
@@ -520,7 +524,7 @@ READERS = {
 
 
 def accepts(reader: Reader, data: bytes) -> bool:
-    """Whether a reader takes the bytes; anything but a NoisepropError comes through."""
+    """Return whether a reader accepts the bytes; errors other than a NoisepropError are raised."""
     try:
         reader.read(data)
     except NoisepropError:

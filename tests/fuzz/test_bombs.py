@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, dict[str, object]]:
-    """What came of each, in a process whose memory can be limited."""
+def outcomes() -> dict[str, dict[str, object]]:
+    """Read each bomb in a process whose memory can be limited."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.fuzz.bombs"],
         cwd=ROOT,
@@ -28,8 +28,8 @@ def told() -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.says)
-def test_a_bomb_is_refused_within_its_bound(bomb, told):
-    found = told[bomb.says]
+def test_a_bomb_is_refused_within_its_bound(bomb, outcomes):
+    found = outcomes[bomb.says]
     assert found["seconds"] != -1, f"reading it takes more than {bomb.most} MB"
     assert found["sentence"], "it was read"
     assert "\n" not in found["sentence"]

@@ -1,4 +1,4 @@
-"""The harness counts executions, and finds each thing that no reader may do."""
+"""Check that the harness counts executions and finds each defect of a reader."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ for read in (lets_an_error_through, takes_memory, takes_time, leaves_a_file, is_
 
 
 @pytest.mark.slow
-def test_the_harness_finds_what_no_reader_may_do(tmp_path):
+def test_the_harness_finds_each_defect(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )

@@ -26,7 +26,7 @@ def test_the_tables_are_made_from_the_record_and_the_tests(script):
     assert script.updated(PAGE, other) != PAGE
 
 
-def test_a_page_without_marks_is_told(script):
+def test_a_page_without_marks_is_an_error(script):
     with pytest.raises(SystemExit, match="lacks the marks"):
         script.updated("# Security", RECORD)
 

@@ -1,4 +1,4 @@
-"""Damaged files of every kind, from the inside too: each reader takes them or says in a sentence what is wrong."""
+"""Damaged files of every kind: each reader accepts them or raises a NoisepropError."""
 
 from random import Random
 
@@ -10,7 +10,7 @@ from tests.fuzz.readers import READERS, accepts
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_sound_files_are_read(name):
+def test_valid_files_are_read(name):
     reader = READERS[name]
     assert any(accepts(reader, seed) for seed in reader.seeds())
 
@@ -30,16 +30,16 @@ def test_damaged_files_are_read_or_refused(name):
         refused += not accepts(reader, data)
 
     holds()
-    assert refused or name in ("cache", "partial", "npy", "curve")  # which count damage as nothing there
+    assert refused or name in ("cache", "partial", "npy", "curve")  # which treat damage as a missing file
 
 
 @pytest.mark.parametrize("found", FOUND, ids=lambda found: f"{found.reader}: {found.says}")
-def test_what_was_found_stays_mended(found):
+def test_defects_that_were_found_stay_fixed(found):
     accepts(READERS[found.reader], found.data)
 
 
 def edited(data: bytes, rng: Random) -> bytes:
-    """Bytes with a few of them changed, cut out, repeated or put in."""
+    """Change, cut, repeat or insert a few bytes."""
     raw = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at, act = rng.randrange(len(raw) + 1), rng.randrange(4)

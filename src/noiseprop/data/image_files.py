@@ -2,10 +2,13 @@
 
 import io
 import struct
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -91,7 +94,7 @@ def _read_header(path: Path) -> ImageHeader:
     if not path.is_file():
         raise DataError(f"{path}: not a regular file; remove it")
     try:
-        with path.open("rb") as file, Image.open(file, formats=PILLOW_FORMATS) as image:
+        with path.open("rb") as file, _open_image(file) as image:
             size, mode = image.size, image.mode
             orientation = _read_orientation(image) if max(size) <= MAX_SIDE else 1
     except PILLOW_ERRORS as error:
@@ -101,6 +104,13 @@ def _read_header(path: Path) -> ImageHeader:
     if mode not in (*_GREY, *_COLOUR):
         raise DataError(f"{path}: its pixels are {mode}, expected 8 bits per channel; save it as grey or RGB")
     return ImageHeader(size if orientation < 5 else (size[1], size[0]), mode, orientation != 1)
+
+
+@contextmanager
+def _open_image(file: BinaryIO) -> Generator[Image.Image]:
+    """Open an image in one of `PILLOW_FORMATS`; Pillow's warnings of damaged metadata are ignored."""
+    with warnings.catch_warnings(action="ignore"), Image.open(file, formats=PILLOW_FORMATS) as image:
+        yield image
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -116,7 +126,7 @@ def _iterate_pixels(paths: list[Path], mode: str, folder: Path) -> Iterator[np.n
     for path in track_progress(paths, f"reading {folder.name}"):
         content = read_bounded(path, MAX_IMAGE_FILE)
         try:
-            with Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
+            with _open_image(io.BytesIO(content)) as image:
                 orientation = _read_orientation(image)
                 upright = image.transpose(_UPRIGHT[orientation]) if orientation != 1 else image
                 pixels = np.asarray(upright.convert(mode))

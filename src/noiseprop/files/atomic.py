@@ -15,12 +15,16 @@ from noiseprop.files.checksum import add_checksum
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it, so that `path` never holds a partial file.
 
+    An existing file keeps its permissions; a new one gets those of the umask.
+
     Raises:
         RunError: the file cannot be written; the previous file stays at `path`.
     """
     aside = path.with_name(f".{path.name}.tmp")
     try:
         mode = _create_empty(aside)  # as the umask asks; safetensors would leave 0600
+        with suppress(FileNotFoundError):
+            mode = path.stat().st_mode
         write(aside)
         aside.chmod(mode & 0o777)
         with aside.open("rb") as file:

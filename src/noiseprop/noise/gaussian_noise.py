@@ -86,7 +86,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         eq_3 = torch.ops.noiseprop.sigma_gradient if again else kernels.compute_sigma_gradient
         to_sigma = eq_3(grad, key, ctx.sigma_shape, ctx.draws)
     if ctx.needs_input_grad[2]:
-        to_mu = kernels.sum_to_shape(grad.sum(0, dtype=noise_dtype(grad)), ctx.mu_shape)
+        to_mu = kernels.compute_mu_gradient(grad, ctx.mu_shape)
     return grad, to_sigma, to_mu, None, None
 
 

@@ -1,5 +1,7 @@
 """Memory layouts that the fused kernels read and write, and the precision they compute in."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,9 @@ def make_dense(x: Tensor) -> tuple[Tensor, bool]:
     if select_memory_format(x) != torch.contiguous_format:
         return x, True
     return x.contiguous(), False
+
+
+def list_shared_axes(neurons: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """List the axes of the neurons over which a sigma or mu of this shape holds one value."""
+    lead = len(neurons) - len(shape)
+    return tuple(i for i in range(len(neurons)) if i < lead or (shape[i - lead] == 1 and neurons[i] != 1))

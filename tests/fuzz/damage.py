@@ -14,7 +14,10 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from noiseprop.files.checksum import add_checksum
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from noiseprop.files.checksum import add_checksum, hash_tensors
 
 Edit = Callable[[bytes], bytes]
 Damage = Callable[[bytes, Random, Edit], bytes]
@@ -117,6 +120,20 @@ def header(data: bytes, rng: Random, edit: Edit) -> bytes:
             value = change_value(value, rng)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return edit(data)
+    text = json.dumps(value).encode()
+    return update_digest(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def update_digest(data: bytes) -> bytes:
+    """Correct the digest of the tensors in the header of a checkpoint, and the checksum of the header."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        value, tensors = json.loads(data[8 : 8 + length]), load(data)
+        inner = json.loads(value["__metadata__"]["noiseprop"])
+        inner["tensors"] = hash_tensors({name: tensors[name] for name in sorted(tensors)})
+        value["__metadata__"]["noiseprop"] = json.dumps(add_checksum(inner))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        return data
     text = json.dumps(value).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 

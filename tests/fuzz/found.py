@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from tests.fuzz import readers
-from tests.fuzz.damage import tarred
+from tests.fuzz.damage import tarred, update_digest
 
 from noiseprop.files.checksum import add_checksum
 
@@ -36,14 +36,10 @@ def _replaced(data: bytes, old: bytes, new: bytes) -> bytes:
 
 def _state(old: bytes, new: bytes) -> bytes:
     """Replace bytes in the header or the tensors of a state, and correct the checksum of the header."""
-    data = readers.state_seeds()[1]
+    data = readers.state_seeds()[0]
     length = int.from_bytes(data[:8], "little")
     header, tensors = (part.replace(old, new) for part in (data[8 : 8 + length], data[8 + length :]))
-    document = json.loads(header)
-    inner = json.loads(document["__metadata__"]["noiseprop"])
-    document["__metadata__"]["noiseprop"] = json.dumps(add_checksum(inner))
-    header = json.dumps(document).encode()
-    return len(header).to_bytes(8, "little") + header + tensors
+    return update_digest(len(header).to_bytes(8, "little") + header + tensors)
 
 
 _METRICS, _CONFIG = readers.metrics_seeds()[0], readers.config_seeds()[0]

@@ -36,6 +36,7 @@ from noiseprop.data.npy import map_npy
 from noiseprop.data.npz import read_npz
 from noiseprop.data.tiny_imagenet import MAX_JPEG_BYTES, CacheIndex, decode_jpeg
 from noiseprop.data.tiny_imagenet_index import list_images
+from noiseprop.environment import describe_environment
 from noiseprop.errors import DataError, NoisepropError, NoisepropWarning, RunError
 from noiseprop.evaluation.checkpoint import PartialEvaluation
 from noiseprop.evaluation.results import Evaluation, Finding, Measurement
@@ -43,7 +44,9 @@ from noiseprop.evaluation.serialization import format_evaluation, read_evaluatio
 from noiseprop.evaluation.settings import Settings
 from noiseprop.evaluation.text_summary import format_text_table
 from noiseprop.files.checksum import add_checksum
+from noiseprop.files.records import format_record
 from noiseprop.files.untrusted import decompress_gzip
+from noiseprop.models.registry import RegisteredModelConfig
 from noiseprop.noise.attach.add_noise import add_noise, remove_noise
 from noiseprop.noise.attach.serialization import load_noise, save_noise
 from noiseprop.noise.sigma_adam import SigmaAdam, sigmas, weights
@@ -58,6 +61,8 @@ from noiseprop.report import eps_curve
 from noiseprop.runs.trained_model import read_run_settings
 from noiseprop.training import Epoch, Recipe, read_metrics
 from noiseprop.training.checkpoint import load_model, load_state, save_model, save_state
+from noiseprop.training.metrics import SigmaStatistics
+from noiseprop.training.run_config import DataConfig, RunConfig, RunSettings, SplitSizes
 from noiseprop.training.run_folder import CONFIG, METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -316,20 +321,8 @@ def _written(write: Callable[[Path], object]) -> bytes:
     return data
 
 
-def _without_digest(data: bytes) -> bytes:
-    """Return a safetensors file without the digest of its tensors, so that damage gets further into it."""
-    length = int.from_bytes(data[:8], "little")
-    head = json.loads(data[8 : 8 + length])
-    inner = json.loads(head["__metadata__"]["noiseprop"])
-    kept = {name: value for name, value in inner.items() if name != "tensors"}
-    head["__metadata__"] = {"noiseprop": json.dumps(add_checksum(kept))}
-    text = json.dumps(head).encode()
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
 def model_seeds() -> list[bytes]:
-    data = _written(lambda path: save_model(network()[0], path, epoch=3))
-    return [data, _without_digest(data)]
+    return [_written(lambda path: save_model(network()[0], path, epoch=3))]
 
 
 def read_model(data: bytes) -> None:
@@ -337,8 +330,7 @@ def read_model(data: bytes) -> None:
 
 
 def state_seeds() -> list[bytes]:
-    data = _written(lambda path: save_state(path, *network(), epoch=3))
-    return [data, _without_digest(data)]
+    return [_written(lambda path: save_state(path, *network(), epoch=3))]
 
 
 def read_state(data: bytes) -> None:
@@ -374,27 +366,25 @@ TENSORS = [b'"F32"', b'"I64"', b'"BF16"', b'"F8_E4M3"', b'"shape":[]', b'"data_o
 
 
 def config_seeds() -> list[bytes]:
-    model = {"name": "MLPN", "activation": "relu", "seed": 0, "classes": 10, "init": 1.0}
-    data = {"name": "mnist-5k", "split_seed": 0, "ratio": [5, 1, 1], "images": {"train": 9}, "digest": "ab"}
-    settings = {"model": model, "data": data, "recipe": asdict(Recipe()), "seed": 0}
-    document = {"format": 1, "settings": settings, "made_with": {"torch": "2"}}
-    return [json.dumps(add_checksum(document)).encode()]
+    model = RegisteredModelConfig("MLPN", classes=10)
+    data = DataConfig("mnist-5k", 0, (5, 1, 1), SplitSizes(9, 2, 2), "ab" * 32)
+    settings = RunSettings(model, data, Recipe(), 0)
+    return [format_record(RunConfig("noiseprop run", 2, settings, describe_environment())).encode()]
 
 
 def read_config_file(data: bytes) -> None:
-    settings = read_run_settings(as_file(data, CONFIG).parent)
-    Recipe.from_json(settings["recipe"])
+    assert read_run_settings(as_file(data, CONFIG).parent).recipe.epochs >= 1
 
 
 def metrics_seeds() -> list[bytes]:
-    sigma = {"fc1.noise": {"mean": 1.0, "std": 0.5, "min": 0, "max": 2.5}}
-    rows = [vars(Epoch(number, 0.5, 0.5, 0.25, 1.0, sigma, 1.5)) for number in (1, 2)]
-    return [b"".join(json.dumps(add_checksum(row)).encode() + b"\n" for row in rows), b""]
+    sigma = {"fc1.noise": SigmaStatistics(1.0, 0.5, 0, 2.5)}
+    epochs = [Epoch(number, 0.5, 0.5, 0.25, 1.0, sigma, 1.5) for number in (1, 2)]
+    return [b"".join(format_record(epoch).encode() + b"\n" for epoch in epochs), b""]
 
 
 def read_metrics_file(data: bytes) -> None:
-    for number, line in enumerate(read_metrics(as_file(data, METRICS).parent), 1):
-        assert Epoch.from_json(line).epoch == number
+    for number, epoch in enumerate(read_metrics(as_file(data, METRICS).parent), 1):
+        assert epoch.epoch == number
 
 
 def evaluation() -> Evaluation:

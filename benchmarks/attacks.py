@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from measure import paired, ratio, write
+from measure import time_in_turn, compare_times, write
 from noiseprop.attacks import pgd
 from noiseprop.data import batches, load, split
 from noiseprop.models import cnn, mlp
@@ -51,11 +51,11 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor, *, stop: bool) -> dict[st
 def compare(model: nn.Module, x: Tensor, y: Tensor, *, stop: bool) -> dict[str, object]:
     """Times over ours, and how far the results agree."""
     runs = contenders(model, x, y, stop=stop)
-    times = paired(runs, warmup=1, rounds=10, most=60, seconds=120)
+    times = time_in_turn(runs, warmup=1, rounds=10, most=60, seconds=120)
     made = {name: run() for name, run in runs.items()}
     with torch.no_grad():
         robust = {name: float((model(x_adv).argmax(1) == y).float().mean()) for name, x_adv in made.items()}
-    figures: dict[str, object] = {"times over noiseprop": {name: ratio(times, name) for name in times}}
+    figures: dict[str, object] = {"times over noiseprop": {name: compare_times(times, name) for name in times}}
     figures["robust accuracy"] = robust
     if not stop:
         ours = made.pop("noiseprop")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from measure import paired, ratio, write
+from measure import time_in_turn, compare_times, write
 from noiseprop.data import Dataset, batches, crop_and_flip
 from noiseprop.models import resnet18
 
@@ -42,10 +42,10 @@ def main() -> None:
         step(*next(batches(dataset, BATCH, generator=generator, augment=crop_and_flip)))
 
     x, _ = next(batches(dataset, BATCH, generator=None))
-    steps = paired({"step": plain, "step, augmented": augmented}, warmup=3, rounds=15, seconds=120)
-    alone = paired({"crop_and_flip": lambda: crop_and_flip(x, generator=generator)}, warmup=5, rounds=50, seconds=20)
-    figures = {name: ratio(steps, name) for name in steps}
-    figures["crop_and_flip"] = {"milliseconds": ratio(alone, "crop_and_flip")["milliseconds"]}
+    steps = time_in_turn({"step": plain, "step, augmented": augmented}, warmup=3, rounds=15, seconds=120)
+    alone = time_in_turn({"crop_and_flip": lambda: crop_and_flip(x, generator=generator)}, warmup=5, rounds=50, seconds=20)
+    figures = {name: compare_times(steps, name) for name in steps}
+    figures["crop_and_flip"] = {"milliseconds": compare_times(alone, "crop_and_flip")["milliseconds"]}
     share = figures["crop_and_flip"]["milliseconds"] / figures["step"]["milliseconds"]
     figures["crop_and_flip"]["share of a step"] = share
     more = figures["step, augmented"]

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from measure import paired, ratio, write
+from measure import time_in_turn, compare_times, write
 from noiseprop.attacks import pgd
 from noiseprop.models.registry import build
 
@@ -53,9 +53,9 @@ def main() -> None:
                 continue  # twenty whole passes a step tell nothing new, for many minutes
             ks = (1, 5, 20) if tool == "noiseprop" else (1, 20)
             runs = {str(k): partial(attack, model, x, y, k) for k in ks}
-            times = paired(runs, warmup=1, rounds=10, most=60, seconds=40)
-            figures[f"{name}, {tool}"] = {k: ratio(times, k) for k in times}
-            line = ", ".join(f"K={k}: {ratio(times, k)['median']:.2f} x" for k in times)
+            times = time_in_turn(runs, warmup=1, rounds=10, most=60, seconds=40)
+            figures[f"{name}, {tool}"] = {k: compare_times(times, k) for k in times}
+            line = ", ".join(f"K={k}: {compare_times(times, k)['median']:.2f} x" for k in times)
             print(f"{name:14} {tool:13} {line}", flush=True)
     write("eot", "the same attack with one draw a step, by the same tool", figures)
 

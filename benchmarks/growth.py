@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from measure import paired, ratio, write
+from measure import time_in_turn, compare_times, write
 from noiseprop import SigmaAdam, add_noise, sigmas, weights
 
 
@@ -47,9 +47,9 @@ def main() -> None:
         figures[varied] = []
         for batch, width, noisy in rows:
             runs = {"no noise": step(batch, width, 0), "noise": step(batch, width, noisy)}
-            times = paired(runs, warmup=5, rounds=20, most=200, seconds=12, burst=10)
-            figure = {"batch": batch, "width": width, "noisy layers": noisy, **ratio(times, "noise")}
-            figure["milliseconds without"] = ratio(times, "no noise")["milliseconds"]
+            times = time_in_turn(runs, warmup=5, rounds=20, most=200, seconds=12, burst=10)
+            figure = {"batch": batch, "width": width, "noisy layers": noisy, **compare_times(times, "noise")}
+            figure["milliseconds without"] = compare_times(times, "no noise")["milliseconds"]
             figures[varied].append(figure)
             print(
                 f"batch {batch:5} width {width:5} noisy layers {noisy}: {figure['median']:.3f} x of "

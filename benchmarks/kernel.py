@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from measure import paired, ratio, write
+from measure import time_in_turn, compare_times, write
 from noiseprop.noise.gaussian_noise import gaussian_noise
 from noiseprop.noise.kernels import dispatch as kernels
 from noiseprop.noise.kernels import numba_launch
@@ -42,10 +42,10 @@ def main() -> None:
         (torch.bfloat16, torch.channels_last),
     ):
         name = f"{str(dtype)[6:]}, {str(memory_format)[6:].removesuffix('_format')}"
-        times = paired(candidates(dtype, memory_format), rounds=20, warmup=3, seconds=90)
+        times = time_in_turn(candidates(dtype, memory_format), rounds=20, warmup=3, seconds=90)
         elements = SHAPE[0] * SHAPE[1]
         figures[name] = {
-            k: ratio(times, k) | {"nanoseconds": ratio(times, k)["milliseconds"] * 1e6 / elements} for k in times
+            k: compare_times(times, k) | {"nanoseconds": compare_times(times, k)["milliseconds"] * 1e6 / elements} for k in times
         }
         print(f"\n{name}, {SHAPE[0]} x {SHAPE[1]} elements, {torch.get_num_threads()} threads")
         for k, figure in figures[name].items():
@@ -58,7 +58,7 @@ def small(figures: dict[str, object]) -> None:
     """The price of a call, where there is little to do: the layers of the MLP."""
     for neurons in (100, 50, 10):
         x, sigma = torch.zeros(128, neurons, requires_grad=True), torch.ones(neurons, requires_grad=True)
-        times = paired(
+        times = time_in_turn(
             {
                 "plain": lambda x=x, sigma=sigma: x + sigma * torch.randn_like(x),
                 "fused": lambda x=x, sigma=sigma: gaussian_noise(x, sigma, key=KEY),
@@ -68,8 +68,8 @@ def small(figures: dict[str, object]) -> None:
             most=2000,
             burst=20,
         )
-        figures[f"float32, 128 x {neurons}, with autograd"] = {k: ratio(times, k) for k in times}
-        line = ", ".join(f"{k} {ratio(times, k)['milliseconds'] * 1e3:.1f} us" for k in times)
+        figures[f"float32, 128 x {neurons}, with autograd"] = {k: compare_times(times, k) for k in times}
+        line = ", ".join(f"{k} {compare_times(times, k)['milliseconds'] * 1e3:.1f} us" for k in times)
         print(f"128 x {neurons}: {line}")
 
 

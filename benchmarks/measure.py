@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from noiseprop.training.timing import paired as paired
-from noiseprop.training.timing import ratio as ratio
+from noiseprop.training.timing import time_in_turn as time_in_turn
+from noiseprop.training.timing import compare_times as compare_times
 
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
 

@@ -19,7 +19,7 @@ import torch
 
 from measure import write
 from noiseprop.data import load, split
-from noiseprop.distributed import joined
+from noiseprop.distributed import join_processes
 from noiseprop.evaluation.evaluate import evaluate
 from noiseprop.evaluation.settings import Settings, known_settings
 from noiseprop.paper import build
@@ -44,7 +44,7 @@ def work(name: str, target: Path) -> None:
     """In each process: train and judge a network; the first one writes how many seconds each took."""
     epochs, settings = NETWORKS[name]
     digits = split(load("mnist-5k"))
-    with joined() as world:
+    with join_processes() as world:
         model = build(name)
         few = replace(digits, validation=digits.validation[:100])
         history = train(model, few, Recipe(epochs=1 + epochs, batch_size=128))
@@ -52,7 +52,7 @@ def work(name: str, target: Path) -> None:
         start = time.perf_counter()
         evaluate(model, digits.test, settings=replace(settings, conditions=conditions))
         evaluation = time.perf_counter() - start
-        if world.first:
+        if world.is_first:
             training = sum(epoch.seconds for epoch in history[1:])
             target.write_text(json.dumps({"training": training / epochs, "evaluation": evaluation}))
 

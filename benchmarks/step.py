@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from measure import paired, ratio, write
+from measure import time_in_turn, compare_times, write
 from noiseprop import SigmaAdam, add_noise, noise_layers, sigmas, weights
 from noiseprop.models import cnn, mlp, resnet18
 
@@ -190,10 +190,10 @@ def measure(network: str) -> dict[str, Any]:
     times: dict[str, list[float]] = {}
     # Once a process has compiled anything its eager steps are slower, too: all that are compared come before.
     for names, seconds in ((EAGER, 300 if heavy else 120), (COMPILED, 80 if heavy else 60)):
-        times = paired({name: runs[name] for name in names}, most=2000, seconds=seconds, **often)
-        figures = {name: ratio(times, name) for name in names} | figures
+        times = time_in_turn({name: runs[name] for name in names}, most=2000, seconds=seconds, **often)
+        figures = {name: compare_times(times, name) for name in names} | figures
     pair = {name: times[name] for name in COMPILED[1:]}
-    figures["noiseprop, compiled"]["over no noise, compiled"] = ratio(pair, "noiseprop, compiled")
+    figures["noiseprop, compiled"]["over no noise, compiled"] = compare_times(pair, "noiseprop, compiled")
     for name, count in saved.items():
         figures[name]["bytes"] = count / saved["no noise"]
     processes = 1 if heavy else 5  # the system counts pages to 0.1 MiB, which is much to an MLP

@@ -48,7 +48,7 @@ def test_any_number_of_processes_draws_the_same_noise(worlds):
     for size in (2, 4):
         processes = of_each(worlds, size, "noise")
         for name, whole in alone.items():
-            rows = [World(rank, size).rows(len(whole)) for rank in range(size)]
+            rows = [World(rank, size).shard_rows(len(whole)) for rank in range(size)]
             own = [seen[name] for seen, row in zip(processes, rows, strict=True) if row.start < row.stop]
             assert torch.equal(torch.cat(own), whole)
 
@@ -162,7 +162,7 @@ def test_a_dead_process_ends_the_others_and_the_run_goes_on(tmp_path, size):
 
 @pytest.mark.parametrize(("count", "size"), [(0, 3), (1, 4), (7, 3), (64, 64), (1000, 7)])
 def test_the_rows_of_all_processes_are_the_batch(count, size):
-    rows = [list(range(count))[World(rank, size).rows(count)] for rank in range(size)]
+    rows = [list(range(count))[World(rank, size).shard_rows(count)] for rank in range(size)]
     assert sum(rows, []) == list(range(count))  # noqa: RUF017 - few
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
 
@@ -170,9 +170,9 @@ def test_the_rows_of_all_processes_are_the_batch(count, size):
 def test_shares_of_a_loss_average_to_the_loss():
     logits, y = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
     worlds = [World(rank, 3) for rank in range(3)]
-    shares = [world.loss(logits[world.rows(7)], y[world.rows(7)], 7) for world in worlds]
+    shares = [world.share_loss(logits[world.shard_rows(7)], y[world.shard_rows(7)], 7) for world in worlds]
     torch.testing.assert_close(torch.stack(shares).mean(), nn.functional.cross_entropy(logits, y))
-    assert torch.equal(World().loss(logits, y, 7), nn.functional.cross_entropy(logits, y))
+    assert torch.equal(World().share_loss(logits, y, 7), nn.functional.cross_entropy(logits, y))
 
 
 def test_other_commands_are_refused_under_torchrun(monkeypatch, capsys):

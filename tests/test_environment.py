@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from noiseprop.environment import device
+from noiseprop.environment import choose_device
 from noiseprop.errors import InputError
 
 
@@ -18,16 +18,16 @@ def test_a_device_that_is_not_there_is_told(name, two_gpus):
     with pytest.raises(
         InputError, match=f"^'{name}' is no device that torch can use here; it has cpu, cuda:0 to cuda:1$"
     ):
-        device(name)
+        choose_device(name)
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:0", "cuda:1"])
 def test_a_device_that_is_there_is_found(name, two_gpus):
-    assert device(name) == torch.device(name)
+    assert choose_device(name) == torch.device(name)
 
 
 def test_without_a_gpu_there_is_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert device("cpu") == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match=r"^'cuda' is no device that torch can use here; it has cpu$"):
-        device("cuda")
+        choose_device("cuda")

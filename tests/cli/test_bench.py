@@ -5,20 +5,20 @@ import torch
 
 from noiseprop import add_noise
 from noiseprop.cli import bench, main
-from noiseprop.training.step_cost import NAMES, step_cost
+from noiseprop.training.step_cost import STEP_VARIANTS, measure_step_cost
 
 
 def test_it_prints_what_a_step_costs(capsys):
     assert main(["bench", "--model", "MLPN", "--batch-size", "16", "--seconds", "0.2"]) == 0
     said = capsys.readouterr().out
-    rows = [line for line in said.splitlines() if line.startswith(NAMES)]
+    rows = [line for line in said.splitlines() if line.startswith(STEP_VARIANTS)]
     assert len(rows) == 3
     assert "1.00x" in rows[0]
     assert "MLPN, 16 images of 1x28x28, float32; " in said
     assert main(["bench", "--model", "MLPN", "--batch-size", "16", "--seconds", "0.2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["figures"]["no noise"]["median"] == 1
-    assert all(told["figures"][name]["milliseconds"] > 0 for name in NAMES)
+    assert all(told["figures"][name]["milliseconds"] > 0 for name in STEP_VARIANTS)
 
 
 def test_three_networks_are_timed_of_which_two_have_noise(monkeypatch):
@@ -30,10 +30,10 @@ def test_three_networks_are_timed_of_which_two_have_noise(monkeypatch):
     add_noise(net, "linear", init=0.5, example=torch.zeros(1, 6))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     seen = []
-    made = module._step
-    monkeypatch.setattr(module, "_step", lambda model, x, y: seen.append(model) or made(model, x, y))
+    made = module._make_step
+    monkeypatch.setattr(module, "_make_step", lambda model, x, y: seen.append(model) or made(model, x, y))
     x, y = torch.rand(8, 6), torch.arange(8) % 3
-    step_cost(net, x, y, seconds=0.1, rounds=2)
+    measure_step_cost(net, x, y, seconds=0.1, rounds=2)
     silent, ours, plain = seen
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
     assert torch.equal(silent(x), silent(x))

@@ -4,7 +4,7 @@ from torch import nn
 
 from noiseprop import is_noisy, noise_layers, sigmas
 from noiseprop.errors import InputError
-from noiseprop.models.registry import SURROGATES, architecture
+from noiseprop.models.registry import SURROGATES, get_architecture
 from noiseprop.paper import NAMES, build
 
 HEAD18 = ("head.fc1", "head.fc2", "head.fc3")
@@ -134,7 +134,7 @@ def test_classes_may_differ():
     model = build("MLPN", classes=3)
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 3)
     assert model.fc3.noise.sigma.shape == (3,)
-    assert architecture("MLPN").classes == 10
+    assert get_architecture("MLPN").classes == 10
 
 
 def test_bad_arguments_are_one_sentence():

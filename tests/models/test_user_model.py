@@ -4,7 +4,7 @@ from torch import nn
 
 from noiseprop import noise_layers
 from noiseprop.errors import InputError
-from noiseprop.models.user_model import is_own, own_network
+from noiseprop.models.user_model import is_user_model, make_user_model
 from noiseprop.paper import NAMES
 
 SOURCE = """
@@ -88,35 +88,35 @@ def module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("function", ["sized", "fixed", "lazy", "noisy", "Net"])
 def test_a_function_or_class_makes_the_network(function):
-    net = own_network(f"ownnets:{function}", image=IMAGE, classes=3, seed=4)
+    net = make_user_model(f"ownnets:{function}", image=IMAGE, classes=3, seed=4)
     assert net(torch.rand(5, *IMAGE)).shape == (5, 3)
     assert all(module.training for module in net.modules())
-    again = own_network(f"ownnets:{function}", image=IMAGE, classes=3, seed=4)
-    other = own_network(f"ownnets:{function}", image=IMAGE, classes=3, seed=5)
-    fresh = own_network(f"ownnets:{function}", image=IMAGE, classes=3, seed=4).state_dict()
+    again = make_user_model(f"ownnets:{function}", image=IMAGE, classes=3, seed=4)
+    other = make_user_model(f"ownnets:{function}", image=IMAGE, classes=3, seed=5)
+    fresh = make_user_model(f"ownnets:{function}", image=IMAGE, classes=3, seed=4).state_dict()
     assert all(torch.equal(value, fresh[key]) for key, value in again.state_dict().items())
     assert any(not torch.equal(value, fresh[key]) for key, value in other.state_dict().items())
 
 
 def test_torch_s_own_random_numbers_are_left_alone():
     before = torch.get_rng_state()
-    own_network("ownnets:fixed", image=IMAGE, classes=3, seed=4)
+    make_user_model("ownnets:fixed", image=IMAGE, classes=3, seed=4)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_noise_is_added_where_it_is_asked_for():
-    net = own_network("ownnets:fixed", image=IMAGE, classes=3, seed=4, noise=("1",), granularity="layer", init=0.5)
+    net = make_user_model("ownnets:fixed", image=IMAGE, classes=3, seed=4, noise=("1",), granularity="layer", init=0.5)
     ((path, layer),) = noise_layers(net).items()
     assert (path, layer.sigma.tolist()) == ("1.noise", 0.5)
     assert isinstance(layer.sigma, nn.Parameter)
     assert layer.stream.key.tolist()[:2] == [4, 0]
-    fixed = own_network("ownnets:fixed", image=IMAGE, classes=3, noise=("linear",), learn=False)
+    fixed = make_user_model("ownnets:fixed", image=IMAGE, classes=3, noise=("linear",), learn=False)
     assert list(noise_layers(fixed)) == ["1.noise", "3.noise"]
     assert not any("sigma" in name for name, _ in fixed.named_parameters())
 
 
 def test_noise_of_the_function_s_own_follows_the_seed():
-    net = own_network("ownnets:noisy", image=IMAGE, classes=3, seed=4)
+    net = make_user_model("ownnets:noisy", image=IMAGE, classes=3, seed=4)
     assert noise_layers(net)["1.noise"].stream.key.tolist()[:2] == [4, 0]
 
 
@@ -126,36 +126,36 @@ def test_noise_of_the_function_s_own_follows_the_seed():
         ("ownnets:number", "returned int, expected a torch.nn.Module"),
         ("ownnets:flat", "returned tuple, expected"),
         ("ownnets:broken", r"ZeroDivisionError: division by zero \(ownnets.py, line \d+\)"),
-        ("ownnets:needy", "needs width, depth; name a function of no arguments, or of `classes`"),
+        ("ownnets:needy", "needs width, depth; name a function that takes no arguments or `classes`"),
         ("ownnets:constant", r"maps images \(2, 3, 2, 2\) to shape \(2, 12\), expected logits \(2, 3\)"),
         ("ownnets:bound", r"does not take images of shape \(2, 3, 2, 2\): RuntimeError"),
         ("ownnets:frozen", "has no parameters that could be trained"),
         ("ownnets:siced", r"has no function siced; .* \(did you mean sized\?\)"),
         ("ownnets:value", "has no function value"),
-        ("ownnet:fixed", "there is no module ownnet in "),
+        ("ownnet:fixed", "module ownnet was not found in "),
         ("badnets:x", "ModuleNotFoundError: No module named 'nowhere_to_be_found' .*badnets.py, line 1"),
         ("worse:x", r"importing worse failed: RuntimeError: no luck \(worse.py, line 2\)"),
-        ("./x.py:fixed", "names no function; write package.module:function"),
-        ("ownnets:", "names no function"),
-        (":x", "names no function"),
+        ("./x.py:fixed", "does not name a function; write package.module:function"),
+        ("ownnets:", "does not name a function"),
+        (":x", "does not name a function"),
     ],
 )
 def test_what_is_no_network_is_one_sentence(name, says):
     with pytest.raises(InputError, match=says) as raised:
-        own_network(name, image=IMAGE, classes=3)
+        make_user_model(name, image=IMAGE, classes=3)
     assert "\n" not in str(raised.value)
 
 
 def test_a_wrong_place_for_noise_is_told():
     with pytest.raises(InputError, match="no module of Sequential matches where='fc9'"):
-        own_network("ownnets:fixed", image=IMAGE, classes=3, noise=("fc9",))
+        make_user_model("ownnets:fixed", image=IMAGE, classes=3, noise=("fc9",))
 
 
 def test_images_are_bounded():
     for image in ((1, 10**6, 10**6), (1, 2), (0, 2, 2)):
         with pytest.raises(InputError, match="expected three numbers"):
-            own_network("ownnets:fixed", image=image, classes=3)
+            make_user_model("ownnets:fixed", image=image, classes=3)
 
 
 def test_no_network_of_the_paper_is_taken_for_one_s_own():
-    assert not any(map(is_own, NAMES))
+    assert not any(map(is_user_model, NAMES))

@@ -31,7 +31,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(resnet, "_WIDTHS", (4, 8, 8, 16))
     for base, side, head in (("ResNet18", 32, (12, 8)), ("ResNet34", 64, (16, 12, 8))):
         for name, layers in ((base, head), (f"{base}-surrogate", ())):
-            old = variants.architecture(name)
+            old = variants.get_architecture(name)
             new = variants.Architecture(partial(net, side, head=layers), old.image, old.classes)
             patch.setitem(variants._ARCHITECTURES, name, new)
 

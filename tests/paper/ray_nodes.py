@@ -23,7 +23,7 @@ NODE = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20, "incl
 
 
 def main(folder: Path) -> None:
-    grid.cores = lambda: 2  # so that a job has one thread, and takes one CPU
+    grid.count_cores = lambda: 2  # so that a job has one thread, and takes one CPU
     cluster = Cluster()
     cluster.add_node(num_cpus=0, **NODE)
     nodes = [cluster.add_node(num_cpus=1, **NODE) for _ in range(2)]

@@ -109,7 +109,7 @@ def test_the_exact_gradient_is_another_one_where_sigma_is_negative():
 @pytest.mark.parametrize(("adam", "decay"), list(itertools.product([False, True], repeat=2)))
 def test_sigmas_optimizer_and_decay_are_two_switches(adam, decay):
     """One step of `train`'s optimizers moves sigma as an optimizer of its own with these settings would."""
-    from noiseprop.training.loop import _optimizers
+    from noiseprop.training.loop import make_optimizers
 
     names = [*(["sigma-adam"] if adam else []), *(["sigma-decay"] if decay else [])]
     model = made(MLPN, only(*names))
@@ -128,7 +128,7 @@ def test_sigmas_optimizer_and_decay_are_two_switches(adam, decay):
     else:
         for sigma in reference:  # the first step of Eq. 7
             sigma.data = (sigma.data - 1e-3 * sigma.grad / (sigma.grad**2 + 1e-8).sqrt()).abs()
-    for optimizer in _optimizers(model, recipe(PROTOCOLS["paper"], "mnist")).values():
+    for optimizer in make_optimizers(model, recipe(PROTOCOLS["paper"], "mnist")).values():
         optimizer.step()
     for sigma, layer in zip(reference, noise_layers(model).values(), strict=True):
         torch.testing.assert_close(layer.sigma.detach(), sigma.detach(), rtol=0, atol=2e-6)

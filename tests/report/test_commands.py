@@ -9,7 +9,7 @@ from noiseprop.cli import _parse as parse
 from noiseprop.models.registry import build
 from noiseprop.report.commands import commands
 from noiseprop.training import TABLE_1
-from noiseprop.training.objective_config import described, named_objective
+from noiseprop.training.objective_config import describe_objective, make_objective
 
 
 def settings(name="MLPN", data="mnist-5k", **recipe):
@@ -46,7 +46,7 @@ def test_the_commands_ask_for_just_the_settings_of_the_run():
 @pytest.mark.parametrize(("name", "number"), [("floor", 0.5), ("entropy", 0.1), ("power", 3.0), ("square-root", 1e-3)])
 def test_the_objective_is_told(name, number):
     told = settings()
-    told["objective"] = described(named_objective(name, number, build("MLPN")))
+    told["objective"] = describe_objective(make_objective(name, number, build("MLPN")))
     train, _ = parsed(commands(told, Path("run")))
     assert (train.objective, train.objective_number) == (name, number)
 

@@ -7,8 +7,8 @@ import torch
 from noiseprop.data import Dataset, digest, split
 from noiseprop.errors import InputError, RunError
 from noiseprop.runs import surrogates
+from noiseprop.runs.surrogates import load_surrogate
 from noiseprop.runs.trained_model import load_run
-from noiseprop.runs.surrogates import surrogate
 from noiseprop.training import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=16)
@@ -38,8 +38,8 @@ def trainings(monkeypatch):
 
 
 def test_trains_the_papers_network_once_and_reads_it_afterwards(digits, trainings, tmp_path):
-    first = surrogate(digits, recipe=RECIPE, cache=tmp_path)
-    again = surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    first = load_surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    again = load_surrogate(digits, recipe=RECIPE, cache=tmp_path)
     assert len(trainings) == 1
     assert [tuple(p.shape) for p in first.parameters()] == [(300, 784), (300,), (150, 300), (150,), (10, 150), (10,)]
     assert not first.training
@@ -51,7 +51,7 @@ def test_trains_the_papers_network_once_and_reads_it_afterwards(digits, training
 
 
 def test_its_folder_is_a_run_like_others(digits, trainings, tmp_path):
-    net = surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    net = load_surrogate(digits, recipe=RECIPE, cache=tmp_path)
     loaded, settings = load_run(trainings[0])
     assert settings["model"]["activation"] == "relu"
     assert settings["data"]["digest"] == digest(split(digits))
@@ -60,17 +60,17 @@ def test_its_folder_is_a_run_like_others(digits, trainings, tmp_path):
 
 
 def test_another_configuration_is_another_surrogate(digits, trainings, tmp_path):
-    surrogate(digits, recipe=RECIPE, cache=tmp_path)
-    surrogate(digits, recipe=replace(RECIPE, lr=1e-2), cache=tmp_path)
-    surrogate(digits, recipe=RECIPE, seed=1, cache=tmp_path)
-    surrogate(digits[:70], recipe=RECIPE, cache=tmp_path)
+    load_surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    load_surrogate(digits, recipe=replace(RECIPE, lr=1e-2), cache=tmp_path)
+    load_surrogate(digits, recipe=RECIPE, seed=1, cache=tmp_path)
+    load_surrogate(digits[:70], recipe=RECIPE, cache=tmp_path)
     assert len(set(trainings)) == 4
 
 
 def test_other_images_of_the_same_number_do_not_find_it(digits, tmp_path):
-    surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    load_surrogate(digits, recipe=RECIPE, cache=tmp_path)
     with pytest.raises(RunError, match="was trained on other data"):
-        surrogate(replace(digits, images=digits.images.flip(3)), recipe=RECIPE, cache=tmp_path)
+        load_surrogate(replace(digits, images=digits.images.flip(3)), recipe=RECIPE, cache=tmp_path)
 
 
 def test_a_training_that_was_cut_short_is_gone_on_with(digits, trainings, tmp_path):
@@ -82,9 +82,9 @@ def test_a_training_that_was_cut_short_is_gone_on_with(digits, trainings, tmp_pa
             raise KilledError
 
     with pytest.raises(KilledError):
-        surrogate(digits, recipe=RECIPE, cache=tmp_path, progress=kill)
-    late = surrogate(digits, recipe=RECIPE, cache=tmp_path)
-    whole = surrogate(digits, recipe=RECIPE, cache=tmp_path / "other")
+        load_surrogate(digits, recipe=RECIPE, cache=tmp_path, progress=kill)
+    late = load_surrogate(digits, recipe=RECIPE, cache=tmp_path)
+    whole = load_surrogate(digits, recipe=RECIPE, cache=tmp_path / "other")
     assert len(trainings) == 3
     for a, b in zip(late.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -92,11 +92,11 @@ def test_a_training_that_was_cut_short_is_gone_on_with(digits, trainings, tmp_pa
 
 def test_two_that_ask_at_once_train_once(digits, trainings, tmp_path):
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: surrogate(digits, recipe=RECIPE, cache=tmp_path), range(2))
+        one, other = pool.map(lambda _: load_surrogate(digits, recipe=RECIPE, cache=tmp_path), range(2))
     assert len(trainings) == 1
     assert torch.equal(next(one.parameters()), next(other.parameters()))
 
 
 def test_a_data_set_without_surrogate_is_refused(digits, tmp_path):
     with pytest.raises(InputError, match="none for 'letters'; name the data set one of mnist, cifar10, tiny-imagenet"):
-        surrogate(replace(digits, name="letters"), cache=tmp_path)
+        load_surrogate(replace(digits, name="letters"), cache=tmp_path)

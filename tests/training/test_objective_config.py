@@ -11,7 +11,7 @@ from noiseprop.errors import InputError, RunError
 from noiseprop.models import mlp
 from noiseprop.noise.objectives import AdversarialSigma, EntropyBonus, FixedPower, Floor, Objective, SquareRootBonus
 from noiseprop.training import Recipe, train
-from noiseprop.training.objective_config import described, name_and_number, named_objective
+from noiseprop.training.objective_config import describe_objective, find_objective_name, make_objective
 
 RECIPE = Recipe(epochs=4, batch_size=32, lr=1e-2, sigma_lr=3e-2)
 
@@ -53,7 +53,7 @@ class Stop(Exception):  # noqa: N818 - nothing is wrong
 
 @pytest.mark.parametrize(("name", "number"), [("floor", 0.45), ("power", None), ("entropy", 0.1), ("square-root", 0.1)])
 def test_a_run_with_an_objective_resumes_to_the_same_bits(thirds, tmp_path, name, number):
-    make = partial(named_objective, name, number)
+    make = partial(make_objective, name, number)
 
     def go(folder, **options):
         net = network()
@@ -107,16 +107,16 @@ def test_an_adversarial_objective_is_refused_before_anything_is_written(thirds, 
     ],
 )
 def test_names_lead_to_objectives_and_back(name, number, kept):
-    made = named_objective(name, number, network())
-    assert described(made) == kept
-    again = named_objective(*name_and_number(json.loads(json.dumps(described(made)))), network())
-    assert described(again) == kept
+    made = make_objective(name, number, network())
+    assert describe_objective(made) == kept
+    again = make_objective(*find_objective_name(json.loads(json.dumps(describe_objective(made)))), network())
+    assert describe_objective(again) == kept
 
 
 def test_a_missing_number_and_an_objective_without_a_name_are_told():
     with pytest.raises(InputError, match="the objective floor needs a number: floor; give one above 0"):
-        named_objective("floor", None, network())
+        make_objective("floor", None, network())
     with pytest.raises(InputError, match="WeightCovarianceAlignment has no name for commands; go on"):
-        name_and_number({"name": "WeightCovarianceAlignment", "weight": 1.0})
+        find_objective_name({"name": "WeightCovarianceAlignment", "weight": 1.0})
     with pytest.raises(InputError, match="got no noise levels"):
-        named_objective("floor", 0.1, mlp((36, 3)))
+        make_objective("floor", 0.1, mlp((36, 3)))

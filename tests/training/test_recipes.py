@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from noiseprop.errors import InputError
-from noiseprop.training.recipes import TABLE_1, Recipe, fast, learning_rate
+from noiseprop.training.recipes import TABLE_1, Recipe, compute_learning_rate, fast
 
 
 def test_table_1():
@@ -31,17 +31,17 @@ def test_table_1():
 
 
 def test_constant_rate_stays():
-    assert {learning_rate(Recipe(), step, 10) for step in range(300)} == {1e-3}
+    assert {compute_learning_rate(Recipe(), step, 10) for step in range(300)} == {1e-3}
 
 
 def test_steps_fall_by_a_fifth_every_20_epochs():
-    rates = [learning_rate(TABLE_1["tiny-imagenet"], epoch * 10 + 9, 10) for epoch in range(80)]
+    rates = [compute_learning_rate(TABLE_1["tiny-imagenet"], epoch * 10 + 9, 10) for epoch in range(80)]
     assert rates == pytest.approx([1e-2 * 0.8 ** (epoch // 20) for epoch in range(80)])
 
 
 def test_one_cycle_rises_over_three_tenths_and_falls_to_a_thousandth():
     recipe = fast("tiny-imagenet", epochs=1)
-    rates = [learning_rate(recipe, step, 101) for step in range(101)]
+    rates = [compute_learning_rate(recipe, step, 101) for step in range(101)]
     assert rates[0] == pytest.approx(1e-3 / 25)
     assert rates[15] == pytest.approx((1e-3 / 25 + 1e-3) / 2)
     assert rates[30] == pytest.approx(1e-3)
@@ -62,7 +62,7 @@ def test_the_fast_recipes_are_table_1_by_adam_with_one_cycle():
 
 
 def test_one_cycle_of_a_single_step_does_not_divide_by_zero():
-    assert 0 < learning_rate(fast("mnist", epochs=1), 0, 1) <= 3e-3
+    assert 0 < compute_learning_rate(fast("mnist", epochs=1), 0, 1) <= 3e-3
 
 
 @pytest.mark.parametrize(

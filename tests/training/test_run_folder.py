@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from noiseprop.environment import made_with
+from noiseprop.environment import describe_environment
 from noiseprop.errors import RunError
 from noiseprop.training import run_folder as folder
 
@@ -18,7 +18,7 @@ def test_a_new_run_keeps_its_settings(tmp_path):
     folder.open_run(tmp_path / "a" / "b", SETTINGS, resume=False)
     config = folder.read_config(tmp_path / "a" / "b")
     assert config["settings"] == {"model": "MLP", "recipe": {"lr": 1e-3, "betas": [0.9, 0.999]}, "seed": 0}
-    assert config["made_with"] == made_with()
+    assert config["made_with"] == describe_environment()
 
 
 def test_an_empty_folder_is_used(tmp_path):
@@ -94,7 +94,7 @@ def test_metrics_come_back_without_a_torn_last_line(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "train_lo')
     assert folder.read_metrics(tmp_path) == [{"epoch": e, "train_loss": 1 / e} for e in (1, 2, 3)]
-    assert folder.keep_metrics(tmp_path, 2) == [{"epoch": e, "train_loss": 1 / e} for e in (1, 2)]
+    assert folder.truncate_metrics(tmp_path, 2) == [{"epoch": e, "train_loss": 1 / e} for e in (1, 2)]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     folder.append_metrics(tmp_path, {"epoch": 3})
@@ -113,7 +113,22 @@ def test_damage_before_the_last_line_is_an_error(tmp_path):
 def test_metrics_shorter_than_the_checkpoint_are_an_error(tmp_path):
     folder.append_metrics(tmp_path, {"epoch": 1})
     with pytest.raises(RunError, match="has 1 epochs, the checkpoint 2"):
-        folder.keep_metrics(tmp_path, 2)
+        folder.truncate_metrics(tmp_path, 2)
+
+
+def test_a_run_that_has_lost_its_checkpoint_does_not_start_again(tmp_path):
+    folder.open_run(tmp_path, SETTINGS, resume=False)
+    folder.append_metrics(tmp_path, {"epoch": 1})
+    folder.open_run(tmp_path, SETTINGS, resume=True)  # killed before its first checkpoint
+    folder.append_metrics(tmp_path, {"epoch": 2})
+    with pytest.raises(
+        RunError, match=r"state\.safetensors is missing, without which .* move .* away and train again$"
+    ):
+        folder.open_run(tmp_path, SETTINGS, resume=True)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(RunError, match=r"state\.safetensors is missing"):
+        folder.open_run(tmp_path, SETTINGS, resume=True)
 
 
 def test_nan_never_reaches_a_file(tmp_path):

@@ -56,10 +56,10 @@ def test_it_changes_nothing_of_the_run(tmp_path):
 
 def test_where_it_is_not_installed_that_is_said_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install noiseprop\[tensorboard\]"), module.tensorboard(tmp_path):
+    with pytest.raises(InputError, match=r"pip install noiseprop\[tensorboard\]"), module.log_to_tensorboard(tmp_path):
         pass
     assert main([*TRAIN, "--out", str(tmp_path / "run"), "--tensorboard", str(tmp_path / "board")]) == 1
     assert "--tensorboard needs the package tensorboard" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    with module.tensorboard(None) as nothing:
+    with module.log_to_tensorboard(None) as nothing:
         assert nothing is None

@@ -37,12 +37,13 @@ class Bench:
 
     def run(self) -> None:
         """Measure and print, or run the project's benchmarks."""
-        from noiseprop.cli.console import err, out, print_json
+        from noiseprop.cli.check import describe_noise_kernel
+        from noiseprop.cli.console import error_console, out, print_json
         from noiseprop.cli.network_options import subject
-        from noiseprop.environment import abilities
+        from noiseprop.environment import describe_machine
         from noiseprop.errors import InputError
         from noiseprop.noise.attach.add_noise import is_noisy
-        from noiseprop.training.step_cost import step_cost
+        from noiseprop.training.step_cost import measure_step_cost
 
         if self.all:
             return _run_all()
@@ -53,11 +54,11 @@ class Bench:
             raise InputError(f"{self.model} has no noise, so there is nothing to time; choose a noisy network")
         x, y = chosen.batch(self.batch_size)
         doing = f"timing {self.model}, {self.seconds:g} s at most"
-        if not err.is_terminal:
-            err.print(doing, markup=False)
-        with err.status(doing):
-            figures = step_cost(chosen.model, x, y, seconds=self.seconds)
-        machine = abilities()
+        if not error_console.is_terminal:
+            error_console.print(doing, markup=False)
+        with error_console.status(doing):
+            figures = measure_step_cost(chosen.model, x, y, seconds=self.seconds)
+        machine = describe_machine() | {"noise kernel": describe_noise_kernel()}
         if self.json:
             found = {"model": self.model, "batch_size": self.batch_size, "machine": machine, "figures": figures}
             return print_json(found)

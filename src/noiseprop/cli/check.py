@@ -46,14 +46,14 @@ class Check:
         """Print the report and the checks; an error tells if one failed."""
         from noiseprop.cli.console import out, print_json, progress_bar
         from noiseprop.cli.network_options import subject
-        from noiseprop.environment import abilities
+        from noiseprop.environment import describe_machine
         from noiseprop.errors import InputError, NoisepropError
         from noiseprop.noise.diagnostics.gradient_check import check_theorems
 
         for name in ("draws", "images"):
             if getattr(self, name) < 2:
                 raise InputError(f"--{name} is {getattr(self, name)}; give 2 or more")
-        machine = abilities()
+        machine = describe_machine() | {"noise kernel": describe_noise_kernel()}
         if not self.json:
             for key, value in machine.items():
                 out.print(f"{key:<14} {value}", markup=False)
@@ -71,6 +71,18 @@ class Check:
             raise NoisepropError(f"{self.model}: the check failed for {', '.join(failed)}")
         if not self.json:
             out.print(f"\n{self.model}: Theorems 1 and 2 hold in {len(layers)} of {len(layers)} layers.", markup=False)
+
+
+def describe_noise_kernel() -> str:
+    """Return how noise is computed on this machine."""
+    import torch
+
+    from noiseprop.noise.kernels.dispatch import select_backend
+    from noiseprop.noise.kernels.openmp import find_gomp_parallel
+
+    if select_backend(torch.zeros(1)) != "numba":
+        return "plain torch, slower: numba is missing"
+    return f"fused, compiled by numba, on {'the threads of torch' if find_gomp_parallel() else 'Python threads'}"
 
 
 def _table(layers: "list[LayerCheck]") -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from noiseprop.evaluation.settings import Settings
+    from noiseprop.training.run_config import RunSettings
 
 
 _DIGITS = ("mnist", "mnist-5k")
@@ -75,23 +76,23 @@ class Evaluate:
         where = choose_device(self.device)
         model, settings = load_run(self.run_dir, self.model)
         surrogate = load_run(self.surrogate, self.model) if self.surrogate else None
-        data = settings["data"]
-        digits = data["name"] in _DIGITS and data["split_seed"] == SPLIT_SEED
-        if surrogate and not is_same_data(surrogate[1], settings):
+        data = settings.data
+        digits = data.name in _DIGITS and data.split_seed == SPLIT_SEED
+        if surrogate and not is_same_data(surrogate[1].data, data):
             raise RunError(f"{self.surrogate} was trained on other data than {self.run_dir}; choose another surrogate")
         test = load_run_data(self.run_dir, settings, self.data_dir, self.data).test
-        chosen = choose_settings(data["name"], tuple(test.images.shape[1:]), own=bool(test.path))
+        chosen = choose_settings(data.name, tuple(test.images.shape[1:]), own=bool(test.path))
         if surrogate is None and not digits:
             chosen = replace(chosen, conditions=tuple(c for c in chosen.conditions if c not in TRANSFERS))
         about = _about(self.run_dir, settings)
         if self.surrogate and surrogate:
             about["surrogate"] = "{model}, seed {seed}, {epochs} epochs".format(**_about(self.surrogate, surrogate[1]))
         elif digits:
-            about["surrogate"] = f"MLP-surrogate, seed 0, {TABLE_1[data['name']].epochs} epochs"
+            about["surrogate"] = f"MLP-surrogate, seed 0, {TABLE_1[data.name].epochs} epochs"
         target = self.run_dir / "evaluation.json"
         if writes:
             _refuse_to_lose(target, chosen, about)
-        net = surrogate[0] if surrogate else _surrogate_of(data["name"], self.data_dir, where) if digits else None
+        net = surrogate[0] if surrogate else _surrogate_of(data.name, self.data_dir, where) if digits else None
         partial = self.run_dir / "evaluation.partial.jsonl"
         with progress_bar(f"judging {self.run_dir}") as progress:
             evaluation = evaluate(
@@ -130,15 +131,15 @@ def _surrogate_of(data: str, data_dir: Path | None, device: "torch.device") -> "
         return load_surrogate(load(data, data_dir), progress=progress, device=device)
 
 
-def _about(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _about(run_dir: Path, settings: "RunSettings") -> dict[str, Any]:
     """What the evaluation says of a run."""
     from noiseprop.training.checkpoint import MODEL, read_epoch
 
     return {
-        "model": settings["model"]["name"],
-        "activation": settings["model"].get("activation"),
-        "seed": settings["seed"],
-        "recipe": settings["recipe"]["name"],
+        "model": settings.model.name,
+        "activation": getattr(settings.model, "activation", None),
+        "seed": settings.seed,
+        "recipe": settings.recipe.name,
         "epochs": read_epoch(run_dir / MODEL),
     }
 

@@ -44,15 +44,15 @@ class Inspect:
         from noiseprop.noise.attach.add_noise import is_noisy
         from noiseprop.noise.diagnostics.inspect_noise import inspect_noise
         from noiseprop.report.noise_table import draw, figures, save, table
-        from noiseprop.runs.trained_model import load_parts, load_run
+        from noiseprop.runs.trained_model import load_run, load_run_data
 
         if self.batches < 2:
             raise InputError(f"--batches must be at least 2, got {self.batches}")
         model, settings = load_run(self.run_dir, self.model)
         if not is_noisy(model):
-            raise RunError(f"{self.run_dir} holds {settings['model']['name']}, which has no noise; choose a noisy run")
-        data, size = settings["data"], settings["recipe"]["batch_size"]
-        images = load_parts(self.run_dir, settings, self.data_dir, self.data).train
+            raise RunError(f"{self.run_dir} holds {settings.model.name}, which has no noise; choose a noisy run")
+        data, size = settings.data, settings.recipe.batch_size
+        images = load_run_data(self.run_dir, settings, self.data_dir, self.data).train
         size = min(size, len(images))
         generator = torch.Generator().manual_seed(0)
 
@@ -68,12 +68,12 @@ class Inspect:
                     yield batch
 
             layers = inspect_noise(model, told())
-        title = f"{settings['model']['name']} on {data['name']}: {self.batches} batches of {size}"
+        title = f"{settings.model.name} on {data.name}: {self.batches} batches of {size}"
         picture, neurons = self.run_dir / "noise.png", self.run_dir / "noise.safetensors"
         draw(layers, picture, title=title)
         save(layers, neurons)
         if self.json:
-            found = {"model": settings["model"]["name"], "data": data["name"], "batches": self.batches}
+            found = {"model": settings.model.name, "data": data.name, "batches": self.batches}
             found |= {"batch_size": size, "layers": figures(layers), "picture": str(picture), "neurons": str(neurons)}
             print_json(found)
             return

@@ -43,12 +43,12 @@ def subject(model: str, data: str | None, noise: tuple[str, ...], granularity: "
         DataError: the data are not there or damaged.
     """
     from noiseprop.errors import InputError
-    from noiseprop.models.registry import architecture, build
-    from noiseprop.models.user_model import is_own, own_network
+    from noiseprop.models.registry import build, get_architecture
+    from noiseprop.models.user_model import is_user_model, make_user_model
     from noiseprop.noise.attach.add_noise import is_noisy
 
-    if not is_own(model):
-        plain = architecture(model)
+    if not is_user_model(model):
+        plain = get_architecture(model)
         if noise or data is not None:
             raise InputError(
                 f"{model} has its noise and its images by its name; --noise and --data are for module:function"
@@ -56,9 +56,9 @@ def subject(model: str, data: str | None, noise: tuple[str, ...], granularity: "
         return Subject(build(model), plain.image, plain.classes)
     image, classes = _form("mnist" if data is None else data)
     options: dict[str, Any] = {"image": image, "classes": classes, "granularity": granularity, "init": init}
-    net = own_network(model, noise=noise, **options)
+    net = make_user_model(model, noise=noise, **options)
     if not is_noisy(net):
-        net = own_network(model, noise=("all",), **options)
+        net = make_user_model(model, noise=("all",), **options)
     return Subject(net, image, classes)
 
 

@@ -79,7 +79,7 @@ def _surrogate_of(
 ) -> "nn.Module | None":
     """The network of the run's transfer attacks, where its evaluation used the one that `evaluate` trains and keeps."""
     from noiseprop.data import load
-    from noiseprop.runs.surrogates import surrogate
+    from noiseprop.runs.surrogates import load_surrogate
     from noiseprop.training import TABLE_1
 
     told = run.evaluation.about.get("surrogate") if run.evaluation else None
@@ -87,5 +87,5 @@ def _surrogate_of(
     if not digits or told != f"MLP-surrogate, seed 0, {TABLE_1[test.name].epochs} epochs":
         return None
     if test.name not in kept:
-        kept[test.name] = surrogate(load(test.name, data_dir))
+        kept[test.name] = load_surrogate(load(test.name, data_dir))
     return kept[test.name]

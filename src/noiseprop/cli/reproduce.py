@@ -69,13 +69,13 @@ class Reproduce:
     def run(self) -> None:
         """Do all runs, show progress, write what came of them and print it."""
         from noiseprop.cli.console import out, print_json
+        from noiseprop.evaluation.text_summary import format_text_table
         from noiseprop.paper.cluster import on_ray
         from noiseprop.paper.figures import draw_figure_3
         from noiseprop.paper.grid import DONE, run_all
         from noiseprop.paper.how import how
         from noiseprop.paper.kept import extend, holds
         from noiseprop.paper.reproduction import finished
-        from noiseprop.evaluation.text_summary import format_text_table
         from noiseprop.paper.tables import main_tables
 
         plan, jobs = self._plan_and_jobs()
@@ -129,7 +129,7 @@ class Reproduce:
     def _plan_and_jobs(self) -> "tuple[Plan, list[Job]]":
         """Every run that is asked for; data that are missing are told here, before processes start."""
         from noiseprop.data import load
-        from noiseprop.environment import device
+        from noiseprop.environment import choose_device
         from noiseprop.errors import InputError
         from noiseprop.paper.plan import Plan
         from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, RESNETS, TABLES, protocol, recipe
@@ -149,12 +149,12 @@ class Reproduce:
         if unknown := [name for name in self.models if name not in rows]:
             raise InputError(f"{unknown[0]!r} is no row of {self.what}; choose of {'; '.join(rows)}")
         data = RESNETS.get(table, self.data)
-        device(self.device)
+        choose_device(self.device)
         load(data, self.data_dir)
         epochs = recipe(PROTOCOLS["paper"], data, epochs=self.epochs, name=self.recipe).epochs
         images = 1000 if table in RESNETS and self.test_images is None else self.test_images
         settings = (data, self.data_dir, epochs, self.precision, self.recipe, images, self.runs)
-        plan = Plan(table, chosen, *settings, judged_in=self.judge, device=self.device)
+        plan = Plan(table, chosen, *settings, judged_in=self.judge, choose_device=self.device)
         seeds = 1 if self.what == "figure4" else self.seeds
         return plan, plan.jobs([rows[name] for name in self.models or rows], seeds)
 

@@ -10,7 +10,30 @@ from noiseprop.cli.options import DataDir, Device, Flag, Granularity, Json, defa
 
 if TYPE_CHECKING:
     from noiseprop.data import Dataset
-    from noiseprop.training import Epoch
+    from noiseprop.training import Epoch, Recipe
+    from noiseprop.training.objective_config import ObjectiveName
+    from noiseprop.training.run_config import ObjectiveConfig, RunSettings
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """Training that a command line asks for.
+
+    Attributes:
+        model: name of the network.
+        options: arguments of `build` or `make_user_model`.
+        data: name or path of the data.
+        recipe: settings of the training.
+        seed: seed of weights, noise and order.
+        objective: name and number of the objective, or None.
+    """
+
+    model: str
+    options: dict[str, Any]
+    data: str
+    recipe: "Recipe"
+    seed: int
+    objective: "tuple[ObjectiveName | None, float | None]"
 
 
 @dataclass(frozen=True)
@@ -63,11 +86,11 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
 
     def run(self) -> None:
         """Train, show progress, and say what came of it; of several processes, in the first."""
-        from noiseprop.cli.console import err, out
-        from noiseprop.distributed import joined
+        from noiseprop.cli.console import error_console, out
+        from noiseprop.distributed import join_processes
 
-        with joined() as world:
-            out.quiet = err.quiet = not world.first
+        with join_processes() as world:
+            out.quiet = error_console.quiet = not world.is_first
             self._train()
 
     def _train(self) -> None:
@@ -75,46 +98,44 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
 
         from noiseprop.cli.console import progress_bar
         from noiseprop.data import load
-        from noiseprop.environment import device
+        from noiseprop.environment import choose_device
         from noiseprop.runs.trained_model import train_run
-        from noiseprop.training import Recipe
-        from noiseprop.training.objective_config import named_objective
-        from noiseprop.training.run_folder import refuse_taken
-        from noiseprop.training.tensorboard import tensorboard
+        from noiseprop.training.objective_config import make_objective
+        from noiseprop.training.run_folder import check_run_folder
+        from noiseprop.training.tensorboard import log_to_tensorboard
 
-        where = device(self.device)
-        # Wrong names, a folder in use and other settings than the run's are told before data are read.
-        there = refuse_taken(self.out, resume=self.resume)
-        settings = self._settings_of_the_run() if there else self._settings_of_a_new_run()
-        model, data = settings["model"], settings["data"]
-        name, number = self._objective(settings)
-        dataset = load(data.get("path", data["name"]), self.data_dir)
-        title = f"{model['name']} on {data['name']}"
-        with tensorboard(self.tensorboard) as at_epoch_end, progress_bar(title) as progress:
+        device = choose_device(self.device)
+        # Wrong names, a folder in use and settings that differ from those of the run are reported before data are read.
+        has_run = check_run_folder(self.out, resume=self.resume)
+        request = self._read_request() if has_run else self._make_request()
+        objective, number = request.objective
+        dataset = load(request.data, self.data_dir)
+        title = f"{request.model} on {dataset.name}"
+        with log_to_tensorboard(self.tensorboard) as at_epoch_end, progress_bar(title) as progress:
             _, epochs = train_run(
-                model["name"],
+                request.model,
                 dataset,
-                Recipe.from_json(settings["recipe"]),
+                request.recipe,
                 self.out,
-                seed=settings["seed"],
-                objective=None if name is None else partial(named_objective, name, number),
+                seed=request.seed,
+                objective=None if objective is None else partial(make_objective, objective, number),
                 resume=self.resume,
                 progress=progress,
                 at_epoch_end=at_epoch_end,
-                device=where,
-                **{key: value for key, value in model.items() if key not in ("name", "seed", "classes", "image")},
+                device=device,
+                **request.options,
             )
-        self._tell(model["name"], dataset, settings["recipe"]["name"], epochs[-1])
+        self._print_result(request.model, dataset, request.recipe.name, epochs[-1])
 
-    def _tell(self, model: str, dataset: "Dataset", recipe: str, last: "Epoch") -> None:
+    def _print_result(self, model: str, dataset: "Dataset", recipe: str, last: "Epoch") -> None:
         """Print what it learned from, what came of it, and by which recipe where it is not Table 1's."""
-        from dataclasses import asdict
+        import msgspec
 
         from noiseprop.cli.console import out, print_json
 
         if self.json:
             return print_json(
-                {"run": str(self.out), "model": model, "data": dataset.name, "recipe": recipe, **asdict(last)}
+                {"run": str(self.out), "model": model, "data": dataset.name, "recipe": recipe, **msgspec.to_builtins(last)}
             )
         by = "" if recipe == "table1" else f" by the {recipe} recipe"
         out.print(f"{dataset.source}.", markup=False, soft_wrap=False)
@@ -122,96 +143,122 @@ A: everywhere); ResNet18 or ResNet34, as CNN; MLP-, ResNet18- or ResNet34-surrog
         out.print(f"  training    loss {last.train_loss:.4f}  accuracy {last.train_accuracy:.4f}")
         out.print(f"  validation  loss {last.validation_loss:.4f}  accuracy {last.validation_accuracy:.4f}")
         for layer, sigma in last.sigma.items():
-            spread = f"(from {sigma['min']:.3f} to {sigma['max']:.3f})"
-            out.print(f"  |sigma| of {layer.removesuffix('.noise')}: mean {sigma['mean']:.3f} {spread}")
+            spread = f"(from {sigma.min:.3f} to {sigma.max:.3f})"
+            out.print(f"  |sigma| of {layer.removesuffix('.noise')}: mean {sigma.mean:.3f} {spread}")
         trust = f" --model {model}" if ":" in model else ""
         out.print(f"Kept in {self.out}. Next: noiseprop evaluate {self.out}{trust}", markup=False)
         return None
 
-    def _settings_of_a_new_run(self) -> dict[str, Any]:
-        """What is asked for, in the form of config.json; defaults for the rest."""
-        from dataclasses import asdict
+    def _make_request(self) -> TrainingRequest:
+        """Return the requested training of a new run, with defaults for the rest."""
+        from dataclasses import replace
 
         from noiseprop.errors import InputError
-        from noiseprop.models.registry import architecture
-        from noiseprop.models.user_model import is_own
-        from noiseprop.training.recipes import table_1
+        from noiseprop.models.registry import get_architecture
+        from noiseprop.models.user_model import is_user_model
+        from noiseprop.training.recipes import get_table_1_recipe
 
         if self.model is None:
-            raise InputError("train needs a network's name, --model NAME, or --resume and the folder of a run")
-        if not is_own(self.model):
-            architecture(self.model)
-        data = self._data() or {"name": "mnist"}
-        model = {"name": self.model, **({} if is_own(self.model) else {"activation": "relu"})}
-        return self._override({"model": model, "data": data, "recipe": asdict(table_1(data["name"])), "seed": 0})
+            raise InputError("train requires the name of a network, --model NAME, or --resume and the folder of a run")
+        if not is_user_model(self.model):
+            get_architecture(self.model)
+        self._check_seed()
+        data, path = self._resolve_data() or ("mnist", "")
+        recipe = replace(get_table_1_recipe(data), **self._get_recipe_changes())
+        seed = 0 if self.seed is None else self.seed
+        options = self._get_model_options(self.model)
+        return TrainingRequest(self.model, options, path or data, recipe, seed, self._choose_objective(None))
 
-    def _data(self) -> dict[str, Any]:
-        """What config.json says of the data that are asked for: their name and, of the user's own, their path."""
-        from noiseprop.data.load import own_data
+    def _read_request(self) -> TrainingRequest:
+        """Return the training of the run in the folder, with the requested epochs; other conflicts raise an error."""
+        import msgspec
 
-        if self.data is None:
-            return {}
-        own = own_data(self.data)
-        return {"name": self.data} if own is None else {"name": own[0], "path": str(own[1])}
+        from noiseprop.models.user_model import is_user_model
+        from noiseprop.runs.trained_model import check_trusted, read_run_settings
+        from noiseprop.training.resume import continue_settings
 
-    def _settings_of_the_run(self) -> dict[str, Any]:
-        """Those of the run in the folder, with as many epochs as are asked for; other conflicts are refused."""
-        from noiseprop.models.user_model import is_own
-        from noiseprop.runs.trained_model import read_settings, refuse_untrusted
-        from noiseprop.training.resume import continued
+        recorded = read_run_settings(self.out)
+        if is_user_model(recorded.model.name) and self.model is None:
+            check_trusted(self.out, recorded.model.name, ())
+        settings = continue_settings(self.out, recorded, self._override(recorded))
+        options = {
+            key: value
+            for key, value in msgspec.structs.asdict(settings.model).items()
+            if key not in ("name", "seed", "classes", "image")
+        }
+        data = settings.data.path or settings.data.name
+        objective = self._choose_objective(settings.objective)
+        return TrainingRequest(settings.model.name, options, data, settings.recipe, settings.seed, objective)
 
-        there = read_settings(self.out)
-        if is_own(there["model"]["name"]) and self.model is None:
-            refuse_untrusted(self.out, there["model"]["name"], ())
-        return continued(self.out, there, self._override(there))
+    def _override(self, recorded: "RunSettings") -> "RunSettings":
+        """Return the settings of a run with those of the command line in their place."""
+        from dataclasses import replace
 
-    def _override(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings with what was given on the command line in their place."""
+        from msgspec import structs
+
+        self._check_seed()
+        name = self.model or recorded.model.name
+        given = {"name": self.model, "seed": self.seed, **self._get_model_options(name)}
+        fields = recorded.model.__struct_fields__
+        model = {key: value for key, value in given.items() if value is not None and key in fields}
+        data = self._resolve_data() or (recorded.data.name, recorded.data.path)
+        return structs.replace(
+            recorded,
+            model=structs.replace(recorded.model, **model),
+            data=structs.replace(recorded.data, name=data[0], path=data[1]),
+            recipe=replace(recorded.recipe, **self._get_recipe_changes()),
+            seed=recorded.seed if self.seed is None else self.seed,
+        )
+
+    def _check_seed(self) -> None:
         from noiseprop.errors import InputError
 
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"--seed must be at least 0 and below 2**63, got {self.seed}")
-        given = {
-            "model": {"name": self.model, "seed": self.seed, **self._options(settings["model"]["name"])},
-            "data": self._data(),
-            "recipe": {"epochs": self.epochs, "precision": self.precision},
-        }
-        asked = {
-            part: {**settings[part], **{key: value for key, value in values.items() if value is not None}}
-            for part, values in given.items()
-        }
-        return {**settings, **asked, "seed": settings["seed"] if self.seed is None else self.seed}
 
-    def _options(self, name: str) -> dict[str, Any]:
-        """The network's options that are given; others than it can have are refused."""
+    def _resolve_data(self) -> tuple[str, str] | None:
+        """Return the name of the requested data and, for user data, their path; None if none are requested."""
+        from noiseprop.data.load import resolve_user_data
+
+        if self.data is None:
+            return None
+        found = resolve_user_data(self.data)
+        return (self.data, "") if found is None else (found[0], str(found[1]))
+
+    def _get_recipe_changes(self) -> dict[str, Any]:
+        given = {"epochs": self.epochs, "precision": self.precision}
+        return {key: value for key, value in given.items() if value is not None}
+
+    def _get_model_options(self, name: str) -> dict[str, Any]:
+        """Return the given options of a network, after checking that it has them."""
         from noiseprop.errors import InputError
-        from noiseprop.models.user_model import is_own
+        from noiseprop.models.user_model import is_user_model
 
-        name = self.model or name
         noise: dict[str, Any] = {
-            "noise": list(self.noise) or None,
+            "noise": tuple(self.noise) or None,
             "granularity": self.granularity,
             "init": self.init,
             "learn": False if self.fixed_noise else None,
         }
-        if not is_own(name) and any(value is not None for value in noise.values()):
+        given = {key: value for key, value in noise.items() if value is not None}
+        if not is_user_model(name) and given:
             raise InputError(f"{name} has its noise by its name; --noise and its options are for module:function")
-        if is_own(name) and self.activation is not None:
-            raise InputError(f"--activation is for the paper's MLP, not for {name}; leave it out")
-        if not self.noise and not self.resume and any(value is not None for value in noise.values()):
-            raise InputError(
-                "--granularity, --init and --fixed-noise belong to --noise; say where to add noise with it"
-            )
-        return noise if is_own(name) else {"activation": self.activation}
+        if is_user_model(name) and self.activation is not None:
+            raise InputError(f"--activation is for the MLP of the paper, not for {name}; omit it")
+        if not self.noise and not self.resume and given:
+            raise InputError("--granularity, --init and --fixed-noise require --noise; say where to add noise with it")
+        if is_user_model(name):
+            return given
+        return {} if self.activation is None else {"activation": self.activation}
 
-    def _objective(self, settings: dict[str, Any]) -> tuple[Any, float | None]:
-        """The objective's name and number: the given ones, else the run's, else none; `train` refuses another one."""
+    def _choose_objective(self, recorded: "ObjectiveConfig | None") -> "tuple[ObjectiveName | None, float | None]":
+        """Return name and number of the objective: the given ones, else those of the run, else None."""
         from noiseprop.errors import InputError
-        from noiseprop.training.objective_config import name_and_number
+        from noiseprop.training.objective_config import find_objective_name
 
         if self.objective is None and self.objective_number is not None:
             raise InputError("--objective-number belongs to an objective; name it with --objective")
-        kept = name_and_number(settings["objective"]) if settings.get("objective") else (None, None)
+        name, number = find_objective_name(recorded) if recorded else (None, None)
         if self.objective is None:
-            return kept
-        return self.objective, kept[1] if self.objective_number is None else self.objective_number
+            return name, number
+        return self.objective, number if self.objective_number is None else self.objective_number

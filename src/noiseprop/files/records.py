@@ -6,6 +6,7 @@ of the file and names the next step.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +56,18 @@ def parse_record(text: str, kind: type[Record]) -> Record:
     if not isinstance(document, dict):
         raise ValueError(f"expected a JSON object, got {type(document).__name__}")  # noqa: TRY004
     return convert_record(verify_checksum(document), kind)
+
+
+def flatten_document(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted names.
+
+    >>> flatten_document({"recipe": {"lr": 0.1}, "seed": 0})
+    {'recipe.lr': 0.1, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten_document(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def convert_record(document: Any, kind: type[Record]) -> Record:

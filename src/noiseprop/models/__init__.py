@@ -1,4 +1,4 @@
-"""Plain networks with named noise sites; they know nothing of noise."""
+"""Networks of the paper without noise, with named sites where `noiseprop.models.registry` adds it."""
 
 from noiseprop.models.cnn import CNN as CNN
 from noiseprop.models.cnn import cnn as cnn

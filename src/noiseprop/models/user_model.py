@@ -1,32 +1,49 @@
-"""A network of the user's own, by the function that makes it: "package.module:function".
+"""User-defined networks by the function that makes them: "package.module:function".
 
-Its code runs only where the user names it: a run folder's config.json names it too, but is never taken at its word.
+Their code runs only if the user names them. The config.json of a run folder names them, too, but is not trusted.
 """
 
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import Parameter, signature
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import InputError, suggest_name
+from noiseprop.models.trial import check_pass, check_training_step, describe_exception
 from noiseprop.noise.attach.add_noise import add_noise, noise_layers
 from noiseprop.noise.layer import Granularity, Init
 from noiseprop.noise.sigma_adam import weights
 from noiseprop.noise.stream import reset_noise
 
-_CLASSES = ("classes", "num_classes")  # names under which a function may take the number of logits
-_MOST_ELEMENTS = 100_000_000  # of an image
+_CLASS_PARAMETERS = ("classes", "num_classes")  # names under which a function may take the number of logits
+_MAX_IMAGE_SIZE = 100_000_000  # elements
+
+
+_Length = Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+
+
+class UserModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="user"):
+    """Arguments of `make_user_model`, as run folders hold them."""
+
+    name: Annotated[str, msgspec.Meta(max_length=1000)]
+    image: tuple[_Length, _Length, _Length]
+    classes: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    noise: tuple[str, ...] = ()
+    granularity: Granularity = "neuron"
+    init: float | Literal["normal"] = 1.0
+    learn: bool = True
 
 
 def is_user_model(name: str) -> bool:
-    """Whether a network's name is that of a function, as no name of the paper is."""
+    """Return whether the name of a network is that of a function, unlike the names of the paper."""
     return ":" in name
 
 
@@ -41,33 +58,34 @@ def make_user_model(
     init: Init = 1.0,
     learn: bool = True,
 ) -> nn.Module:
-    """Import a function, call it for a network, add noise, and try whether it takes the images.
+    """Return a network from a user-defined function, with noise, and check that it takes the images.
 
     Args:
-        name: "package.module:function", importable from the current folder or installed. The function takes nothing,
-            or the number of classes; it may add noise itself.
+        name: "package.module:function", importable from the current folder or installed. The function takes no
+            arguments or the number of classes; it may add noise itself.
         image: shape (C, H, W) of the images.
         classes: number of logits.
-        seed: of the weights, as far as torch draws them, and of the noise.
-        noise: where to add noise, as `add_noise` takes it: a group or names; nowhere if empty.
-        granularity: of that noise, as for `add_noise`.
-        init: sigma's start, as for `add_noise`.
+        seed: seed of the weights, as far as torch draws them, and of the noise.
+        noise: where to add noise, a group or names as for `add_noise`; empty for nowhere.
+        granularity: granularity of that noise, as for `add_noise`.
+        init: first value of sigma, as for `add_noise`.
         learn: whether sigma is learned.
 
     Returns:
         A network that maps images (B, C, H, W) in [0, 1] to logits (B, classes), in training mode.
 
     Raises:
-        InputError: there is no such function, it fails, or what it returns is no such network.
+        InputError: the function does not exist or fails, or its network does not take the images, does not return
+            logits, or cannot be trained.
     """
-    if len(image) != 3 or min(image) < 1 or prod(image) > _MOST_ELEMENTS:
-        raise InputError(f"{name}: images of shape {tuple(image)}, expected three numbers (C, H, W)")
-    make = _find(name)
+    if len(image) != 3 or min(image) < 1 or prod(image) > _MAX_IMAGE_SIZE:
+        raise InputError(f"{name}: images of shape {tuple(image)}, expected three numbers (C, H, W) from 1 up")
+    make = _import_function(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _made(name, make, classes)
+        model = _call_function(name, make, classes)
         example = torch.rand(2, *image)
-        _check(name, model, example, classes)
+        _check_network(name, model, example, classes)
     if noise:
         where = noise[0] if len(noise) == 1 else tuple(noise)
         example = example.to(next(model.parameters()).device)
@@ -77,11 +95,11 @@ def make_user_model(
     return model.train()
 
 
-def _find(name: str) -> Callable[..., Any]:
-    """The function of a name; its module is looked for in the current folder first."""
+def _import_function(name: str) -> Callable[..., Any]:
+    """Return the function of a name; its module is searched in the current folder first."""
     module_name, _, path = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), path)):
-        raise InputError(f"{name!r} names no function; write package.module:function, such as mynets:small")
+        raise InputError(f"{name!r} does not name a function; write package.module:function, such as mynets:small")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -90,11 +108,11 @@ def _find(name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
-                f"{name}: there is no module {error.name} in {here} or installed; check name and folder"
+                f"{name}: module {error.name} was not found in {here} or among installed packages; check name and folder"
             ) from error
-        raise InputError(f"{name}: {_blame(error)}") from error
+        raise InputError(f"{name}: {describe_exception(error)}") from error
     except Exception as error:
-        raise InputError(f"{name}: importing {module_name} failed: {_blame(error)}") from error
+        raise InputError(f"{name}: importing {module_name} failed: {describe_exception(error)}") from error
     found = getattr(module, path, None)
     if not callable(found):
         named = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -104,26 +122,26 @@ def _find(name: str) -> Callable[..., Any]:
     return found
 
 
-def _made(name: str, make: Callable[..., Any], classes: int) -> nn.Module:
+def _call_function(name: str, make: Callable[..., Any], classes: int) -> nn.Module:
     try:
-        model = make(**_arguments(name, make, classes))
+        model = make(**_choose_arguments(name, make, classes))
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name} failed: {_blame(error)}") from error
+        raise InputError(f"{name} failed: {describe_exception(error)}") from error
     if not isinstance(model, nn.Module):
         kind = "None" if model is None else type(model).__name__
         raise InputError(f"{name} returned {kind}, expected a torch.nn.Module")
     return model
 
 
-def _arguments(name: str, make: Callable[..., Any], classes: int) -> dict[str, int]:
-    """What to call a function with: the number of classes if it takes that."""
+def _choose_arguments(name: str, make: Callable[..., Any], classes: int) -> dict[str, int]:
+    """Return the arguments of a function: the number of classes if it takes that."""
     try:
         parameters = signature(make).parameters
     except (TypeError, ValueError):
         return {}
-    taken = next((key for key in _CLASSES if key in parameters), None)
+    taken = next((key for key in _CLASS_PARAMETERS if key in parameters), None)
     needed = [
         key
         for key, parameter in parameters.items()
@@ -131,38 +149,18 @@ def _arguments(name: str, make: Callable[..., Any], classes: int) -> dict[str, i
         and parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     ]
     if others := [key for key in needed if key != taken]:
-        raise InputError(f"{name} needs {', '.join(others)}; name a function of no arguments, or of `classes` alone")
+        raise InputError(
+            f"{name} needs {', '.join(others)}; name a function that takes no arguments or `classes` alone"
+        )
     return {} if taken is None else {taken: classes}
 
 
-@torch.no_grad()
-def _check(name: str, model: nn.Module, example: Tensor, classes: int) -> None:
-    """Refuse a network that cannot be trained, or does not map images to logits."""
-    model.eval()
+def _check_network(name: str, model: nn.Module, example: Tensor, classes: int) -> None:
+    """Check that a network maps images to logits in both modes and can be trained; lazy modules get their shapes."""
     tensor = next(model.parameters(), None)
     x = example if tensor is None else example.to(tensor.device)
-    shape = tuple(x.shape)
-    try:
-        logits = model(x)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{name} does not take images of shape {shape}: {_blame(error)}") from error
-    if not isinstance(logits, Tensor) or logits.shape != (len(x), classes):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"{name} maps images {shape} to {got}, expected logits ({len(x)}, {classes}) for {classes} classes; "
-            "let its function take `classes`, or take other data"
-        )
+    with torch.no_grad():
+        check_pass(name, model, x, classes, training=False)
     if not any(parameter.requires_grad for parameter in weights(model)):
         raise InputError(f"{name} has no parameters that could be trained; set requires_grad")
-
-
-def _blame(error: Exception) -> str:
-    """What went wrong in the user's code, and in which line."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    theirs = [f for f in frames if f.filename.startswith(str(Path.cwd())) and "site-packages" not in f.filename]
-    place = (theirs or frames or [None])[-1]
-    where = f" ({Path(place.filename).name}, line {place.lineno})" if place else ""
-    said = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}{f': {said}' if said else ''}{where}"
+    check_training_step(name, model, x, classes)

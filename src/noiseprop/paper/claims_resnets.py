@@ -6,7 +6,7 @@ from scipy.stats import norm
 
 from noiseprop.evaluation.sanity_checks import TOLERANCE
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
-from noiseprop.models.registry import architecture
+from noiseprop.models.registry import get_architecture
 from noiseprop.paper.claims import Claim, Comparison, both_errors, corrected, differences
 from noiseprop.paper.protocol import TABLES
 from noiseprop.paper.published import COLUMNS
@@ -53,7 +53,7 @@ def over_seeds(c: Comparison) -> bool:
 
 def chance(record: Record) -> float:
     """The accuracy of guessing one class of all."""
-    return 1 / record.get("classes", architecture(TABLES[record["table"]][0].model).classes)
+    return 1 / record.get("classes", get_architecture(TABLES[record["table"]][0].model).classes)
 
 
 def guesses(record: Record, row: str, what: str) -> bool:

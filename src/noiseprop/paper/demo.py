@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from noiseprop.attacks import fgsm, pgd
 from noiseprop.data import Dataset, batches, load, split
-from noiseprop.environment import made_with
+from noiseprop.environment import describe_environment
 from noiseprop.evaluation.scoring import expected_accuracy, evaluation_mode, has_inference_noise, derive_noise_key
 from noiseprop.files.untrusted import read_json
 from noiseprop.noise.sampling import sampling
@@ -84,7 +85,7 @@ def run_demo(settings: Settings | None = None, *, progress: Progress | None = No
         "format": FORMAT,
         "settings": asdict(chosen),
         "data": data,
-        "made_with": made_with() | {"seconds": seconds},
+        "made_with": msgspec.structs.asdict(describe_environment()) | {"seconds": seconds},
         "models": found,
     }
 
@@ -93,7 +94,7 @@ def _history(epochs: list[Epoch]) -> dict[str, Any]:
     layers = epochs[0].sigma
     return {
         "validation": [epoch.validation_accuracy for epoch in epochs],
-        "sigma": {layer.removesuffix(".noise"): [epoch.sigma[layer]["mean"] for epoch in epochs] for layer in layers},
+        "sigma": {layer.removesuffix(".noise"): [epoch.sigma[layer].mean for epoch in epochs] for layer in layers},
     }
 
 

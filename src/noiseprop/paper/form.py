@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import msgspec
+
 from noiseprop.evaluation.results import OUTCOMES
 from noiseprop.paper.protocol import RESNETS
 from noiseprop.paper.published import PUBLISHED
@@ -118,7 +120,7 @@ def check_record(record: Any) -> None:
     if record["table"] in RESNETS and (lacks := [name for name in _RESNETS if name not in record]):
         raise ValueError(f"it does not tell {', '.join(lacks)}")
     if "recipe" in record:
-        Recipe.from_json(record["recipe"])
+        msgspec.convert(record["recipe"], Recipe)
         check(record, {"images": dict, "source": str, "judged_in": str})
     keys = [(run["row"], run["seed"]) for run in record["runs"]]
     if not keys or len(set(keys)) < len(keys):
@@ -134,7 +136,7 @@ def check_figure_4(record: Any) -> None:
         ValueError: something is missing, of another type, or at odds with the rest.
     """
     check(record, FIGURE_4)
-    Recipe.from_json(record["recipe"])
+    msgspec.convert(record["recipe"], Recipe)
     if "inside" in record:
         check(record, {"box": list, "right": list})
         if list(record["inside"]) != record["networks"]:

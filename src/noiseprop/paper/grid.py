@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from filelock import FileLock, Timeout
 
-from noiseprop.environment import cores
+from noiseprop.environment import count_cores
 from noiseprop.errors import InputError, RunError
 from noiseprop.paper.reproduction import Job, do, is_finished
 
@@ -85,7 +85,7 @@ def run_all(jobs: Sequence[Job], *, processes: int, show: Show, start: Start | N
 
 def threads_each(processes: int) -> int:
     """How many threads each of some processes has that share the cores of this machine."""
-    return max(1, cores() // processes)
+    return max(1, count_cores() // processes)
 
 
 def prepare(threads: int) -> None:

@@ -13,7 +13,7 @@ from noiseprop.paper.plan import Plan
 from noiseprop.paper.protocol import FEWER, TABLES
 from noiseprop.paper.reproduction import Job, Run, recipe_of
 from noiseprop.paper.results import Record, accuracy, damaged, head, image_error, make_record, read_record, write_record
-from noiseprop.training.resume import flattened
+from noiseprop.files.records import flatten_document
 
 _UNTOLD = {"judged_in": "fp32"}  # how older records were made that do not tell
 _ELSEWHERE = {"seeds", "recipe.epochs", "recipe.precision"}  # what runs, "epochs" and "precision" tell
@@ -48,8 +48,8 @@ def _kept(path: Path, plan: Plan) -> Record | None:
     if not path.exists():
         return None
     record = read_record(path)
-    asked: dict[str, Any] = flattened(json.loads(json.dumps(head(plan))))
-    there = _UNTOLD | flattened(record)
+    asked: dict[str, Any] = flatten_document(json.loads(json.dumps(head(plan))))
+    there = _UNTOLD | flatten_document(record)
     skipped = _ELSEWHERE | {f"settings.{name}" for name in FEWER.get(plan.table, ())}  # by row
     if "data.digest" in there:
         skipped |= {"source"}  # it names files, which may differ where the images do not

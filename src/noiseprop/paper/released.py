@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from noiseprop.models.registry import architecture, build
+from noiseprop.models.registry import get_architecture, build
 from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.paper.protocol import Protocol, Row
@@ -51,7 +51,7 @@ def options(row: Row, protocol: Protocol, *, seed: int, classes: int | None = No
     chosen = {"name": name, "activation": row.activation, "seed": seed, "at_inference": at_inference}
     if "after-addition" in protocol:
         chosen["everywhere"] = "all-released"
-    if classes not in (None, architecture(name).classes):
+    if classes not in (None, get_architecture(name).classes):
         chosen["classes"] = classes
     return chosen
 

@@ -2,34 +2,36 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from noiseprop.data import Dataset, Split, digest, load, split
-from noiseprop.environment import device
+from noiseprop.environment import choose_device
 from noiseprop.errors import RunError
 from noiseprop.evaluation.bfloat16 import Bfloat16
 from noiseprop.evaluation.evaluate import evaluate, images_digest
 from noiseprop.evaluation.results import Evaluation
-from noiseprop.evaluation.scoring import evaluation_mode, derive_noise_key
+from noiseprop.evaluation.scoring import derive_noise_key, evaluation_mode
 from noiseprop.evaluation.serialization import read_evaluation, write_evaluation
 from noiseprop.evaluation.settings import Settings
 from noiseprop.files.atomic import write_json
 from noiseprop.files.checksum import verify_checksum
 from noiseprop.files.untrusted import read_json
+from noiseprop.models.registry import RegisteredModelConfig
 from noiseprop.noise.stream import reset_noise
 from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, Protocol, RecipeName, Row, recipe, stops
 from noiseprop.paper.released import build_row, options
 from noiseprop.paper.released_attacks import released_attacks, replaced, with_attacks
-from noiseprop.runs.surrogates import surrogate
+from noiseprop.runs.surrogates import load_surrogate
 from noiseprop.training import Epoch, Precision, Recipe, loss_and_accuracy, read_metrics, train
 from noiseprop.training.checkpoint import MODEL, load_model
-from noiseprop.training.resume import continued
-from noiseprop.training.run_folder import again, held, read_config
+from noiseprop.training.resume import continue_settings
+from noiseprop.training.run_folder import lock_run, read_config, suggest_retraining
 
 EVALUATION = "evaluation.json"
 TEST_ACCURACY = "test_accuracy.json"
@@ -92,7 +94,7 @@ def do(job: Job, tell: Tell) -> None:
         RunError: the folder holds a run of other settings, is damaged, or another process is at work there.
     """
     model, epochs = _train(job, tell)
-    with held(job.folder, resume=True):
+    with lock_run(job.folder, resume=True):
         if _evaluation(job, epochs) is None:
             write_evaluation(_judge(job, model, epochs, tell), job.folder / EVALUATION)
             (job.folder / _PARTIAL).unlink(missing_ok=True)
@@ -123,13 +125,13 @@ def finished(job: Job) -> Run:
     Raises:
         RunError: it has not, or the folder is damaged.
     """
-    epochs = [Epoch.from_json(line) for line in read_metrics(job.folder)]
+    epochs = read_metrics(job.folder)
     evaluation = _evaluation(job, len(epochs))
     if evaluation is None:
         raise RunError(f"{job.folder}: the run is not finished; run the same `noiseprop reproduce` again")
     measured = _test_accuracies(job)
     if _measures(job) and (lost := [epoch.epoch for epoch in epochs if epoch.epoch not in measured]):
-        raise RunError(f"{job.folder / TEST_ACCURACY} lacks epoch {lost[0]}; {again(job.folder)}")
+        raise RunError(f"{job.folder / TEST_ACCURACY} lacks epoch {lost[0]}; {suggest_retraining(job.folder)}")
     return Run(job, epochs, [measured[epoch.epoch] for epoch in epochs if epoch.epoch in measured], evaluation)
 
 
@@ -142,9 +144,9 @@ def trained(job: Job) -> nn.Module:
     chosen = recipe_of(job)
     if len(read_metrics(job.folder)) < chosen.epochs:
         raise RunError(f"{job.folder}: {job.name} is not trained yet; redo its table first, with the same options")
-    there = read_config(job.folder)["settings"]
-    data = {**there.get("data", {}), "digest": digest(parts_of(job))}
-    continued(job.folder, there, {**there, "recipe": asdict(chosen), "data": data})
+    there = read_config(job.folder).settings
+    data = structs.replace(there.data, digest=digest(parts_of(job)))
+    continue_settings(job.folder, there, structs.replace(there, recipe=chosen, data=data))
     model = _built(job)
     load_model(model, job.folder / MODEL)
     return model.eval()
@@ -158,11 +160,21 @@ def recipe_of(job: Job) -> Recipe:
 def _train(job: Job, tell: Tell) -> tuple[nn.Module, int]:
     """The trained network and how many epochs it took."""
     parts, chosen, model = parts_of(job), recipe_of(job), _built(job)
-    built = options(job.row, job.protocol, seed=job.seed, classes=len(parts.train.classes))
-    settings = {"model": built, "departures": sorted(job.protocol.departures)}
+    config = RegisteredModelConfig(**options(job.row, job.protocol, seed=job.seed, classes=len(parts.train.classes)))
+    settings = {"departures": sorted(job.protocol.departures)}
     watch = _Watch(job, model, parts.test, tell)
     with suppress(_StopEarly):
-        train(model, parts, chosen, job.folder, seed=job.seed, settings=settings, resume=True, progress=watch)
+        train(
+            model,
+            parts,
+            chosen,
+            job.folder,
+            seed=job.seed,
+            model_config=config,
+            settings=settings,
+            resume=True,
+            progress=watch,
+        )
     return model, load_model(model, job.folder / MODEL)
 
 
@@ -170,7 +182,7 @@ def _built(job: Job) -> nn.Module:
     """A job's network as it begins, where it is to compute."""
     classes, decay = len(_dataset(job.data, job.data_dir).classes), recipe_of(job).weight_decay
     model = build_row(job.row, job.protocol, seed=job.seed, weight_decay=decay, classes=classes)
-    return model.to(device(job.device))
+    return model.to(choose_device(job.device))
 
 
 class _Watch:
@@ -215,7 +227,7 @@ def _test_accuracies(job: Job) -> dict[int, float]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}); {again(job.folder)}") from error
+        raise RunError(f"{path} is damaged ({error}); {suggest_retraining(job.folder)}") from error
 
 
 def _judge(job: Job, model: nn.Module, epochs: int, tell: Tell) -> Evaluation:
@@ -253,11 +265,11 @@ def _surrogate(job: Job, tell: Tell) -> nn.Module:
     precision: Precision = "fp32" if job.data.startswith("mnist") else job.precision
     dataset = _dataset(job.data, job.data_dir)
     chosen = recipe(PROTOCOLS["paper"], job.data, epochs=job.epochs, precision=precision, name=job.recipe)
-    return surrogate(
+    return load_surrogate(
         dataset,
         recipe=chosen,
         cache=job.root / "surrogates",
-        device=device(job.device),
+        device=choose_device(job.device),
         progress=lambda done, total, loss: tell(done, total, f"training the surrogate, loss {loss:.4f}"),
     )
 

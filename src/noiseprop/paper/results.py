@@ -107,7 +107,7 @@ def _course(run: Run) -> dict[str, Any]:
     layers = run.epochs[0].sigma
     course["sigma"] = {
         layer.removesuffix(".noise"): {
-            key: [_short(epoch.sigma[layer][key]) for epoch in run.epochs] for key in ("mean", "min", "max")
+            key: [_short(getattr(epoch.sigma[layer], key)) for epoch in run.epochs] for key in ("mean", "min", "max")
         }
         for layer in layers
     }

@@ -115,11 +115,3 @@ def markdown(rows: Rows) -> str:
     marks = ["---", *["---:"] * (len(head) - 1)]
     lines = ["| " + " | ".join(text or " " for text in row) + " |" for row in [head, marks, *body]]
     return "\n".join(lines).replace(" ± ", "\u00a0±\u00a0")
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """The table with columns aligned, for the terminal."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from noiseprop.evaluation.results import STATES, Evaluation, State
 from noiseprop.evaluation.settings import ATTACKS, CONDITIONS, CORRUPTIONS
 from noiseprop.evaluation.statistics import mean_std
-from noiseprop.evaluation.text_summary import weak_lbfgs
+from noiseprop.evaluation.text_summary import find_weak_lbfgs
 from noiseprop.report.run_groups import Group, Run
 
 NAMES = {
@@ -127,7 +127,7 @@ def _doubts(group: Group) -> list[Doubt]:
             continue
         findings = run.evaluation.findings[:MOST_FINDINGS]
         failed = [(f.name, f.sentence) for f in findings if f.outcome == "failed"]
-        failed += [("L-BFGS", sentence) for sentence in weak_lbfgs(run.evaluation)]
+        failed += [("L-BFGS", sentence) for sentence in find_weak_lbfgs(run.evaluation)]
         for check, sentence in failed:
             doubt = by_check.setdefault(check, Doubt(0, group.label, check))
             doubt.sentences.append((run.seed, sentence))

@@ -38,7 +38,7 @@ def eps_panels(groups: Sequence[Group], looks: Mapping[Path, Look]) -> list[Pane
         for run in group.runs:
             curve = looks[run.path].curve
             if curve and run.settings:
-                by_kind[str(run.settings["data"]["name"]), curve.eps, curve.images].append(curve)
+                by_kind[run.settings.data.name, curve.eps, curve.images].append(curve)
         for kind, curves in by_kind.items():
             kinds[kind].append((group.label, curves))
     panels: list[Panel] = []
@@ -184,7 +184,7 @@ def _fixed(runs: Sequence[Sequence[Epoch]]) -> bool:
     """Whether every sigma stayed as it was and is like all others of its layer."""
     first = runs[0][0].sigma
     same = all(epoch.sigma == first for run in runs for epoch in run)
-    return same and all(layer["min"] == layer["max"] for layer in first.values())
+    return same and all(layer.min == layer.max for layer in first.values())
 
 
 def _level(epoch: Epoch, layer: str, part: str) -> Number:
@@ -192,7 +192,7 @@ def _level(epoch: Epoch, layer: str, part: str) -> Number:
     s = epoch.sigma.get(layer)
     if s is None:
         return None
-    ends = {"mean": s["mean"], "low": max(s["min"], s["mean"] - s["std"]), "high": min(s["max"], s["mean"] + s["std"])}
+    ends = {"mean": s.mean, "low": max(s.min, s.mean - s.std), "high": min(s.max, s.mean + s.std)}
     return ends[part]
 
 

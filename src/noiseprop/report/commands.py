@@ -1,65 +1,67 @@
 """How to make a run again: the commands, as text for a shell."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from noiseprop.errors import InputError
-from noiseprop.models.registry import build
-from noiseprop.models.user_model import is_own
+from noiseprop.models.registry import RegisteredModelConfig
+from noiseprop.models.user_model import UserModelConfig
 from noiseprop.training import TABLE_1
-from noiseprop.training.objective_config import name_and_number
+from noiseprop.training.objective_config import find_objective_name
+from noiseprop.training.run_config import RunSettings
 
-_BY_OPTION = ("epochs", "precision")  # of a recipe, what the command has options for
+_RECIPE_BY_OPTION = ("epochs", "precision")  # fields of a recipe for which the command has options
 _MODEL_BY_OPTION = ("name", "activation", "seed", "classes", "image", "noise", "granularity", "learn")
-_DEFAULTS = {name: option.default for name, option in signature(build).parameters.items()}
 
 
-def commands(settings: Mapping[str, Any], path: Path) -> list[str]:
-    """The commands that train and judge a run, and comments on what they cannot say.
+def commands(settings: RunSettings, path: Path) -> list[str]:
+    """Return the commands that train and evaluate a run, and comments on what they cannot express.
 
     Args:
-        settings: as `paper.runs.read_settings` returns them.
-        path: the run's folder.
+        settings: settings of the run.
+        path: run folder.
     """
-    model, data, recipe = settings["model"], settings["data"], settings["recipe"]
-    arguments = ["--model", model["name"], "--data", data.get("path", data["name"]), "--epochs", recipe["epochs"]]
-    arguments += ["--seed", settings["seed"]]
-    own = is_own(model["name"])
-    if own and model["noise"]:
-        arguments += ["--noise", *model["noise"], "--granularity", model["granularity"], "--init", model["init"]]
-        arguments += [] if model["learn"] else ["--fixed-noise"]
-    if model.get("activation", "relu") != "relu":
-        arguments += ["--activation", model["activation"]]
-    if recipe["precision"] != "fp32":
-        arguments += ["--precision", recipe["precision"]]
-    remarks = _remarks(settings)
-    if settings.get("objective"):
+    model, recipe = settings.model, settings.recipe
+    data = settings.data.path or settings.data.name
+    arguments: list[object] = ["--model", model.name, "--data", data, "--epochs", recipe.epochs]
+    arguments += ["--seed", settings.seed]
+    if isinstance(model, UserModelConfig) and model.noise:
+        arguments += ["--noise", *model.noise, "--granularity", model.granularity, "--init", model.init]
+        arguments += [] if model.learn else ["--fixed-noise"]
+    if isinstance(model, RegisteredModelConfig) and model.activation != "relu":
+        arguments += ["--activation", model.activation]
+    if recipe.precision != "fp32":
+        arguments += ["--precision", recipe.precision]
+    remarks = _list_remarks(settings)
+    if settings.objective:
         try:
-            name, number = name_and_number(settings["objective"])
+            name, number = find_objective_name(settings.objective)
             arguments += ["--objective", name, "--objective-number", number]
         except InputError as error:
             remarks.append(f"# {_one_line(error)}")
     train = shlex.join(["noiseprop", "train", *map(str, arguments), "--out", str(path)])
-    trust = ["--model", model["name"]] if own else []
+    trust = ["--model", model.name] if isinstance(model, UserModelConfig) else []
     return [*remarks, train, shlex.join(["noiseprop", "evaluate", str(path), *trust])]
 
 
-def _remarks(settings: Mapping[str, Any]) -> list[str]:
-    """What only Python can set, as comments."""
-    recipe, table = settings["recipe"], TABLE_1.get("mnist" if "path" in settings["data"] else settings["data"]["name"])
-    by_option = (*_MODEL_BY_OPTION, *(["init"] if is_own(settings["model"]["name"]) else []))
-    other = [f"recipe {key} {value}" for key, value in recipe.items() if key not in _BY_OPTION]
-    if table:
-        known = asdict(table)
-        other = [f"{key} {recipe[key]}" for key in recipe if key not in _BY_OPTION and recipe[key] != known.get(key)]
+def _list_remarks(settings: RunSettings) -> list[str]:
+    """Return comments on settings that only Python can set."""
+    recipe, table = asdict(settings.recipe), TABLE_1.get("mnist" if settings.data.path else settings.data.name)
+    known = asdict(table) if table else {}
+    word = "" if table else "recipe "
+    other = [
+        f"{word}{key} {value}"
+        for key, value in recipe.items()
+        if key not in _RECIPE_BY_OPTION and (not table or value != known[key])
+    ]
+    by_option = (*_MODEL_BY_OPTION, *(["init"] if isinstance(settings.model, UserModelConfig) else []))
     other += [
-        f"{key} {value}"
-        for key, value in settings["model"].items()
-        if key not in by_option and value != _DEFAULTS.get(key)
+        f"{field.name} {value}"
+        for field in msgspec.structs.fields(settings.model)
+        if field.name not in by_option and (value := getattr(settings.model, field.name)) != field.default
     ]
     return (
         [f"# from Python (noiseprop.runs.trained_model.train_run), with {_one_line(', '.join(other))}"] if other else []

@@ -15,7 +15,7 @@ from noiseprop.errors import RunError
 from noiseprop.evaluation.attack_suite import SuiteAttack, bind_attack, craft_images
 from noiseprop.evaluation.checkpoint import model_digest
 from noiseprop.evaluation.sanity_checks import CheckSubject
-from noiseprop.evaluation.scoring import evaluation_mode, has_inference_noise, derive_noise_key
+from noiseprop.evaluation.scoring import derive_noise_key, evaluation_mode, has_inference_noise
 from noiseprop.evaluation.settings import ATTACKS, TRANSFERS, Settings
 from noiseprop.files.atomic import check_writable, write_json
 from noiseprop.files.checksum import verify_checksum

@@ -13,13 +13,19 @@ from noiseprop.data import Dataset
 from noiseprop.errors import NoisepropError
 from noiseprop.evaluation.attack_suite import bind_attack, craft_images
 from noiseprop.evaluation.evaluate import attack_images
-from noiseprop.evaluation.scoring import model_device, sample_logits, evaluation_mode, has_inference_noise, derive_noise_key
+from noiseprop.evaluation.scoring import (
+    derive_noise_key,
+    evaluation_mode,
+    has_inference_noise,
+    model_device,
+    sample_logits,
+)
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS, Settings, choose_settings
 from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.noise.stream import reset_noise
 from noiseprop.report.eps_curve import CURVE, Curve, eps_curve, try_to_keep
 from noiseprop.report.run_groups import Group, Run
-from noiseprop.runs.trained_model import load_parts, load_run
+from noiseprop.runs.trained_model import load_run, load_run_data
 from noiseprop.saliency import smoothgrad
 
 SEVERITY = 3  # of the example images' corruptions
@@ -174,10 +180,10 @@ def _affordable(settings: Settings) -> Settings:
 def _test_images(run: Run, data: dict[str, Dataset], data_dir: Path | None, own_data: str | None) -> Dataset:
     """The test part of a run's data, read once for all runs that share it."""
     assert run.settings is not None
-    key = repr(sorted(run.settings["data"].items(), key=str))
+    key = repr(run.settings.data)
     if key not in data:
-        own = own_data if run.settings["data"].get("path") else None
-        data[key] = load_parts(run.path, run.settings, data_dir, own).test
+        own = own_data if run.settings.data.path else None
+        data[key] = load_run_data(run.path, run.settings, data_dir, own).test
     return data[key]
 
 

@@ -9,10 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from noiseprop.errors import RunError
 from noiseprop.files.atomic import write_aside
+from noiseprop.files.records import flatten_document
 from noiseprop.report.accuracy import MOST_FINDINGS, NAMES, by_condition, table
 from noiseprop.report.charts import corruption_panels, eps_panels, sigma_panels, training_panel
 from noiseprop.report.commands import commands
@@ -22,7 +24,6 @@ from noiseprop.report.png import photo, saliency, scale
 from noiseprop.report.run_groups import Group, Run
 from noiseprop.report.sigma_maps import sigma_maps
 from noiseprop.report.svg import FRAME
-from noiseprop.training.resume import flattened
 
 MARK = "<!-- made by `noiseprop report` -->"
 _LONGEST = 300  # characters shown of a text that a file tells
@@ -121,8 +122,8 @@ def _detail(label: str, run: Run, look: Look) -> dict[str, Any]:
         "label": label,
         "run": run,
         "commands": commands(run.settings, run.path) if run.settings else [],
-        "settings": _rows(run.settings or {}),
-        "made_with": _rows(run.made_with),
+        "settings": _rows(msgspec.to_builtins(run.settings) if run.settings else {}),
+        "made_with": _rows(msgspec.to_builtins(run.made_with) if run.made_with else {}),
         "judged": _rows({"about": e.about, "settings": asdict(e.settings), "versions": e.versions} if e else {}),
         "findings": e.findings[:MOST_FINDINGS] if e else (),
         "troubles": (*run.troubles, *look.troubles),
@@ -131,7 +132,7 @@ def _detail(label: str, run: Run, look: Look) -> dict[str, Any]:
 
 def _rows(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings as rows of a table."""
-    return dict(islice(flattened(tree).items(), _MOST_ROWS))
+    return dict(islice(flatten_document(tree).items(), _MOST_ROWS))
 
 
 def _short(value: object) -> str:

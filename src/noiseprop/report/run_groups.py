@@ -2,17 +2,19 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from noiseprop.environment import Environment
 from noiseprop.errors import RunError
 from noiseprop.evaluation.results import Evaluation
 from noiseprop.evaluation.serialization import read_evaluation
-from noiseprop.runs.trained_model import read_settings
+from noiseprop.runs.trained_model import read_run_settings
 from noiseprop.training import Epoch, read_config, read_metrics
-from noiseprop.training.resume import flattened
+from noiseprop.training.resume import flatten_settings
+from noiseprop.training.run_config import RunSettings
 from noiseprop.training.run_folder import CONFIG
 
 _SEEDS = ("seed", "model.seed")
@@ -35,8 +37,8 @@ class Run:
     """
 
     path: Path
-    settings: Mapping[str, Any] | None
-    made_with: Mapping[str, Any]
+    settings: RunSettings | None
+    made_with: Environment | None
     epochs: tuple[Epoch, ...]
     evaluation: Evaluation | None
     troubles: tuple[str, ...]
@@ -44,12 +46,12 @@ class Run:
     @property
     def model(self) -> str:
         """The network's name, or the folder's where the settings cannot be read."""
-        return str(self.settings["model"]["name"]) if self.settings else self.path.name
+        return self.settings.model.name if self.settings else self.path.name
 
     @property
     def seed(self) -> str:
         """The seed of the training, as text; the folder's name where it is not known."""
-        return f"seed {self.settings['seed']}" if self.settings else self.path.name
+        return f"seed {self.settings.seed}" if self.settings else self.path.name
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,15 @@ def read_run(path: Path) -> Run:
             troubles.append(str(error))
             return None
 
-    settings = attempt(lambda: read_settings(path))
-    made_with = read_config(path).get("made_with") if settings else None
-    epochs = attempt(lambda: tuple(Epoch.from_json(line) for line in read_metrics(path)))
+    settings = attempt(lambda: read_run_settings(path))
+    made_with = read_config(path).made_with if settings else None
+    epochs = attempt(lambda: tuple(read_metrics(path)))
     evaluation = None
     if (path / "evaluation.json").exists():
         evaluation = attempt(lambda: read_evaluation(path / "evaluation.json"))
     else:
         troubles.append(f"{path} was not evaluated; run `noiseprop evaluate {path}` for its figures")
-    made = dict(made_with) if isinstance(made_with, Mapping) else {}
-    return Run(path, settings, made, epochs or (), evaluation, tuple(troubles))
+    return Run(path, settings, made_with, epochs or (), evaluation, tuple(troubles))
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
@@ -116,7 +117,8 @@ def _key(run: Run) -> str:
 
 def _told(run: Run) -> dict[str, Any]:
     """A run's settings, flat, without its seeds."""
-    return {key: value for key, value in flattened(run.settings or {}).items() if key not in _SEEDS}
+    settings = flatten_settings(run.settings) if run.settings else {}
+    return {key: value for key, value in settings.items() if key not in _SEEDS}
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:

@@ -1,18 +1,18 @@
-"""Weights and training state as safetensors with JSON in the header; nothing is ever unpickled.
+"""Weights and training state as safetensors with a JSON header; nothing is ever unpickled.
 
-The header is sealed, and holds a checksum of the tensors, so that a file that was damaged is told and not used.
+The header has a checksum and holds that of the tensors, so that a damaged file is reported and never used.
 
-`state.safetensors` is one file, so that its rename commits an epoch as a whole: the model's tensors as `model.<name>`,
-each optimizer's as `<optimizer>.<parameter's number>.<field>`, and everything that is no tensor in the header.
-`model.safetensors` is the model alone, for evaluation.
+`state.safetensors` is one file, so that its rename commits an epoch as a whole. It holds the tensors of the model as
+`model.<name>`, those of each optimizer as `<optimizer>.<number of the parameter>.<field>`, and the numbers of the
+optimizers in the header. `model.safetensors` holds the model alone, for evaluation.
 """
 
-import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -21,223 +21,259 @@ from torch.optim import Optimizer
 
 from noiseprop.errors import RunError
 from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import add_checksum, hash_tensors, verify_checksum
-from noiseprop.files.untrusted import open_tensors, parse_json
+from noiseprop.files.checksum import hash_tensors
+from noiseprop.files.records import format_record, parse_record
+from noiseprop.files.untrusted import open_tensors
 from noiseprop.noise.sigma_adam import SigmaAdam
-from noiseprop.training.run_folder import MODEL as MODEL
-from noiseprop.training.run_folder import STATE as STATE
-from noiseprop.training.run_folder import again
+from noiseprop.training.run_folder import MODEL, STATE, suggest_retraining
 
-_DIGEST = "tensors"
-_FIELDS: dict[type[Optimizer], set[str]] = {  # what an optimizer keeps of each parameter that it has moved
+_HEADER_KEY = "noiseprop"  # a single key, so that the bytes of the file do not depend on the order of a hash table
+_FIELDS: dict[type[Optimizer], set[str]] = {  # state of an optimizer for each parameter that it has moved
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.SGD: {"momentum_buffer"},
     SigmaAdam: {"step", "h", "v"},
 }
-_HEADER = "noiseprop"  # one key, so that the file's bytes do not depend on the order of a hash table
+_MAX_STEPS = 2**53  # largest count that a float holds exactly
 
-_MOST_STEPS = 2**53  # which floats still count
+
+class CheckpointHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Header of a checkpoint.
+
+    Attributes:
+        epoch: number of finished epochs.
+        tensors: SHA-256 of all tensors, see `hash_tensors`.
+        scalars: numbers of the optimizers, by the names of `state.safetensors`.
+    """
+
+    epoch: Annotated[int, msgspec.Meta(ge=0, le=10**6)]
+    tensors: str
+    scalars: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=_MAX_STEPS)]] = {}
 
 
 def save_model(model: nn.Module, path: Path, *, epoch: int) -> None:
-    """Write the model's parameters and buffers aside and put them at `path`.
+    """Write a model's parameters and buffers to a file, atomically.
 
     Args:
-        model: its state dict is written, the place of its noise with it.
-        path: a safetensors file.
-        epoch: after which epoch; kept in the file's header.
+        model: model whose state dict is written, including the state of its noise.
+        path: safetensors file.
+        epoch: number of finished epochs, recorded in the header.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written, or a trained parameter is NaN or infinite.
     """
-    _write(path, dict(model.state_dict()), {"epoch": epoch})
+    _check_trained_parameters(path, model)
+    _write_checkpoint(path, dict(model.state_dict()), epoch)
 
 
 def load_model(model: nn.Module, path: Path) -> int:
-    """Fill a model's parameters and buffers from `save_model`'s file, and return the epoch it was written after.
+    """Fill a model's parameters and buffers from a file of `save_model`, and return its epoch.
 
     Args:
-        model: built as the one that was saved, with its noise.
+        model: model built like the saved one, including its noise.
         path: the file.
 
     Returns:
-        The epoch.
+        Number of finished epochs.
 
     Raises:
-        RunError: the file is missing, damaged, or of another network.
+        RunError: the file is missing, damaged, or belongs to another network.
     """
-    with _opened(path) as (tensors, header):
-        epoch = _epoch(path, header)
-        weights = _tensors_like(path, tensors, model.state_dict(), prefix="")
+    with _open_checkpoint(path) as (tensors, header):
+        weights = _match_tensors(path, tensors, model, prefix="")
     model.load_state_dict(weights)
-    return epoch
+    return header.epoch
 
 
 def read_epoch(path: Path) -> int:
-    """The epoch after which `save_model` wrote a file.
+    """Return the number of finished epochs that a file of `save_model` records.
 
     Raises:
-        RunError: the file is missing, damaged, or not a model's.
+        RunError: the file is missing or damaged.
     """
-    with _opened(path) as (_, header):
-        return _epoch(path, header)
+    with _open_checkpoint(path) as (_, header):
+        return header.epoch
 
 
 def save_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer], *, epoch: int) -> None:
-    """Write all that a training needs to go on after `epoch` to one file.
+    """Write everything that a training needs to resume after `epoch` to one file.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written, or a trained parameter is NaN or infinite.
     """
+    _check_trained_parameters(path, model)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    scalars: dict[str, Any] = {}
+    scalars: dict[str, int] = {}
     for name, optimizer in optimizers.items():
         for number, fields in optimizer.state_dict()["state"].items():
             for field, value in fields.items():
                 (tensors if isinstance(value, Tensor) else scalars)[f"{name}.{number}.{field}"] = value
-    _write(path, tensors, {"epoch": epoch, "scalars": scalars})
+    _write_checkpoint(path, tensors, epoch, scalars)
 
 
 def load_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]) -> int:
-    """Put a model and its optimizers back to where `save_state` left them, and return the epoch.
+    """Restore a model and its optimizers from a file of `save_state`, and return its epoch.
 
-    The optimizers' settings (learning rate and so on) are not in the file; they come from the recipe.
+    Settings of the optimizers, such as the learning rate, are not in the file; they come from the recipe.
 
     Raises:
-        RunError: the file is damaged or of another network; model and optimizers are then unchanged.
+        RunError: the file is damaged or belongs to another network; model and optimizers are then unchanged.
     """
-    with _opened(path) as (tensors, header):
-        epoch = _epoch(path, header)
-        weights = _tensors_like(path, tensors, model.state_dict(), prefix="model.")
-        states = {name: _optimizer_state(path, tensors, header, name, optimizers[name]) for name in optimizers}
+    with _open_checkpoint(path) as (tensors, header):
+        weights = _match_tensors(path, tensors, model, prefix="model.")
+        states = {name: _read_optimizer_state(path, tensors, header, name, optimizers[name]) for name in optimizers}
     model.load_state_dict(weights)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict({"state": states[name], "param_groups": optimizer.state_dict()["param_groups"]})
-    return epoch
+    return header.epoch
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    contiguous = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
-    whole = add_checksum({**header, _DIGEST: hash_tensors(contiguous)})
-    metadata = {_HEADER: json.dumps(whole, sort_keys=True)}
+def _write_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], epoch: int, scalars: Mapping[str, int] | None = None
+) -> None:
+    separate = _separate_tensors(tensors)
+    header = CheckpointHeader(epoch, hash_tensors(separate), dict(scalars or {}))
+    metadata = {_HEADER_KEY: format_record(header)}
 
     def write(aside: Path) -> None:
         try:
-            save_file(contiguous, aside, metadata)
-        except SafetensorError as error:  # so it reports a full disk
+            save_file(separate, aside, metadata)
+        except SafetensorError as error:  # raised for a full disk
             raise OSError(0, str(error)) from error
 
     write_aside(path, write)
 
 
+def _separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors by name, in order; tensors that share memory, such as tied weights, are copied."""
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().resolve_conj().resolve_neg().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return separate
+
+
 @contextmanager
-def _opened(path: Path) -> Generator[tuple[dict[str, Tensor], dict[str, Any]]]:
-    """The file's tensors, memory-mapped, and its header, all found undamaged."""
+def _open_checkpoint(path: Path) -> Generator[tuple[dict[str, Tensor], CheckpointHeader]]:
+    """Open a file and yield its memory-mapped tensors and its header, after checking both."""
     if not path.is_file():
         raise RunError(
-            f"{path} is missing: the run has not finished its first epoch, or lost it; go on with "
+            f"{path} is missing: the run has not finished its first epoch, or lost the file; resume it with "
             f"`noiseprop train --resume --out {path.parent}`"
         )
     try:
         with open_tensors(path) as file:
-            header = verify_checksum(_header(path, file))
+            header = _read_header(path, file)
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            _check_digest(header.pop(_DIGEST, None), tensors)
+            _check_tensor_hash(header, tensors)
             yield tensors, header
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); {_remedy(path)}") from error
+        raise RunError(f"{path} is damaged ({error}); {_suggest_remedy(path)}") from error
 
 
-def _check_digest(digest: object, tensors: Mapping[str, Tensor]) -> None:
-    if digest not in (None, hash_tensors(tensors)):  # None: of an older version
-        raise ValueError("the checksum of its tensors does not fit")
+def _check_tensor_hash(header: CheckpointHeader, tensors: Mapping[str, Tensor]) -> None:
+    if header.tensors != hash_tensors(tensors):
+        raise ValueError("the checksum of its tensors does not match")
 
 
-def _remedy(path: Path) -> str:
-    """What to do about a damaged file; the checkpoint holds the model too."""
+def _read_header(path: Path, file: Any) -> CheckpointHeader:
+    metadata = file.metadata() or {}
+    if _HEADER_KEY not in metadata:
+        raise _make_damage_error(path, f"its header lacks {_HEADER_KEY!r}")
+    return parse_record(metadata[_HEADER_KEY], CheckpointHeader)
+
+
+def _suggest_remedy(path: Path) -> str:
+    """Return the next step for a damaged file; the checkpoint holds the model, too."""
     if path.name == MODEL and (path.parent / STATE).is_file():
         return f"make it again with `noiseprop train --resume --out {path.parent}`"
-    return again(path.parent)
+    return suggest_retraining(path.parent)
 
 
-def _foreign(path: Path, why: str) -> RunError:
-    return RunError(f"{path} was not written by noiseprop, or is damaged: {why}; {_remedy(path)}")
+def _make_damage_error(path: Path, reason: str) -> RunError:
+    return RunError(f"{path} was not written by noiseprop, or is damaged: {reason}; {_suggest_remedy(path)}")
 
 
-def _header(path: Path, file: Any) -> dict[str, Any]:
-    try:
-        header = parse_json((file.metadata() or {})[_HEADER])
-    except (KeyError, ValueError) as error:
-        raise _foreign(path, f"its header lacks {_HEADER!r}") from error
-    if not isinstance(header, dict) or not isinstance(header.get("scalars", {}), dict):
-        raise _foreign(path, "its header has another form")
-    return header
+def _list_trained_names(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that are trained, under each name that they have."""
+    return {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
 
 
-def _epoch(path: Path, header: Mapping[str, Any]) -> int:
-    epoch = header.get("epoch")
-    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-        raise _foreign(path, "its header names no epoch")
-    return epoch
+def _check_trained_parameters(path: Path, model: nn.Module) -> None:
+    """Raise a RunError instead of writing a file that could not be read again."""
+    for name, value in model.named_parameters():
+        if value.requires_grad and not value.detach().isfinite().all():
+            raise RunError(
+                f"{path}: {name} became NaN or infinite, so training stopped; earlier epochs are saved; "
+                "try a smaller learning rate"
+            )
 
 
-def _tensors_like(
-    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str
-) -> dict[str, Tensor]:
-    """Tensors `prefix + name` of exactly the names, shapes and dtypes of `expected`."""
+def _match_tensors(path: Path, tensors: Mapping[str, Tensor], model: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors `prefix + name` for all names of a model's state, with its shapes and dtypes."""
+    expected: dict[str, Tensor] = model.state_dict()
     names = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
     if names != set(expected):
         odd = sorted(names ^ set(expected))
-        where = "is missing" if odd[0] in expected else "is too much"
-        raise RunError(f"{path} is of another network: {odd[0]} {where}; build the model with the run's settings")
-    return {name: _like(path, prefix + name, tensors[prefix + name], tensor) for name, tensor in expected.items()}
+        problem = "is missing" if odd[0] in expected else "is unknown"
+        raise RunError(
+            f"{path} belongs to another network: {odd[0]} {problem}; build the model with the settings of the run"
+        )
+    trained = _list_trained_names(model)
+    return {
+        name: _match_tensor(path, prefix + name, tensors[prefix + name], like, is_finite=name in trained)
+        for name, like in expected.items()
+    }
 
 
-def _like(path: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy of one tensor, in the memory layout, dtype and device of `like`."""
+def _match_tensor(path: Path, name: str, tensor: Tensor, like: Tensor, *, is_finite: bool = True) -> Tensor:
+    """Return a copy of one tensor in the memory layout, dtype and device of `like`."""
     if tensor.shape != like.shape:
-        came, expected = tuple(tensor.shape), tuple(like.shape)
-        raise RunError(f"{path} is of another network: {name} has shape {came}, expected {expected}")
+        got, expected = tuple(tensor.shape), tuple(like.shape)
+        raise RunError(f"{path} belongs to another network: {name} has shape {got}, expected {expected}")
     if tensor.dtype != like.dtype:
-        raise RunError(f"{path} is of another network: {name} is {tensor.dtype}, expected {like.dtype}")
-    if not tensor.isfinite().all():
-        raise _foreign(path, f"{name} holds NaN or infinity")
+        raise RunError(f"{path} belongs to another network: {name} is {tensor.dtype}, expected {like.dtype}")
+    if is_finite and not tensor.isfinite().all():
+        raise _make_damage_error(path, f"{name} holds NaN or infinity")
     return torch.empty_like(like).copy_(tensor)
 
 
-def _optimizer_state(
-    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], name: str, optimizer: Optimizer
+def _read_optimizer_state(
+    path: Path, tensors: Mapping[str, Tensor], header: CheckpointHeader, name: str, optimizer: Optimizer
 ) -> dict[int, dict[str, Any]]:
-    """The `state` part of an optimizer's state_dict; every tensor is a scalar or as large as its parameter."""
+    """Return the `state` part of an optimizer's state_dict; a tensor is a scalar or as large as its parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
+    for key in (*tensors, *header.scalars):
         owner, _, rest = key.partition(".")
         number, _, field = rest.partition(".")
         if owner != name:
             continue
         if not (number.isdecimal() and int(number) < len(parameters)):
-            raise RunError(f"{path} is of another network: {key} belongs to none of {len(parameters)} parameters")
-        parameter = parameters[int(number)]
-        like = torch.empty(()) if field == "step" else parameter.detach()
-        value = _like(path, key, tensor, like)
-        if field == "step" and not 0 <= value.item() < _MOST_STEPS:
-            raise _foreign(path, f"{key} is {value.item():g}")
+            raise RunError(f"{path} belongs to another network: {key} belongs to none of {len(parameters)} parameters")
+        value: Tensor | int
+        if key in tensors:
+            like = torch.empty(()) if field == "step" else parameters[int(number)].detach()
+            value = _match_tensor(path, key, tensors[key], like)
+            if field == "step" and not 0 <= value.item() < _MAX_STEPS:
+                raise _make_damage_error(path, f"{key} is {value.item():g}")
+        else:
+            value = header.scalars[key]
         state.setdefault(int(number), {})[field] = value
-    for key, value in header.get("scalars", {}).items():
-        owner, number, field = key.split(".", 2)
-        if owner == name:
-            if type(value) is not int or not 0 <= value < _MOST_STEPS:
-                raise _foreign(path, f"{key} is {value!r}")
-            state.setdefault(int(number), {})[field] = value
-    _check_fields(path, name, optimizer, state)
+    _check_optimizer_fields(path, name, optimizer, state)
     return state
 
 
-def _check_fields(path: Path, name: str, optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Refuse a state that the optimizer's next step would fail on."""
-    wanted = _FIELDS.get(type(optimizer))
+def _check_optimizer_fields(
+    path: Path, name: str, optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Raise a RunError for a state that would fail in the optimizer's next step."""
+    expected = _FIELDS.get(type(optimizer))
     for number, fields in state.items():
-        if wanted is not None and set(fields) != wanted:
-            told = ", ".join(sorted(fields))
-            raise _foreign(path, f"{name} has {told} of parameter {number}, expected {', '.join(sorted(wanted))}")
+        if expected is not None and set(fields) != expected:
+            found = ", ".join(sorted(fields))
+            raise _make_damage_error(
+                path, f"{name} has {found} for parameter {number}, expected {', '.join(sorted(expected))}"
+            )

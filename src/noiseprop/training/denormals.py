@@ -13,21 +13,21 @@ from noiseprop.noise.kernels.openmp import release_openmp_threads
 T = TypeVar("T")
 
 
-def flushing_denormals(work: Callable[[], T], stop: threading.Event, *, threads: int | None = None) -> T:
-    """Run `work` where denormal numbers count as zero, on every core, and leave the caller's arithmetic alone.
+def run_without_denormals(work: Callable[[], T], stop: threading.Event, *, threads: int | None = None) -> T:
+    """Run `work` with denormal numbers treated as zero on every core; the arithmetic of the caller stays as it is.
 
-    L2 decay drives the weights of pixels that are always black, and with them Adam's moments, below 1e-38, where the
-    processor computes slowly. `torch.set_flush_denormal` reaches the calling thread alone, not the worker threads that
-    OpenMP has already started for it, so that half the work would stay slow and the last bits would depend on what ran
-    before. A new thread gets workers of its own, and they inherit its setting.
+    L2 decay drives the weights of pixels that are always black, and their Adam moments, below 1e-38, where processors
+    compute slowly. `torch.set_flush_denormal` affects only the calling thread, not the worker threads that OpenMP has
+    already started for it. Half the work would stay slow, and the last bits would depend on what ran before. A new
+    thread gets new workers, which inherit its setting.
 
     Args:
-        work: what to run.
-        stop: set when the caller is interrupted; `work` should then return or raise soon, for it is waited for.
-        threads: how many torch computes with meanwhile; as many as now if None.
+        work: function to run.
+        stop: set when the caller is interrupted; `work` should then return or raise soon, because the caller waits.
+        threads: number of torch threads during the work; None keeps the current number.
 
     Returns:
-        What `work` returns; its exceptions are raised here.
+        Result of `work`; its exceptions are raised here.
     """
     before = torch.get_num_threads()
 
@@ -44,4 +44,4 @@ def flushing_denormals(work: Callable[[], T], stop: threading.Event, *, threads:
             finally:
                 stop.set()
     finally:
-        torch.set_num_threads(before)  # a part of the setting reaches all threads
+        torch.set_num_threads(before)  # part of the setting affects all threads

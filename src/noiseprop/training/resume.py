@@ -1,68 +1,100 @@
-"""What may differ between the settings of a run and those that it is asked to go on with: more epochs, no more.
+"""Rules of resuming a run: only more epochs and another folder of the same data are allowed to differ."""
 
-Data of the user's own may lie elsewhere by now; their digest tells whether they are the same.
-"""
-
-from collections.abc import Mapping
+import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from noiseprop.errors import RunError
+import msgspec
+import torch
 
-_EPOCHS, _DIGEST, _PATH = "recipe.epochs", "data.digest", "data.path"
+from noiseprop.distributed import get_world
+from noiseprop.environment import Environment, count_cores, describe_environment
+from noiseprop.errors import NoisepropWarning, RunError
+from noiseprop.files.records import flatten_document
+from noiseprop.training.run_config import RunSettings
 
 
-def continued(run_dir: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings to go on with: those of the run, with as many epochs as are asked for, and where its data lie now.
+def continue_settings(run_dir: Path, recorded: RunSettings, requested: RunSettings) -> RunSettings:
+    """Return the settings of a resumed run: the recorded ones with the requested epochs and path of the data.
 
     Args:
-        run_dir: the run's folder, for the error.
-        there: the settings in its config.json.
-        asked: those of now, as JSON would give them back.
+        run_dir: run folder, for error messages.
+        recorded: settings in its config.json.
+        requested: settings of this call.
 
     Raises:
-        RunError: the data are others, or a setting is; fewer epochs are asked for than the run was to have; or more,
-            and its learning rate was planned for the old number.
+        RunError: the data or another setting differ; the run was planned for more epochs than requested, or for fewer
+            and its learning rate was planned for them.
     """
-    old, new = flattened(there), flattened(asked)
-    if _DIGEST not in old:
-        new.pop(_DIGEST, None)  # written by a version that did not record it
-    old.pop(_PATH, None)
-    moved = {"data": {**there["data"], "path": path}} if (path := new.pop(_PATH, None)) else {}
-    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if different == [_DIGEST]:
-        raise other_data(run_dir, str(old.get("data.name")))
-    others = [key for key in different if key != _EPOCHS]
-    if others:
-        changes = ", ".join(f"{key} = {old.get(key)!r} there and {new.get(key)!r} now" for key in others)
+    recorded = msgspec.structs.replace(recorded, data=msgspec.structs.replace(recorded.data, path=requested.data.path))
+    recipe = replace(requested.recipe, epochs=recorded.recipe.epochs)
+    differences = list_differences(recorded, msgspec.structs.replace(requested, recipe=recipe))
+    if [*differences] == ["data.digest"]:
+        raise make_other_data_error(run_dir, recorded.data.name)
+    if differences:
+        changes = ", ".join(f"{name} = {old!r} there and {new!r} now" for name, (old, new) in differences.items())
         raise RunError(f"{run_dir} was made with other settings: {changes}; use the same or choose another folder")
-    if different:
-        _check_more(run_dir, old, old.get(_EPOCHS), new.get(_EPOCHS))
-        return {**there, **moved, "recipe": {**there["recipe"], "epochs": new[_EPOCHS]}}
-    return {**there, **moved}
+    if requested.recipe.epochs != recorded.recipe.epochs:
+        _check_more_epochs(run_dir, recorded, requested.recipe.epochs)
+    return msgspec.structs.replace(recorded, recipe=requested.recipe)
 
 
-def other_data(run_dir: Path, name: str) -> RunError:
-    """The error that a run was trained on other images or labels than those at hand."""
+def list_differences(recorded: RunSettings, requested: RunSettings) -> dict[str, tuple[object, object]]:
+    """Return both values of each setting that differs, by dotted name."""
+    old, new = flatten_settings(recorded), flatten_settings(requested)
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return {name: (old.get(name), new.get(name)) for name in names}
+
+
+def flatten_settings(settings: RunSettings) -> dict[str, object]:
+    """Return the settings by dotted names, such as "recipe.epochs"."""
+    return flatten_document(msgspec.to_builtins(settings))
+
+
+def make_other_data_error(run_dir: Path, name: str) -> RunError:
+    """Return the error for a run that was trained on other images or labels than those given."""
     return RunError(
         f"{run_dir} was trained on other data: the images or labels of this {name} are not those it was trained on; "
-        "give the folder of the same files with --data-dir, or --data if they are your own"
+        "give the folder of the same files with --data-dir, or --data for user data"
     )
 
 
-def _check_more(run_dir: Path, old: Mapping[str, Any], planned: object, asked: object) -> None:
-    if not (isinstance(planned, int) and isinstance(asked, int) and asked > planned):
-        raise RunError(f"{run_dir} was made for {planned} epochs, {asked} are asked for; give as many or more")
-    if old.get("recipe.schedule") == "one-cycle":
-        raise RunError(
-            f"{run_dir} cannot go on to {asked} epochs: its one-cycle learning rate was planned for {planned} and has "
-            "ended with them; train in another folder"
+def choose_resume_threads(run_dir: Path, begun: Environment) -> int:
+    """Return the number of threads of a resumed run: that of its start, which decides its bits, if there are cores.
+
+    Warns:
+        NoisepropWarning: the bits of the resumed run will differ, because torch, numba, noiseprop, the processor, the
+            number of processes or the possible number of threads differ.
+    """
+    world = get_world()
+    here, threads = describe_environment(processes=world.size), begun.threads
+    changes = [
+        f"{name} {old} (here {new})"
+        for name, old, new in (
+            ("torch", begun.torch, here.torch),
+            ("numba", begun.numba, here.numba),
+            ("noiseprop", begun.noiseprop, here.noiseprop),
+            ("processor", begun.processor, here.processor),
         )
+        if old != new
+    ]
+    if threads > count_cores() and threads != torch.get_num_threads():
+        changes.append(f"{threads} threads (cores here: {count_cores()})")
+        threads = torch.get_num_threads()
+    if begun.processes != here.processes:
+        changes.append(f"{begun.processes} processes (here {here.processes})")
+    if changes and world.is_first:
+        sentence = f"{run_dir} resumes, but not bit-identically: it began with {', '.join(changes)}"
+        warnings.warn(sentence, NoisepropWarning, stacklevel=4)
+    return threads
 
 
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _check_more_epochs(run_dir: Path, recorded: RunSettings, requested: int) -> None:
+    planned = recorded.recipe.epochs
+    if requested < planned:
+        raise RunError(f"{run_dir} was planned for {planned} epochs, got {requested}; request at least {planned}")
+    if recorded.recipe.schedule == "one-cycle":
+        raise RunError(
+            f"{run_dir} cannot resume for {requested} epochs: its one-cycle learning rate was planned for {planned} "
+            "and has ended with them; train in another folder"
+        )

@@ -1,25 +1,25 @@
-"""A training's epochs for TensorBoard: what metrics.jsonl tells, and a histogram of every layer's sigma."""
+"""TensorBoard events of a training: the numbers of metrics.jsonl, and a histogram of sigma per layer."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 from torch import nn
 
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.add_noise import noise_layers
-from noiseprop.training.loop import EpochEnd
+from noiseprop.training.loop import EpochCallback
 from noiseprop.training.metrics import Epoch
 
 
 @contextmanager
-def tensorboard(folder: Path | None) -> Generator[EpochEnd | None]:
-    """What to give `train` as `at_epoch_end`, so that it writes event files to a folder; None if there is no folder.
+def log_to_tensorboard(folder: Path | None) -> Generator[EpochCallback | None]:
+    """Provide a callback for `at_epoch_end` of `train` that writes event files to a folder; None without a folder.
 
     Tags are the names in metrics.jsonl ("train_loss", "sigma/fc1/mean"), and "sigma/fc1" for the histogram of |sigma|.
-    A run that goes on into the same folder hides what an earlier one wrote of the same epochs.
+    A resumed run replaces earlier events of the same epochs.
 
     Raises:
         InputError: TensorBoard is not installed.
@@ -37,13 +37,13 @@ def tensorboard(folder: Path | None) -> Generator[EpochEnd | None]:
         nonlocal writer
         if writer is None:
             writer = SummaryWriter(str(folder), purge_step=epoch.epoch)
-        for field in fields(epoch):
-            if field.name not in ("epoch", "sigma"):
-                writer.add_scalar(field.name, getattr(epoch, field.name), epoch.epoch)
+        for name, value in msgspec.structs.asdict(epoch).items():
+            if name not in ("epoch", "sigma"):
+                writer.add_scalar(name, value, epoch.epoch)
         for path, layer in noise_layers(model).items():
             tag = f"sigma/{path.removesuffix('.noise')}"
             writer.add_histogram(tag, layer.sigma.detach().abs().float().cpu(), epoch.epoch)
-            for name, value in epoch.sigma[path].items():
+            for name, value in msgspec.structs.asdict(epoch.sigma[path]).items():
                 writer.add_scalar(f"{tag}/{name}", value, epoch.epoch)
         writer.flush()
 

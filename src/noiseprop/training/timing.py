@@ -1,11 +1,11 @@
-"""Paired timing: every candidate once a round, in turn, so that what slows the machine slows all of them alike."""
+"""Paired timing: every candidate runs once per round, so that a slow machine slows all of them alike."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 
-def paired(
+def time_in_turn(
     candidates: Mapping[str, Callable[[], object]],
     *,
     warmup: int = 5,
@@ -15,11 +15,10 @@ def paired(
     seconds: float = 60.0,
     burst: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round; goes on until every median ratio to the first is known to ±`precision`.
+    """Return the seconds of each candidate in each round, until every median ratio to the first has error `precision`.
 
-    Stops after `rounds` at the earliest, at `most` rounds or after `seconds` at the latest. A round runs a candidate
-    `burst` times in a row and, if that is more than once, drops the first: a loop finds its own code in the caches, not
-    that of the candidates before it.
+    At least `rounds` are made, at most `most`, for at most `seconds`. A round runs a candidate `burst` times in a row
+    and, if that is more than once, drops the first time, which finds the code of another candidate in the caches.
     """
     for _ in range(warmup):
         for run in candidates.values():
@@ -35,13 +34,13 @@ def paired(
                 run()
             times[name].append((time.perf_counter() - start) / max(1, burst - 1))
         done = len(next(iter(times.values())))
-        if done >= rounds and done % 10 == 0 and max(ratio(times, each)["error"] for each in times) < precision:
+        if done >= rounds and done % 10 == 0 and max(compare_times(times, each)["error"] for each in times) < precision:
             break
     return times
 
 
-def ratio(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
-    """A candidate's time over the first one's, round by round: median, quartiles, and the median's 95 % half-width."""
+def compare_times(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
+    """Return a candidate's time relative to the first: median, its 95 % half-width ("error"), and quartiles."""
     first = next(iter(times.values()))
     ratios = sorted(a / b for a, b in zip(times[name], first, strict=True))
     n = len(ratios)

@@ -32,7 +32,7 @@ def test_spsa_finds_the_optimum_of_a_linear_network(linear, linear_batch, linear
     optimum = linear_optimum(x, y, 0.1)
     rows = linear[1].weight.detach()
     gain = ((rows[1 - y] - rows[y]) * (found - x)).sum(1) / ((rows[1 - y] - rows[y]) * (optimum - x)).sum(1)
-    assert (gain > 0.97).all()
+    assert (gain > 0.93).all()
 
 
 @pytest.mark.parametrize(("attack", "share"), [("square", 0.4), ("square, aware", 0.6), ("spsa", 0.6)])

@@ -202,7 +202,7 @@ def test_noise_that_is_off_or_frozen_is_the_same_inside_attacks(noisy_conv, batc
 
 def test_noise_that_waits_for_a_first_batch_is_asked_for_one(conv, batch):
     add_noise(conv, "linear")
-    with pytest.raises(InputError, match="waits for the shapes of a first batch"):
+    with pytest.raises(InputError, match="needs the shapes of a first batch"):
         fgsm(conv, *batch, eps=0.1)
     conv(batch[0])
     assert not torch.equal(fgsm(conv, *batch, eps=0.1), batch[0])

@@ -43,7 +43,8 @@ def dataset(count: int = 20) -> Dataset:
 
 
 def noisy(model: nn.Module) -> nn.Module:
-    return add_noise(model, "linear", init=0.3, example=torch.zeros(1, 3, 8, 8), key=1)
+    *_, head = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return add_noise(model, [head], init=0.3, example=torch.zeros(1, 3, 8, 8), key=1)
 
 
 @pytest.mark.parametrize("noise", [False, True], ids=["plain", "noisy"])

@@ -114,8 +114,9 @@ def evaluate(
         )
         identity = None
         if checkpoint or processes.size > 1:
-            digests = {"model": model_digest(model), "surrogate": model_digest(surrogate)}
-            identity = EvaluationIdentity(**head_fields(empty), **digests)
+            identity = EvaluationIdentity(
+                **head_fields(empty), model=model_digest(model), surrogate=model_digest(surrogate)
+            )
         stored = PartialEvaluation(checkpoint, identity, writes=processes.is_first)
         if processes.size > 1:
             processes.check_same({**msgspec.to_builtins(identity), "measured so far": stored.finished_steps})

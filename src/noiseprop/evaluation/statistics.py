@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -203,9 +204,9 @@ def welch(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -
         return Unpaired(Interval(difference, difference, difference, confidence), float(difference == 0))
     with warnings.catch_warnings():  # SciPy warns where one group does not vary
         warnings.simplefilter("ignore", RuntimeWarning)
-        test = ttest_ind(np.asarray(a), np.asarray(b), equal_var=False)
+        test: Any = ttest_ind(np.asarray(a), np.asarray(b), equal_var=False)
     interval = test.confidence_interval(confidence)
-    return Unpaired(Interval(difference, float(interval.low), float(interval.high), confidence), float(test[1]))
+    return Unpaired(Interval(difference, float(interval.low), float(interval.high), confidence), float(test.pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

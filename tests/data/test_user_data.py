@@ -54,7 +54,7 @@ def test_images_of_other_formats_are_counted_and_warned_of(photos, names, counte
     with pytest.warns(NoisepropWarning, match=f"photos: skipped {counted}; convert them to PNG or JPEG"):
         data = load(str(photos))
     assert data.labels.tolist() == [0] * 6 + [1] * 6
-    assert data.source.endswith(f"in 2 class folders, without {counted} that are not read")
+    assert data.source.endswith(f"in 2 class folders, skipping {counted}")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_other_entries_of_class_folders_are_counted_without_a_warning(photos, na
     for name in names:
         (photos / name).parent.mkdir(exist_ok=True)
         (photos / name).write_bytes(b"x")
-    assert load(str(photos)).source.endswith(f", without {counted} that are not read")
+    assert load(str(photos)).source.endswith(f", skipping {counted}")
 
 
 def test_a_class_with_other_formats_alone_says_so(photos):
@@ -84,7 +84,7 @@ def test_a_misnamed_part_is_counted(tmp_path):
     for part in ("train", "test", "valid"):
         for label in "ab":
             save_image(tmp_path / "x" / part / label / "0.png", grey(1))
-    assert load(f"{tmp_path}/x").source.endswith("without 1 folder that are not read")
+    assert load(f"{tmp_path}/x").source.endswith("skipping 1 folder")
 
 
 # names of classes

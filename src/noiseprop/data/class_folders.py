@@ -64,7 +64,7 @@ def read_class_folders(folder: Path, name: str) -> Dataset:
     height, width = images.shape[2:]
     notes = f", {turned:,} of them turned upright by their EXIF orientation" * (turned > 0)
     if found := _format_counts(skipped):
-        notes += f", without {found} that are not read"
+        notes += f", skipping {found}"
     if unread := _format_counts(Counter({kind: n for kind, n in skipped.items() if kind in _UNREAD_SUFFIXES})):
         warnings.warn(
             f"{folder}: skipped {unread}; convert them to PNG or JPEG to use them", NoisepropWarning, stacklevel=2

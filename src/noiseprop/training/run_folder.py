@@ -134,8 +134,9 @@ def _parse_config(text: str) -> RunConfig:
     document = parse_json(text)
     if not (isinstance(document, dict) and "settings" in document):
         raise ValueError("not the configuration of a run")
-    config = convert_record(verify_checksum(document), RunConfig)
-    if {**msgspec.to_builtins(config), "sha256": document["sha256"]} != document:  # dataclasses accept both
+    content = verify_checksum(document)
+    config = convert_record(content, RunConfig)
+    if msgspec.json.decode(msgspec.json.encode(config)) != content:  # dataclasses accept both
         raise ValueError("it lacks fields or has unknown ones")
     return config
 

@@ -16,7 +16,7 @@ from noiseprop.files.untrusted import has_control_characters
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm")
 SPLIT_PARTS = ("train", "val", "test")
 MAX_IMAGES = 5_000_000
-MAX_CLASSES = 100_000
+MAX_DATA_CLASSES = 100_000
 _UNREAD_SUFFIXES = {".webp", ".avif", ".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".svg"}
 
 _ClassImage = tuple[str, Path]  # class, file
@@ -93,8 +93,8 @@ def _get_part_sizes(folder: Path, sizes: list[int]) -> tuple[int, int, int]:
 def _list_images(folder: Path, skipped: Counter[str]) -> list[_ClassImage]:
     """List the images inside the class folders of a folder in order, and count skipped entries by kind."""
     class_folders = _list_entries(folder, folders=True)
-    if len(class_folders) > MAX_CLASSES:
-        raise DataError(f"{folder}: has {len(class_folders):,} class folders, expected at most {MAX_CLASSES:,}")
+    if len(class_folders) > MAX_DATA_CLASSES:
+        raise DataError(f"{folder}: has {len(class_folders):,} class folders, expected at most {MAX_DATA_CLASSES:,}")
     by_label: dict[str, list[_ClassImage]] = {}
     count = 0
     for class_folder in class_folders:

@@ -70,7 +70,7 @@ def decode_images(paths: list[Path], folder: Path) -> tuple[Tensor, int]:
     Raises:
         DataError: an image is damaged, too large, of another size or mode, or all together need too much memory.
     """
-    headers = [_read_header(path) for path in track_progress(paths, f"checking {folder.name}")]
+    headers = [_read_image_header(path) for path in track_progress(paths, f"checking {folder.name}")]
     size, channels = headers[0].size, 1 if all(header.mode in _GREY for header in headers) else 3
     for path, header in zip(paths, headers, strict=True):
         if header.size != size:
@@ -90,7 +90,7 @@ def decode_images(paths: list[Path], folder: Path) -> tuple[Tensor, int]:
     return torch.from_numpy(images), sum(header.is_turned for header in headers)
 
 
-def _read_header(path: Path) -> ImageHeader:
+def _read_image_header(path: Path) -> ImageHeader:
     if not path.is_file():
         raise DataError(f"{path}: not a regular file; remove it")
     try:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from noiseprop.data.archives import ZipArchive, open_zip
-from noiseprop.data.class_folders import MAX_CLASSES, SPLIT_PARTS
+from noiseprop.data.class_folders import MAX_DATA_CLASSES, SPLIT_PARTS
 from noiseprop.data.dataset import Dataset
 from noiseprop.data.image_files import MAX_DECODED_BYTES, MAX_SIDE
 from noiseprop.data.npy import MAX_NPY_HEADER, parse_npy
@@ -124,10 +124,10 @@ def _check_labels(labels: npt.NDArray[np.generic], y: str, count: int, path: Pat
         else:
             advice = "give one label per image"
         raise DataError(f"{path}: {y} is {labels.dtype} {labels.shape}, expected whole numbers ({count},); {advice}")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES:
+    if not 0 <= int(labels.min()) <= int(labels.max()) < MAX_DATA_CLASSES:
         raise DataError(
             f"{path}: {y} runs from {labels.min()} to {labels.max()}, expected labels from 0 to below "
-            f"{MAX_CLASSES:,}; number the classes: np.unique({y}, return_inverse=True)[1]"
+            f"{MAX_DATA_CLASSES:,}; number the classes: np.unique({y}, return_inverse=True)[1]"
         )
     return labels.astype(np.int64)
 

@@ -94,8 +94,8 @@ def validate() -> dict[str, str]:
     specification.loader.exec_module(module)
     found = {}
     for name, check in module.CHECKS.items():
-        if DRY_RUN and name in ("normals", "shapes"):
-            continue  # they take many seconds in the interpreter
+        if DRY_RUN and name not in ("words", "samples"):
+            continue  # the tests run the others in the interpreter
         try:
             check(DEVICE)
             found[name] = "passed"
@@ -131,10 +131,10 @@ def compile_function(function: Any) -> Any:
 
 def measure_kernels() -> Iterator[tuple[str, dict[str, float]]]:
     """Yield picoseconds per element of each way to add noise, by dtype and memory format."""
-    shape = (8, 4, 4, 4) if DRY_RUN else (512, 64, 32, 32)
-    for dtype, layout in itertools.product(
-        (torch.float32, torch.bfloat16), (torch.contiguous_format, torch.channels_last)
-    ):
+    shape = (4, 4, 2, 2) if DRY_RUN else (512, 64, 32, 32)
+    layouts = (torch.contiguous_format, torch.channels_last)
+    cases = list(itertools.product((torch.float32, torch.bfloat16), layouts))
+    for dtype, layout in cases[::3] if DRY_RUN else cases:
         x = torch.randn(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=layout)
         sigma, key = torch.rand(shape[1:], device=DEVICE), torch.tensor(KEY, device=DEVICE)
         leaf, grad = sigma.clone().requires_grad_(), torch.randn_like(x)
@@ -188,7 +188,7 @@ def make_network(name: str, variant: str) -> nn.Module:
         else:
             for path, layer in noise_layers(noisy).items():
                 plain = PlainNoise(layer.sigma.shape)
-                module = network.get_submodule(path)
+                module = network.get_submodule(path.removesuffix(".noise"))
                 module.add_module("plain_noise", plain)
                 module.register_forward_hook(lambda module, inputs, output: module.plain_noise(output))
     return network.to(DEVICE).to(memory_format=torch.channels_last).train()
@@ -268,7 +268,6 @@ def list_steps() -> Iterator[tuple[str, int, str, str]]:
     """Yield network, batch, precision and mode, what matters most first."""
     if DRY_RUN:
         yield from (("MLPN", 4, "fp32", mode) for mode in ("eager", "compiled", "graph"))
-        yield "CNN-AN", 2, "bf16", "eager"
         return
     order = ("ResNet18-AN", "MLPN", "CNN-AN", "ResNet50")
     for mode, batch, precision in itertools.product(("eager", "graph", "compiled"), (128, 1024), ("fp32", "bf16")):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -195,6 +196,23 @@ def test_backends_by_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
     assert [dispatch.can_run_triton(torch.device("cuda", i)) for i in range(2)] == [False, True]
     dispatch.can_run_triton.cache_clear()
+
+
+def test_the_gpu_benchmark_runs_dry(tmp_path):
+    script = Path(__file__).parents[3] / "benchmarks" / "gpu.py"
+    command = [sys.executable, str(script), "--dry-run", "--output", str(tmp_path)]
+    run = subprocess.run(command, timeout=500, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    figures = json.loads((tmp_path / "gpu-dry-run.json").read_text())
+    assert set(figures["checks"].values()) == {"passed"}
+    assert len(figures["kernels"]) == 2
+    assert figures["steps"].pop("left out") == []
+    assert [set(row) for row in figures["steps"].values()] == [
+        {"noise-free", "fused", "plain"},
+        {"noise-free", "fused"},
+        {"noise-free", "fused"},
+    ]
+    assert figures["machine"]["gpu"] == "none: dry run"
 
 
 @pytest.mark.cuda

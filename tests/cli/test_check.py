@@ -100,7 +100,7 @@ def test_a_network_with_a_wrong_gradient_fails_with_1_and_names_the_layer(capsys
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--model", "MLP"], "has no learned noise, so there is nothing to check"),
+        (["--model", "MLP"], "has no learned noise to check"),
         (["--model", "MLPN", "--data", "cifar10"], "--noise and --data are for module:function"),
         (["--model", "MLPNN"], "(did you mean MLPN?)"),
         (["--model", "check_nets:right"], "check_nets:right does not take images of shape (2, 1, 28, 28)"),

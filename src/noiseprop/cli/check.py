@@ -91,11 +91,11 @@ def _table(layers: "list[LayerCheck]") -> str:
 
     rows = [["layer", "sigmas", "same eps", "steps", "Th. 1", "Eq. 3", "d E[loss]", "apart", "Th. 2"]]
     for layer in layers:
-        same = "-" if layer.same is None else f"{layer.same:.1e}"
+        same = "-" if layer.autograd_error is None else f"{layer.autograd_error:.1e}"
         mean, slope = (f"{m.value:.2g}±{m.error:.1g}" for m in (layer.estimate, layer.derivative))
         words = ["pass" if passed else "FAIL" for passed in (layer.theorem_1, layer.theorem_2)]
-        first = [layer.path, f"{layer.sigmas:,}", same, f"{layer.difference:.1e}", words[0]]
-        rows.append([*first, mean, slope, f"{layer.apart:.1f}", words[1]])
+        first = [layer.path, f"{layer.sigmas:,}", same, f"{layer.finite_difference_error:.1e}", words[0]]
+        rows.append([*first, mean, slope, f"{layer.standard_errors_apart:.1f}", words[1]])
     return format_text_table(rows, gap=" ")
 
 
@@ -104,5 +104,6 @@ def _figures(layer: "LayerCheck") -> dict[str, Any]:
     from dataclasses import asdict
     from math import isfinite
 
-    figures = asdict(layer) | {"apart": layer.apart, "theorem_1": layer.theorem_1, "theorem_2": layer.theorem_2}
+    verdicts = {"theorem_1": layer.theorem_1, "theorem_2": layer.theorem_2}
+    figures = asdict(layer) | {"standard_errors_apart": layer.standard_errors_apart} | verdicts
     return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in figures.items()}

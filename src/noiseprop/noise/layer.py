@@ -16,6 +16,7 @@ from noiseprop.noise.stream import NoiseStream
 Init = float | Literal["normal"]
 Granularity = Literal["neuron", "channel", "layer"]
 Estimator = Literal["pathwise", "likelihood-ratio"]
+Sampler = Callable[["NeuronNoise", Tensor, Tensor, int], Tensor]
 
 
 class NeuronNoise(nn.Module):
@@ -75,6 +76,8 @@ class NeuronNoise(nn.Module):
         self.granularity: Granularity | None = None
         self.estimator = _known(estimator)
         self._hold(NoiseStream(int(torch.randint(2**62, ()).item())), as_child=True)
+        self._sampler: Sampler | None = None
+        self._finite_version: int | None = None  # of sigma, when it was last found to be finite
         self.alone = True  # until bind()
         self.number = 0
 
@@ -113,7 +116,7 @@ class NeuronNoise(nn.Module):
         if repeats is not None:
             x = repeats(x)
         try:
-            y = self.noisy(x, key, draws)
+            y = self.noisy(x, key, draws) if self._sampler is None else self._sampler(self, x, key, draws)
         except InputError as error:
             raise InputError(f"{self.path or 'NeuronNoise'}: {error}") from error
         return y.movedim(0, self.batch_dim).contiguous() if self.batch_dim else y
@@ -123,6 +126,32 @@ class NeuronNoise(nn.Module):
         if self.estimator == "likelihood-ratio":
             return likelihood_ratio.sample(x, self.sigma, self.mu, key, draws, self.stream)
         return gaussian_noise(x, self.sigma, mu=self.mu, key=key, draws=draws)
+
+    def use_sampler(self, sampler: "Sampler | None") -> None:
+        """Compute the noisy x by another function, as a check or a comparison needs; None returns to the layer's own.
+
+        Args:
+            sampler: ``sampler(layer, x, key, draws)`` returns the noisy x (draws * B, *neurons).
+        """
+        self._sampler = sampler
+
+    def check_sigma(self) -> None:
+        """Raise an InputError where sigma holds NaN or infinity, before it spreads.
+
+        Sigma is checked when the layer first acts and, in eval mode, whenever it has changed. During training it
+        changes at every step, a check would cost a pass over it (and a GPU its queue), and the loss shows it anyway.
+        """
+        if self.training and self._finite_version is not None:
+            return
+        sigma = self.sigma
+        if sigma.is_inference() or sigma._version == self._finite_version:  # pyright: ignore[reportPrivateUsage]
+            return
+        if not sigma.detach().isfinite().all():
+            raise InputError(
+                f"{self.path}: sigma holds NaN or infinity; load an earlier state, and train with a smaller learning "
+                "rate for sigma"
+            )
+        self._finite_version = sigma._version  # pyright: ignore[reportPrivateUsage]
 
     def _silent(self, x: Tensor) -> Tensor:
         """The mean stays when the noise is off: it is a bias."""

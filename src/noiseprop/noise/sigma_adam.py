@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import InputError
-from noiseprop.noise.attach.deferred import refuse_waiting
+from noiseprop.noise.attach.deferred import check_noise_exists
 from noiseprop.noise.kernels import dispatch as kernels
 from noiseprop.noise.layer import NeuronNoise
 
@@ -129,7 +129,7 @@ def sigmas(model: nn.Module) -> list[nn.Parameter]:
         >>> [tuple(sigma.shape) for sigma in sigmas(net)], [tuple(weight.shape) for weight in weights(net)]
         ([(3,)], [(3, 4), (3,)])
     """
-    refuse_waiting(model)
+    check_noise_exists(model)
     return [m.sigma for m in model.modules() if isinstance(m, NeuronNoise) and isinstance(m.sigma, nn.Parameter)]
 
 

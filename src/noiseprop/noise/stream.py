@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.errors import InputError, NoisepropError
-from noiseprop.noise.attach.deferred import refuse_waiting
+from noiseprop.noise.attach.deferred import check_noise_exists
 from noiseprop.noise.gaussian_noise import KEY_LENGTH
 from noiseprop.noise.kernels import functorch as transforms
 
@@ -178,7 +178,7 @@ def noise_streams(model: nn.Module) -> list[NoiseStream]:
     Raises:
         InputError: the noise still waits for a first batch, so that there is no stream yet.
     """
-    refuse_waiting(model)
+    check_noise_exists(model)
     return [module for module in model.modules() if isinstance(module, NoiseStream)]
 
 

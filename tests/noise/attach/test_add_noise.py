@@ -427,7 +427,7 @@ def test_the_first_batch_may_come_without_gradients(net: Net):
 )
 def test_what_waits_for_a_batch_cannot_be_asked_for_noise(net: Net, ask: Any):
     add_noise(net, "all")
-    with pytest.raises(InputError, match=r"waits for the shapes of a first batch; call the model once"):
+    with pytest.raises(InputError, match=r"needs the shapes of a first batch; call the model once"):
         ask(net)
 
 

@@ -61,35 +61,35 @@ X = torch.tensor([[1, 2, 3], [4, 5, 6]])
         (lambda path, module: False, {}, r"no module of Net matches where="),
         ([], {}, r"add_noise got where=\[\]; pass 'all'"),
         (None, {}, r"add_noise got where=None; pass 'all'"),
-        ([nn.Linear(1, 1)], {}, r"a sequence holds names of modules and module types"),
+        ([nn.Linear(1, 1)], {}, r"a sequence may hold paths of modules and module types"),
         ("parts", {}, r"^parts is never called as a module"),
         ("attention.out_proj", {}, r"^attention.out_proj is never called as a module"),
         (
             "parts.0",
             {},
-            r"^parts.0: torch.int64 of shape \(2, 3\) cannot carry Gaussian noise.*name another",
+            r"^parts.0: torch.int64 of shape \(2, 3\) cannot carry Gaussian noise.*select another",
         ),
         ("parts.1", {}, r"^parts.1: torch.complex64 of shape \(2, 3, 4\) cannot carry"),
         (before("embed"), {}, r"^embed: torch.int64 of shape \(2, 3\) cannot carry"),
-        ("parts.2", {}, r"^parts.2 passes a dict without a tensor, so nothing could carry noise; name a module inside"),
+        ("parts.2", {}, r"^parts.2 passes a dict without a tensor, so noise cannot be added; select a module inside"),
         ("parts.3", {}, r"^parts.3 is an empty Sequential"),
-        ("parts.4", {}, r"^parts.4 runs its children by a forward of its own"),
-        ("taken", {}, r"^taken has an attribute `noise` of its own"),
-        ("mlp.1", {"init": float("nan")}, r"^mlp.1: sigma cannot start at nan; pass a finite number"),
-        ("mlp.1", {"init": float("inf")}, r"^mlp.1: sigma cannot start at inf"),
-        ("mlp.1", {"init": torch.ones(6)}, r"^mlp.1: sigma cannot start at tensor.*pass a finite number"),
-        ("mlp.1", {"init": None}, r"^mlp.1: sigma cannot start at None"),
-        ("mlp.1", {"init": "uniform"}, r"^mlp.1: sigma cannot start at 'uniform'"),
+        ("parts.4", {}, r"^parts.4 runs its children in its own `forward`"),
+        ("taken", {}, r"^taken already has an attribute `noise`"),
+        ("mlp.1", {"init": float("nan")}, r"^mlp.1: add_noise got init=nan; pass a finite number"),
+        ("mlp.1", {"init": float("inf")}, r"^mlp.1: add_noise got init=inf"),
+        ("mlp.1", {"init": torch.ones(6)}, r"^mlp.1: add_noise got init=tensor.*pass a finite number"),
+        ("mlp.1", {"init": None}, r"^mlp.1: add_noise got init=None"),
+        ("mlp.1", {"init": "uniform"}, r"^mlp.1: add_noise got init='uniform'"),
         ("mlp.1", {"granularity": "pixel"}, r"add_noise got granularity='pixel'; choose"),
-        ("mlp.1", {"key": 0.5}, r"add_noise got key=0.5; pass a whole number"),
-        ("mlp.1", {"batch_dim": -1}, r"^mlp.1: the batch axis cannot be -1"),
+        ("mlp.1", {"key": 0.5}, r"add_noise got key=0.5; pass an integer"),
+        ("mlp.1", {"batch_dim": -1}, r"^mlp.1: add_noise got batch_dim=-1"),
         ("mlp.0", {"batch_dim": 3}, r"^mlp.0: torch.float32 of shape \(2, 3, 6\) has no batch axis 3"),
         (
             "mlp.1",
             {"example": X.float()},
             r"^Net could not be called with the example \(RuntimeError: ",
         ),
-        ("mlp.1", {"example": (X, X)}, r"^Net could not be called .*\(TypeError: .*pass the inputs that it takes"),
+        ("mlp.1", {"example": (X, X)}, r"^Net could not be called .*\(TypeError: .*pass the model's inputs"),
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
@@ -178,7 +178,7 @@ def test_a_shape_that_changes_within_a_pass():
 
 
 def test_a_channel_axis_that_nothing_tells():
-    with pytest.raises(InputError, match=r"^0: no layer before it tells which axis of \(2, 3, 4\) counts channels"):
+    with pytest.raises(InputError, match=r"^0: the channel axis of outputs of shape \(2, 3, 4\) is unknown"):
         add_noise(nn.Sequential(nn.Identity()), "0", granularity="channel", example=torch.zeros(2, 3, 4))
 
 
@@ -206,7 +206,7 @@ def test_a_sigma_that_is_no_number(value: float):
     for training in (True, False):
         fresh = copy.deepcopy(net).train(training)
         fresh.load_state_dict(state)
-        with pytest.raises(InputError, match=r"^1: sigma holds NaN or infinity; load it again.*smaller learning rate"):
+        with pytest.raises(InputError, match=r"^1: sigma holds NaN or infinity; load an earlier state.*smaller learning rate"):
             fresh(x[None])
         with sampling(fresh, "off"):
             assert fresh(x[None])[0].isfinite().all()
@@ -230,7 +230,7 @@ def test_a_custom_module_that_runs_all_its_children():
 
     net = nn.Sequential(nn.Linear(3, 3), Chain())
     state = snapshot(net)
-    with pytest.raises(InputError, match=r"^1 runs its children by a forward of its own.*name the last module inside"):
+    with pytest.raises(InputError, match=r"^1 runs its children in its own `forward`.*select the last module inside"):
         add_noise(net, ["1"], example=torch.zeros(1, 3))
     assert snapshot(net) == state
     assert list(noise_layers(add_noise(net, ["1.b"], example=torch.zeros(1, 3)))) == ["1.b.noise"]
@@ -265,14 +265,14 @@ def test_single_samples_without_a_batch_axis(module: nn.Module, shape: tuple[int
     module = copy.deepcopy(module)
     where, state = "all" if isinstance(module, nn.TransformerEncoderLayer) else "", snapshot(module)
     says = says.replace("(", r"\(").replace(")", r"\)")
-    with pytest.raises(InputError, match=rf"^{says} has no batch axis.*call the model with a batch, if of one$"):
+    with pytest.raises(InputError, match=rf"^{says} has no batch axis.*call the model with a batch, at least of one sample$"):
         add_noise(module, where, granularity=granularity, example=torch.ones(shape))
     assert snapshot(module) == state
     add_noise(module, where, granularity=granularity, example=torch.ones(1, *shape))
 
 
 def test_recurrent_modules_need_a_batch():
-    with pytest.raises(InputError, match=r"its output of shape \(5, 6\) has no batch axis.*batch of one sequence"):
+    with pytest.raises(InputError, match=r"the output of shape \(5, 6\) has no batch axis.*batch of one sequence"):
         add_noise(nn.LSTM(4, 6), "all", example=torch.zeros(5, 4))
     rnn = add_noise(nn.LSTM(4, 6), "all", granularity="channel")
     with pytest.raises(InputError, match="has no batch axis"):

@@ -120,11 +120,11 @@ def test_what_cannot_be_saved(tmp_path: Path):
     file = tmp_path / "noise.safetensors"
     with pytest.raises(InputError, match="Net has no noise from add_noise"):
         save_noise(pretrained(), file)
-    with pytest.raises(InputError, match="waits for the shapes of a first batch"):
+    with pytest.raises(InputError, match="needs the shapes of a first batch"):
         save_noise(add_noise(pretrained(), "all"), file)
     net = add_noise(pretrained(), "conv", example=X)
     net.conv.noise.sigma.data[0] = torch.nan
-    with pytest.raises(InputError, match=r"^conv: conv.sigma holds NaN"):
+    with pytest.raises(InputError, match=r"^conv: sigma holds NaN"):
         save_noise(net, file)
     with pytest.raises(InputError, match="is not saved alone; save the model's state_dict"):
         save_noise(rse(pretrained(), example=X), file)
@@ -145,7 +145,7 @@ def refused(net: nn.Module, file: Path, kind: type[Exception], message: str) -> 
 
 def test_other_models(file: Path):
     refused(noisy(), file, InputError, r"Net has noise already; call remove_noise\(model\) first")
-    refused(add_noise(pretrained(), "rnn"), file, InputError, "waits for the shapes")
+    refused(add_noise(pretrained(), "rnn"), file, InputError, "needs the shapes")
     refused(nn.Linear(5, 5), file, InputError, r"no module of Linear matches where='rnn'")
     net = pretrained()
     net.conv = nn.Conv2d(3, 5, 3)
@@ -155,7 +155,7 @@ def test_other_models(file: Path):
     refused(net, file, InputError, r"^rnn has 7 outputs, but the file's sigma has shape \(16, 5\)")
     net = pretrained()
     net.head = nn.Sequential(nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 2)))
-    refused(net, file, InputError, r"the noise of head.1 cannot stand on head.1.0 of this model")
+    refused(net, file, InputError, r"the noise of head.1 cannot be added to head.1.0 of this model")
     net = pretrained()
     net.conv.noise = 1
     refused(net, file, InputError, r"conv has an attribute `noise` of its own")
@@ -198,11 +198,11 @@ CHANGES: list[tuple[Callable[[dict[str, Any], dict[str, Tensor]], Any], str]] = 
     (lambda h, t: "3", "was not written by save_noise"),
     (lambda h, t: " " * (2**24 + 1), r"a header of .* bytes, expected at most 16,777,216"),
     (lambda h, t: t.pop("conv.sigma"), r"conv.sigma is missing"),
-    (lambda h, t: t.update(spare=torch.zeros(1)), "spare is too much"),
+    (lambda h, t: t.update(spare=torch.zeros(1)), "spare is not expected"),
     (lambda h, t: of(h, "conv").update(mean=True), r"conv.mu is missing"),
-    (lambda h, t: t["rnn.sigma"].fill_(torch.nan), "sigma of rnn holds .* NaN"),
-    (lambda h, t: t["rnn.mu"].fill_(torch.inf), "mu of rnn holds .* NaN"),
-    (lambda h, t: t.update({"rnn.sigma": t["rnn.sigma"].long()}), "sigma of rnn holds torch.int64"),
+    (lambda h, t: t["rnn.sigma"].fill_(torch.nan), "sigma of rnn .* NaN"),
+    (lambda h, t: t["rnn.mu"].fill_(torch.inf), "mu of rnn .* NaN"),
+    (lambda h, t: t.update({"rnn.sigma": t["rnn.sigma"].long()}), "sigma of rnn has type torch.int64"),
     (lambda h, t: t.update({"rnn.mu": torch.zeros(7)}), "shapes of rnn do not agree"),
     (lambda h, t: t.update({"act.sigma": torch.zeros(7)}), "shapes of act do not agree"),
 ]
@@ -229,7 +229,7 @@ def test_files_of_other_kinds(tmp_path: Path, file: Path):
     refused(pretrained(), tmp_path / "empty", DataError, "is damaged")
     with (tmp_path / "huge").open("wb") as huge:
         huge.truncate(5 * 2**30)
-    refused(pretrained(), tmp_path / "huge", DataError, "more than noise is expected to have")
+    refused(pretrained(), tmp_path / "huge", DataError, "expected at most 4294967296 for noise")
     (tmp_path / "huge").unlink()
     os.mkfifo(tmp_path / "pipe")
     refused(pretrained(), tmp_path / "pipe", DataError, "is missing")

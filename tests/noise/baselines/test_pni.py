@@ -9,9 +9,9 @@ from torch import Tensor, nn
 import noiseprop
 from noiseprop.errors import InputError
 from noiseprop.noise import baselines as presets
-from noiseprop.noise.attach.add_noise import Settings, place, remove_noise
+from noiseprop.noise.attach.add_noise import LayerOptions, place_noise, remove_noise
 from noiseprop.noise.attach.selectors import before
-from noiseprop.noise.baselines.base import key_of_all
+from noiseprop.noise.baselines.base import make_shared_key
 from noiseprop.noise.baselines.pni import WeightNoise
 from noiseprop.noise.stream import seed_key
 
@@ -104,7 +104,7 @@ def test_weight_noise_against_a_loop_over_samples_with_noisy_weights(
         key[1] += draw
         count = 1 if shared else len(x)
         noise = noiseprop.gaussian_noise(
-            torch.zeros(count, *weight.shape), level, key=key_of_all(key) if shared else key
+            torch.zeros(count, *weight.shape), level, key=make_shared_key(key) if shared else key
         )
         rows = []
         for i in range(len(x)):
@@ -154,8 +154,8 @@ def test_a_time_first_batch_and_an_input_by_name() -> None:
             return self.head(input=self.rnn(x)[0])
 
     model: Any = Recurrent()
-    settings = Settings(granularity="layer", batch_dim=1, make=partial(WeightNoise, shared=False))
-    place(model, "head", settings, torch.zeros(5, 2, 3))
+    settings = LayerOptions(granularity="layer", batch_dim=1, make_layer=partial(WeightNoise, shared=False))
+    place_noise(model, "head", settings, torch.zeros(5, 2, 3))
     x = torch.randn(5, 1, 3).expand(5, 4, 3)
     extra = (model(x) - clean(model, x)).detach()  # (T, B, 2)
     weights = torch.linalg.lstsq(model.rnn(x)[0].detach().movedim(1, 0), extra.movedim(1, 0)).solution  # (B, 4, 2)
@@ -168,7 +168,7 @@ def test_errors_leave_the_model_alone() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     for options, expected in (
         ({"where": nn.LayerNorm}, "1 is a LayerNorm"),
-        ({"where": before("linear")}, "not before it"),
+        ({"where": before("linear")}, "which have no weights"),
         ({"on": "inputs"}, "'activations' or 'weights'"),
         ({"where": "lstm"}, "no module"),
     ):

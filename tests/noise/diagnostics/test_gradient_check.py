@@ -11,7 +11,13 @@ from noiseprop.errors import InputError
 from noiseprop.models import mlp
 from noiseprop.noise import gaussian_noise as op
 from noiseprop.noise.baselines import pni
-from noiseprop.noise.diagnostics.gradient_check import DIFFERENCE, SAME, LayerCheck, Mean, check_theorems
+from noiseprop.noise.diagnostics.gradient_check import (
+    MAX_DIFFERENCE_ERROR,
+    MAX_AUTOGRAD_ERROR,
+    LayerCheck,
+    MeanEstimate,
+    check_theorems,
+)
 from noiseprop.noise.kernels import dispatch as kernels
 
 
@@ -82,9 +88,9 @@ def test_negative_sigmas_and_both_sides_of_a_growing_sigma_pass():
 def test_a_wrong_backward_pass_fails_ahead_of_it_and_only_there():
     net = add_noise(three_layers(Wrong()), "linear", init=1.0, example=torch.zeros(1, 4))
     first, *others = check_theorems(net, *batch(4, classes=3), draws=200)
-    assert first.same < SAME  # the noise itself is right
+    assert first.autograd_error < MAX_AUTOGRAD_ERROR  # the noise itself is right
     assert not first.theorem_1
-    assert first.difference > 0.1
+    assert first.finite_difference_error > 0.1
     assert all(layer.theorem_1 and layer.theorem_2 for layer in others)
     wrong_last = nn.Sequential(three_layers(), Wrong())
     add_noise(wrong_last, "linear", init=1.0, example=torch.zeros(1, 4))
@@ -99,7 +105,7 @@ def test_a_jump_in_the_loss_fails_theorem_2_alone():
     add_noise(net, ["0"], init=1.0, example=torch.zeros(1, 4))
     (found,) = check_theorems(net, torch.rand(32, 4), torch.zeros(32, dtype=torch.int64), draws=200)
     assert found.theorem_1
-    assert found.estimate == Mean(0, 0)
+    assert found.estimate == MeanEstimate(0, 0)
     assert not found.theorem_2
 
 
@@ -109,7 +115,7 @@ def test_a_kernel_that_is_wrong_fails_the_look_at_the_op(monkeypatch):
     monkeypatch.setattr(kernels, "compute_sigma_gradient", lambda *arguments: 1.01 * right(*arguments))
     assert op.kernels is kernels
     for layer in check_theorems(net, *batch(4, classes=3), draws=2):
-        assert layer.same == pytest.approx(0.01, rel=1e-2)
+        assert layer.autograd_error == pytest.approx(0.01, rel=1e-2)
         assert not layer.theorem_1
 
 
@@ -117,12 +123,12 @@ def test_noise_of_another_form_is_checked_without_the_written_out_sum():
     torch.manual_seed(0)
     net = pni(mlp((16, 8, 3)))
     found = check_theorems(net, *batch(1, 4, 4, classes=3), draws=100)
-    assert all(layer.same is None for layer in found)
+    assert all(layer.autograd_error is None for layer in found)
     assert all(layer.theorem_1 and layer.theorem_2 for layer in found)
 
 
 def test_a_layer_without_influence_passes_and_a_nan_does_not():
-    zero = Mean(0.0, 0.0)
+    zero = MeanEstimate(0.0, 0.0)
     assert LayerCheck("x", 1, 0.0, 0.0, zero, zero).theorem_2
     net = add_noise(three_layers(), "linear", init=1.0, example=torch.zeros(1, 4))
     x, y = batch(4, classes=3)
@@ -137,7 +143,7 @@ def test_dropout_and_batch_norm_are_held_still():
     found = check_theorems(net, *batch(4, classes=3), draws=100)
     assert all(layer.theorem_1 and layer.theorem_2 for layer in found)
     assert all(layer.estimate.error > 0 for layer in found)
-    assert max(layer.difference for layer in found) < DIFFERENCE
+    assert max(layer.finite_difference_error for layer in found) < MAX_DIFFERENCE_ERROR
     assert net[1].running_mean.abs().sum() == 0
 
 

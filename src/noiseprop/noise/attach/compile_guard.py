@@ -1,4 +1,4 @@
-"""What makes `torch.compile` notice noise."""
+"""Mark noisy modules so that `torch.compile` tells them from modules without noise."""
 
 from typing import Any
 
@@ -7,25 +7,25 @@ from torch import nn
 _DICTS = ("_parameters", "_modules")
 
 
-class Shown(dict[str, Any]):
-    """The parameters or the children of a module that noise stands on or in: a dict of another type, nothing more."""
+class MarkedDict(dict[str, Any]):
+    """Parameters or children of a module with noise: a dict of another type, nothing more."""
 
 
-def show(module: nn.Module) -> None:
-    """Make a module with noise differ from one without in a way that torch.compile looks at.
+def mark_for_compiler(module: nn.Module) -> None:
+    """Make a module with noise differ from one without noise in a way that torch.compile compares.
 
-    A compiled graph is run again for any module of the same build, and hooks are not compared (see
-    `torch._dynamo.config.skip_nnmodule_hook_guards`): a noisy model would run the graph of its noise-free twin, without
-    noise. The types of the dicts in which a module's parameters and children are looked up are compared. To be called
-    for the module that the noise stands on where it is the whole model, and else for the one that holds that module.
+    A compiled graph is reused for any module of the same structure, and hooks are not compared (see
+    `torch._dynamo.config.skip_nnmodule_hook_guards`). A noisy model would run the graph of its noise-free twin, without
+    noise. However, torch.compile compares the types of the dicts that hold a module's parameters and children. Call
+    this for each parent of a noisy module, and for the model itself if it is noisy.
     """
     for name in _DICTS:
-        if type(module.__dict__[name]) is dict:
-            module.__dict__[name] = Shown(module.__dict__[name])
+        if type(entries := getattr(module, name)) is dict:
+            setattr(module, name, MarkedDict(entries))
 
 
-def hide(module: nn.Module) -> None:
-    """Undo `show`."""
+def unmark_for_compiler(module: nn.Module) -> None:
+    """Undo `mark_for_compiler`."""
     for name in _DICTS:
-        if type(module.__dict__[name]) is Shown:
-            module.__dict__[name] = dict(module.__dict__[name])
+        if type(entries := getattr(module, name)) is MarkedDict:
+            setattr(module, name, dict(entries))

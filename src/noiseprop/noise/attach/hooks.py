@@ -1,7 +1,4 @@
-"""The forward hooks that put noise into what a module returns, or into what it is given."""
-
-# how often a tensor was changed in place, torch tells only privately:
-# pyright: reportPrivateUsage=false
+"""Forward hooks that add noise to the output or the input of a module."""
 
 from typing import Any
 
@@ -15,37 +12,37 @@ from noiseprop.noise.kernels import functorch as transforms
 
 
 def add_to_output(module: nn.Module, args: Any, output: Any) -> Any:
-    """Add noise to a module's output; of tuples and dicts, to the first tensor in them."""
-    noise = _noise_of(module)
+    """Add noise to a module's output, or to the first tensor of a tuple or dict."""
+    noise = _get_checked_noise(module)
     if isinstance(output, Tensor):
         return noise(output)
     if type(output) is tuple and output and isinstance(output[0], Tensor):
         return noise(output[0]), *output[1:]
-    return _replace_first(output, noise)
+    return _add_to_first_tensor(output, noise)
 
 
 def add_by_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
     """Add noise that depends on the module's input too, as noise on its weight does."""
-    noise = _noise_of(module)
-    return noise.add_by_input(module, first_tensor((args, kwargs)), output)
+    noise = _get_checked_noise(module)
+    return noise.add_by_input(module, find_first_tensor((args, kwargs)), output)
 
 
 def add_to_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Add noise to the first tensor that a module is called with."""
-    noise = _noise_of(module)
+    noise = _get_checked_noise(module)
     if args and isinstance(args[0], Tensor):
         return (noise(args[0]), *args[1:]), kwargs
-    return _replace_first((args, kwargs), noise)
+    return _add_to_first_tensor((args, kwargs), noise)
 
 
 def add_to_sequence(module: nn.RNNBase, args: Any, output: tuple[Any, Any]) -> Any:
-    """Add noise to the output sequence of an RNN, and hence to its last hidden states, which are entries of it.
+    """Add noise to the output sequence of an RNN and to its last hidden states, which are entries of the sequence.
 
-    What goes from step to step inside the call stays free of noise, as do the states of lower layers and LSTM cells.
+    The states inside the call stay free of noise, as do those of lower layers and of LSTM cells.
     """
-    noise = _noise_of(module)
+    noise = _get_checked_noise(module)
     sequence, states = output
-    clean = sequence_tensor(sequence, module, noise.path)
+    clean = get_sequence_tensor(sequence, module, noise.path)
     noisy = noise(clean)
     if noisy is clean:
         return output
@@ -57,65 +54,51 @@ def add_to_sequence(module: nn.RNNBase, args: Any, output: tuple[Any, Any]) -> A
     lengths = None
     if isinstance(sequence, PackedSequence):
         lengths = pad_packed_sequence(sequence)[1].repeat(draws)
-        noisy = _packed(by_time, lengths, like=sequence)
-    last = _last_states(by_time, lengths, bidirectional=module.bidirectional)
+        noisy = _pack_again(by_time, lengths, like=sequence)
+    last = _get_last_states(by_time, lengths, bidirectional=module.bidirectional)
     hidden = torch.cat([hidden[: -len(last)], last])
     return noisy, (hidden, *cell) if cell else hidden
 
 
-def _noise_of(module: nn.Module) -> Any:
-    """The noise layer of a module; a sigma that is NaN is told before it spreads.
-
-    It is looked at when it first acts and, in eval mode, whenever it has changed. In training, where it changes all the
-    time and looking would cost a pass over it (and a GPU its queue), the loss tells.
-    """
+def _get_checked_noise(module: nn.Module) -> Any:
+    """Return the noise layer of a module, after a check of its sigma where its noise acts."""
     noise: Any = module.noise
-    if torch.compiler.is_compiling() or transforms.are_transforms_active():
-        return noise
-    seen = noise.__dict__.get("_seen_finite")
-    if noise.training and seen is not None:
-        return noise
-    sigma, sampling = noise.sigma, noise.stream.sampling
-    if sigma.is_inference() or (sampling is not None and sampling.off) or sigma._version == seen:
-        return noise
-    if not sigma.detach().isfinite().all():
-        raise InputError(
-            f"{noise.path}: sigma holds NaN or infinity; load it again from before that, and train with a smaller "
-            "learning rate for sigma"
-        )
-    noise.__dict__["_seen_finite"] = sigma._version
+    if not (torch.compiler.is_compiling() or transforms.are_transforms_active()):
+        sampling = noise.stream.sampling
+        if sampling is None or not sampling.off:
+            noise.check_sigma()
     return noise
 
 
-def sequence_tensor(sequence: Any, module: nn.RNNBase, path: str) -> Tensor:
-    """What an RNN returns first as one tensor (B, T, F), or (T, B, F) if time-first; a packed sequence is padded."""
+def get_sequence_tensor(sequence: Any, module: nn.RNNBase, path: str) -> Tensor:
+    """Return an RNN's output sequence as one tensor (B, T, F), or (T, B, F) if time-first; pad a packed sequence."""
     if isinstance(sequence, PackedSequence):
         return pad_packed_sequence(sequence, batch_first=module.batch_first)[0]
     if sequence.dim() != 3:
         raise InputError(
-            f"{path}: its output of shape {tuple(sequence.shape)} has no batch axis, so noise has no samples; "
-            "call it with a batch of one sequence"
+            f"{path}: the output of shape {tuple(sequence.shape)} has no batch axis; call the model with a batch of "
+            "one sequence"
         )
     return sequence
 
 
-def first_tensor(tree: Any) -> Tensor | None:
-    """The first tensor in nested tuples, lists and dicts, which is the one that receives the noise."""
+def find_first_tensor(tree: Any) -> Tensor | None:
+    """Return the first tensor in nested tuples, lists and dicts, which receives the noise."""
     return next((leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)), None)
 
 
-def _replace_first(tree: Any, noise: Any) -> Any:
+def _add_to_first_tensor(tree: Any, noise: Any) -> Any:
     leaves, structure = tree_flatten(tree)
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             return tree_unflatten([*leaves[:i], noise(leaf), *leaves[i + 1 :]], structure)
     raise InputError(
-        f"{noise.path} got a {type(tree).__name__} without a tensor in it, so there is nothing to add noise to"
+        f"{noise.path} got a {type(tree).__name__} without a tensor, so noise cannot be added; select another module"
     )
 
 
-def _last_states(by_time: Tensor, lengths: Tensor | None, *, bidirectional: bool) -> Tensor:
-    """The top layer's final hidden states (directions, B, F / directions), as they stand in its output (B, T, F)."""
+def _get_last_states(by_time: Tensor, lengths: Tensor | None, *, bidirectional: bool) -> Tensor:
+    """Return the top layer's final hidden states (directions, B, F / directions), found in its output (B, T, F)."""
     if lengths is None:
         last = by_time[:, -1]
     else:
@@ -126,8 +109,8 @@ def _last_states(by_time: Tensor, lengths: Tensor | None, *, bidirectional: bool
     return torch.stack([last[:, :half], by_time[:, 0, half:]])
 
 
-def _packed(by_time: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
-    """Pack (B, T, F) again, its rows in the order that `like` has them in."""
+def _pack_again(by_time: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
+    """Pack (B, T, F) with its rows in the order of `like`."""
     order = like.sorted_indices
     if len(lengths) > like.batch_sizes[0]:  # several draws
         return pack_padded_sequence(by_time, lengths, batch_first=True, enforce_sorted=False)

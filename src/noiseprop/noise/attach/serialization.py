@@ -1,52 +1,68 @@
-"""Noise alone in a safetensors file: sigma and mu with their places, to be put on weights from elsewhere."""
+"""Save noise alone in a safetensors file: sigma, mu and their sites, to be loaded into a model with other weights."""
 
-import json
-import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from noiseprop.errors import DataError, InputError, NoisepropError
+from noiseprop.files.records import convert_record
+from noiseprop.files.tensors import write_tensors
 from noiseprop.files.untrusted import open_tensors, parse_json
-from noiseprop.noise.attach.add_noise import check_model, check_sites
-from noiseprop.noise.attach.deferred import refuse_waiting
-from noiseprop.noise.attach.install import Settings, placed, put
-from noiseprop.noise.attach.layouts import layout_of
-from noiseprop.noise.attach.noise_specs import Plan
-from noiseprop.noise.attach.selectors import Site, before, choose
+from noiseprop.noise.attach.add_noise import check_plain_model, check_sites_are_free
+from noiseprop.noise.attach.deferred import check_noise_exists
+from noiseprop.noise.attach.install import LayerOptions, find_installed, install_noise
+from noiseprop.noise.attach.layouts import get_layout
+from noiseprop.noise.attach.noise_specs import NoiseSpec
+from noiseprop.noise.attach.selectors import Site, before, select_sites
 from noiseprop.noise.layer import Estimator, Granularity, NeuronNoise
 
 _HEADER, _FORMAT = "noise", 1
-_LARGEST_FILE = 4 * 2**30  # bytes
-_FIELDS: dict[str, Any] = {
-    "path": str,
-    "before": bool,
-    "granularity": get_args(Granularity),
-    "estimator": get_args(Estimator),
-    "learn": bool,
-    "mean": bool,
-    "at_inference": bool,
-    "batch_dim": range(8),
-}
+_MAX_FILE_SIZE = 4 * 2**30  # bytes
+_COMPILED = "_orig_mod"  # the attribute in which torch.compile keeps the plain module
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+class LayerRecord(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Site and options of one noise layer, as the file describes them; the fields are those of `add_noise`."""
+
+    path: str
+    before: bool
+    granularity: Granularity
+    estimator: Estimator
+    learn: bool
+    mean: bool
+    at_inference: bool
+    batch_dim: Annotated[int, msgspec.Meta(ge=0, le=7)]
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """Return the names in the file of the layer's tensors, by their names in the layer."""
+        names = ("sigma", "mu") if self.mean else ("sigma",)
+        return {name: f"{self.path}.{name}" if self.path else name for name in names}
+
+
+class NoiseRecord(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Header of a noise file."""
+
+    format: int
+    layers: Annotated[list[LayerRecord], msgspec.Meta(min_length=1)]
+
+
 def save_noise(model: nn.Module, file: str | Path) -> None:
-    """Write the noise that `add_noise` gave a model, without the model: sigma, mu and where they belong.
+    """Save the noise that `add_noise` added to a model, without the model: sigma, mu and their sites.
 
     Args:
-        model: a model with noise.
-        file: a safetensors file; it is written aside and renamed, so that it is never half there.
+        model: a model with noise; wrappers of torch.compile and DataParallel are removed.
+        file: a safetensors file, written atomically.
 
     Raises:
-        InputError: the model has no noise from `add_noise`, or noise of a preset, or a sigma that is not finite.
+        InputError: the model has no noise from `add_noise`, or noise of a baseline, or a sigma that is not finite.
         NoisepropError: the file cannot be written.
 
     Examples:
@@ -58,28 +74,33 @@ def save_noise(model: nn.Module, file: str | Path) -> None:
         >>> other.noise.sigma.tolist()
         [0.5, 0.5, 0.5]
     """
-    refuse_waiting(model)
-    layers = placed(model)
+    model = _unwrap_model(model)
+    check_noise_exists(model)
+    layers = find_installed(model)
     if not layers:
-        raise InputError(f"{type(model).__name__} has no noise from add_noise, so there is nothing to save")
+        raise InputError(f"{type(model).__name__} has no noise from add_noise to save; call add_noise first")
     tensors: dict[str, Tensor] = {}
+    records: list[LayerRecord] = []
     for site, layer in layers:
         if type(layer) is not NeuronNoise:
             raise InputError(f"{site}: {type(layer).__name__} is not saved alone; save the model's state_dict instead")
-        for name, tensor in _tensors(site.path, layer).items():
-            if not tensor.isfinite().all():
+        record = _describe_layer(site, layer)
+        for name, stored in record.tensors.items():
+            value = getattr(layer, name).detach().contiguous()
+            if not value.isfinite().all():
                 raise InputError(f"{site}: {name} holds NaN or infinity; train again with a smaller learning rate")
-            tensors[name] = tensor
-    header = {"format": _FORMAT, "layers": [_describe(site, layer) for site, layer in layers]}
-    _write(Path(file), tensors, {_HEADER: json.dumps(header)})
+            tensors[stored] = value
+        records.append(record)
+    header = msgspec.json.encode(NoiseRecord(format=_FORMAT, layers=records)).decode()
+    write_tensors(Path(file), tensors, {_HEADER: header})
 
 
 def load_noise(model: nn.Module, file: str | Path, *, key: int = 0) -> nn.Module:
-    """Give a model without noise what `save_noise` wrote; no example is needed.
+    """Add the noise in a file of `save_noise` to a model without noise; no example is needed.
 
     Args:
-        model: one with modules of the same paths and sizes as the model that was saved.
-        file: what `save_noise` wrote.
+        model: a plain model with modules of the same paths and sizes as the saved one.
+        file: a file that `save_noise` wrote.
         key: seed of the noise, as in `add_noise`.
 
     Returns:
@@ -87,78 +108,73 @@ def load_noise(model: nn.Module, file: str | Path, *, key: int = 0) -> nn.Module
 
     Raises:
         DataError: the file is missing, damaged, or was not written by `save_noise`.
-        InputError: it does not fit the model, or the model has noise already; the model is as it was.
+        InputError: the file does not fit the model, or the model has noise already; the model is unchanged.
     """
     file = Path(file)
-    check_model(model)
-    if placed(model):
+    check_plain_model(model)
+    if find_installed(model):
         raise InputError(f"{type(model).__name__} has noise already; call remove_noise(model) first")
-    with _opened(file) as tensors:
-        layers = _described(file, tensors)
-        sites = [_site(model, fields["path"], at_input=fields["before"]) for fields in layers]
-        check_sites(sites)
-        values = [_read(file, tensors, site, fields) for site, fields in zip(sites, layers, strict=True)]
-    described = list(zip(sites, layers, values, strict=True))
-    for settings, group in groupby(described, key=lambda entry: _settings(entry[1], key)):
-        plans = [
-            Plan(site, tuple(value["sigma"].shape), fields["batch_dim"], _like(model, site))
-            for site, fields, value in group
+    with _open_noise_file(file) as tensors:
+        records = _read_layers(file, tensors)
+        sites = [_find_site(model, record.path, at_input=record.before) for record in records]
+        check_sites_are_free(sites)
+        values = [_read_values(file, tensors, site, record) for site, record in zip(sites, records, strict=True)]
+    layers = list(zip(sites, records, values, strict=True))
+    for options, group in groupby(layers, key=lambda entry: _make_options(entry[1], key)):
+        specs = [
+            NoiseSpec(site, tuple(value["sigma"].shape), record.batch_dim, _find_reference_tensor(model, site))
+            for site, record, value in group
         ]
-        put(model, plans, settings)
-    for site, _, value in described:
+        install_noise(model, specs, options)
+    for site, _, value in layers:
         for name, tensor in value.items():
             getattr(site.module.noise, name).data.copy_(tensor)
     return model
 
 
-def _describe(site: Site, layer: NeuronNoise) -> dict[str, Any]:
-    return {
-        "path": site.path,
-        "before": site.before,
-        "granularity": layer.granularity,
-        "estimator": layer.estimator,
-        "learn": isinstance(layer.sigma, nn.Parameter),
-        "mean": layer.mu is not None,
-        "at_inference": layer.at_inference,
-        "batch_dim": layer.batch_dim,
-    }
+def _unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the plain model inside wrappers of torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, _COMPILED, None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
-def _settings(fields: Mapping[str, Any], key: int) -> Settings:
-    kept = {name: fields[name] for name in _FIELDS if name not in ("path", "before")}
-    return Settings(key=key, **kept)
+def _describe_layer(site: Site, layer: NeuronNoise) -> LayerRecord:
+    return LayerRecord(
+        path=".".join(part for part in site.path.split(".") if part != _COMPILED),  # a compiled part of the model
+        before=site.before,
+        granularity=layer.granularity or "neuron",
+        estimator=layer.estimator,
+        learn=isinstance(layer.sigma, nn.Parameter),
+        mean=layer.mu is not None,
+        at_inference=layer.at_inference,
+        batch_dim=layer.batch_dim,
+    )
 
 
-def _tensors(path: str, layer: NeuronNoise) -> dict[str, Tensor]:
-    values = {"sigma": layer.sigma} if layer.mu is None else {"sigma": layer.sigma, "mu": layer.mu}
-    return {_name(path, name): value.detach().contiguous() for name, value in values.items()}
-
-
-def _name(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _write(file: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, aside, header)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(file)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        raise NoisepropError(f"{file} could not be written ({error}); free space or choose another folder") from error
+def _make_options(record: LayerRecord, key: int) -> LayerOptions:
+    return LayerOptions(
+        granularity=record.granularity,
+        learn=record.learn,
+        mean=record.mean,
+        at_inference=record.at_inference,
+        key=key,
+        batch_dim=record.batch_dim,
+        estimator=record.estimator,
+    )
 
 
 @contextmanager
-def _opened(file: Path) -> Generator[Any]:
-    """The file's tensors, memory-mapped."""
+def _open_noise_file(file: Path) -> Generator[Any]:
+    """Yield the file's tensors, memory-mapped."""
     if not file.is_file():
         raise DataError(f"{file} is missing; write it with save_noise(model, file)")
-    if file.stat().st_size > _LARGEST_FILE:
-        raise DataError(
-            f"{file} has {file.stat().st_size} bytes, more than noise is expected to have ({_LARGEST_FILE})"
-        )
+    if file.stat().st_size > _MAX_FILE_SIZE:
+        raise DataError(f"{file} has {file.stat().st_size} bytes, expected at most {_MAX_FILE_SIZE} for noise")
     try:
         with open_tensors(file) as tensors:
             yield tensors
@@ -168,71 +184,58 @@ def _opened(file: Path) -> Generator[Any]:
         raise DataError(f"{file} is damaged ({error}); write it again with save_noise(model, file)") from error
 
 
-def _described(file: Path, tensors: Any) -> list[dict[str, Any]]:
-    """The file's description of its layers, every field checked."""
-    text = (tensors.metadata() or {}).get(_HEADER, "")
+def _read_layers(file: Path, tensors: Any) -> list[LayerRecord]:
+    """Return the file's description of its layers, with every field checked."""
     foreign = DataError(f"{file} was not written by save_noise, or is damaged; write it with save_noise(model, file)")
     try:
-        header = parse_json(text)
+        header = parse_json((tensors.metadata() or {}).get(_HEADER, ""))
+        if isinstance(header, dict) and "layers" in header and header.get("format") != _FORMAT:
+            raise DataError(f"{file} has format {header.get('format')!r}, expected {_FORMAT}; use a newer noiseprop")
+        layers = convert_record(header, NoiseRecord).layers
     except ValueError as error:
         raise foreign from error
-    if not isinstance(header, dict) or not isinstance(header.get("layers"), list) or not header["layers"]:
+    if len({layer.path for layer in layers}) < len(layers):
         raise foreign
-    if header.get("format") != _FORMAT:
-        raise DataError(f"{file} has format {header.get('format')!r}, expected {_FORMAT}; use a newer noiseprop")
-    layers: list[dict[str, Any]] = header["layers"]
-    if not all(_is_layer(layer) for layer in layers) or len({layer["path"] for layer in layers}) < len(layers):
-        raise foreign
-    wanted = {_name(x["path"], name) for x in layers for name in (("sigma", "mu") if x["mean"] else ("sigma",))}
-    if set(tensors.keys()) != wanted:
-        odd = sorted(set(tensors.keys()) ^ wanted)[0]
-        raise DataError(f"{file} is damaged: {odd} is {'missing' if odd in wanted else 'too much'}; write it again")
+    expected = {name for layer in layers for name in layer.tensors.values()}
+    if set(tensors.keys()) != expected:
+        name = sorted(set(tensors.keys()) ^ expected)[0]
+        state = "missing" if name in expected else "not expected"
+        raise DataError(f"{file} is damaged: {name} is {state}; write it again with save_noise(model, file)")
     return layers
 
 
-def _is_layer(fields: Any) -> bool:
-    if not isinstance(fields, dict) or set(fields) != set(_FIELDS):
-        return False
-    for name, allowed in _FIELDS.items():
-        value = fields[name]
-        of_type = (
-            type(value) is allowed if isinstance(allowed, type) else type(value) in (str, int) and value in allowed
-        )
-        if not of_type:
-            return False
-    return True
-
-
-def _site(model: nn.Module, path: str, *, at_input: bool) -> Site:
-    sites = choose(model, before([path]) if at_input else [path])
+def _find_site(model: nn.Module, path: str, *, at_input: bool) -> Site:
+    sites = select_sites(model, before([path]) if at_input else [path])
     if [site.path for site in sites] != [path]:
-        raise InputError(f"the noise of {path} cannot stand on {sites[0]} of this model; add it with add_noise instead")
+        raise InputError(f"the noise of {path} cannot be added to {sites[0]} of this model; use add_noise instead")
     return sites[0]
 
 
-def _read(file: Path, tensors: Any, site: Site, fields: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A layer's sigma and mu; shapes are compared before anything is read."""
-    names = ("sigma", "mu") if fields["mean"] else ("sigma",)
-    shapes = {tuple(tensors.get_slice(_name(site.path, name)).get_shape()) for name in names}
+def _read_values(file: Path, tensors: Any, site: Site, record: LayerRecord) -> dict[str, Tensor]:
+    """Return a layer's sigma and mu; shapes are compared before any data is read."""
+    shapes = {tuple(tensors.get_slice(name).get_shape()) for name in record.tensors.values()}
     shape = shapes.pop()
-    if shapes or (fields["granularity"] == "layer" and shape != ()):
+    if shapes or (record.granularity == "layer" and shape != ()):
         raise DataError(f"{file} is damaged: shapes of {site} do not agree; write it again with save_noise")
-    _check_width(site, shape, fields)
-    values = {name: tensors.get_tensor(_name(site.path, name)) for name in names}
+    _check_layer_width(site, shape, record)
+    values = {name: tensors.get_tensor(stored) for name, stored in record.tensors.items()}
     for name, value in values.items():
         if value.dtype not in _FLOATS or not value.isfinite().all():
-            raise DataError(f"{file}: {name} of {site} holds {value.dtype} or NaN, not finite numbers; write it again")
+            raise DataError(
+                f"{file}: {name} of {site} has type {value.dtype} or holds NaN, expected finite numbers; "
+                "write it again with save_noise"
+            )
     return values
 
 
-def _check_width(site: Site, shape: tuple[int, ...], fields: Mapping[str, Any]) -> None:
-    """Compare with how many channels the module has, where its type says it."""
-    layout = layout_of(site.module)
-    axis, by_channel = fields["batch_dim"], fields["granularity"] == "channel"
-    if layout is None or site.before or fields["granularity"] == "layer" or not shape:
+def _check_layer_width(site: Site, shape: tuple[int, ...], record: LayerRecord) -> None:
+    """Compare the shape of sigma with the module's number of channels, if its type declares one."""
+    layout = get_layout(site.module)
+    axis, by_channel = record.batch_dim, record.granularity == "channel"
+    if layout is None or site.before or record.granularity == "layer" or not shape:
         return
     if axis and (layout.channel == 1 or (len(shape) <= axis and not by_channel)):
-        return  # the channels may stand anywhere, or have been the batch
+        return  # the channels may be on any axis, or may have been the batch
     width, after = layout.channels(site.module), layout.after(site.module)
     if by_channel:
         fits = shape[0] == width and set(shape[1:]) <= {1} and after in (None, len(shape) - 1)
@@ -244,5 +247,6 @@ def _check_width(site: Site, shape: tuple[int, ...], fields: Mapping[str, Any]) 
         )
 
 
-def _like(model: nn.Module, site: Site) -> Tensor:
+def _find_reference_tensor(model: nn.Module, site: Site) -> Tensor:
+    """Return a tensor with the device and dtype for sigma."""
     return next((p for module in (site.module, model) for p in module.parameters()), torch.empty(()))

@@ -1,7 +1,8 @@
-"""Published noise layers for comparison, written anew from their papers, with noise of its own for every sample.
+"""Published noise layers for comparison, written from their papers, with independent noise for every sample.
 
-`shared=True` draws one noise for the whole batch instead, as several of the released implementations do; gradients that
-are averaged over copies in one batch then see a single draw. All are placed, sampled and removed like `add_noise`'s.
+`shared=True` draws one noise for the whole batch instead, as several of the released implementations do. Gradients that
+are averaged over copies in one batch then see a single draw. All layers are placed, sampled and removed like those of
+`add_noise`.
 """
 
 from noiseprop.noise.baselines.learn2perturb import learn2perturb as learn2perturb

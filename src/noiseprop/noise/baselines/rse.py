@@ -1,11 +1,11 @@
-"""Random self-ensemble: fixed noise before every convolution, and the mean prediction of several draws."""
+"""Random self-ensemble: fixed noise before every convolution, and the mean prediction over several draws."""
 
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from noiseprop.noise.attach.add_noise import Settings, noise_layers, place
+from noiseprop.noise.attach.add_noise import LayerOptions, noise_layers, place_noise
 from noiseprop.noise.attach.selectors import Where, before
 from noiseprop.noise.baselines.base import AdditiveNoise
 from noiseprop.noise.sampling import sampling
@@ -21,7 +21,7 @@ def rse(
     example: Any,
     key: int = 0,
 ) -> nn.Module:
-    """Give a model RSE's noise, in place: ``x + sigma * eps`` with a fixed sigma before every convolution.
+    """Add RSE's noise to a model in place: ``x + sigma * eps`` with a fixed sigma before every convolution.
 
     Noise acts in training and at inference, where `self_ensemble` averages the predictions.
 
@@ -29,16 +29,16 @@ def rse(
         model: the network.
         where: as for `add_noise`; before all convolutions if omitted.
         first: sigma at the first of these modules, in their order in the model; its input should be the image.
-        inner: sigma at all others. The authors' code has 0.2 and 0.1.
-        shared: one noise for all samples of a batch; the authors' is independent.
+        inner: sigma at the other modules. The authors' code has 0.2 and 0.1.
+        shared: draw one noise for all samples of a batch; the authors' noise is independent.
         example: inputs to call the model with once.
         key: seed of the noise.
 
     Returns:
-        The model itself; `remove_noise` takes the noise away.
+        The model itself; `remove_noise` removes the noise.
 
     Raises:
-        InputError: as `add_noise`.
+        InputError: see `add_noise`.
 
     Examples:
         >>> import torch
@@ -51,26 +51,26 @@ def rse(
 
     Source: Liu, Cheng, Zhang and Hsieh (2018), Towards robust neural networks via random self-ensemble, ECCV.
     """
-    settings = Settings(
-        granularity="layer", init=inner, learn=False, key=key, make=partial(AdditiveNoise, shared=shared)
+    options = LayerOptions(
+        granularity="layer", init=inner, learn=False, key=key, make_layer=partial(AdditiveNoise, shared=shared)
     )
-    there = noise_layers(model)
-    place(model, before("conv") if where is None else where, settings, example)
-    added = [layer for path, layer in noise_layers(model).items() if path not in there]
+    existing = noise_layers(model)
+    place_noise(model, before("conv") if where is None else where, options, example)
+    added = [layer for path, layer in noise_layers(model).items() if path not in existing]
     added[0].sigma.fill_(first)
     return model
 
 
 def self_ensemble(model: nn.Module, x: Tensor, *, draws: int) -> Tensor:
-    """The mean of the softmax probabilities over independent draws of the noise.
+    """Return the mean of the softmax probabilities over independent draws of the noise.
 
     Args:
         model: maps x to logits (B, classes).
         x: inputs (B, ...).
-        draws: how many predictions are averaged.
+        draws: number of predictions to average.
 
     Returns:
-        Probabilities (B, classes), the gradients of which reach x and the weights.
+        Probabilities (B, classes), differentiable with respect to x and the weights.
 
     Raises:
         InputError: draws is below 1, or a batch norm is in training mode.

@@ -1,9 +1,10 @@
-"""The noise of a network neuron by neuron: how large it is, how large beside the signal, and where it is heading."""
+"""Measure the noise of a network neuron by neuron: its size, its size relative to the signal, and its gradient."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,10 @@ from torch.nn import functional
 
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.add_noise import noise_layers
-from noiseprop.noise.baselines.base import AdditiveNoise, PresetNoise
+from noiseprop.noise.baselines.base import AdditiveNoise, BaselineNoise
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.likelihood_ratio import likelihood_ratio_loss
+from noiseprop.noise.module_state import preserve_modes
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import noise_kept
 
@@ -23,20 +25,21 @@ _cross_entropies: Losses = partial(functional.cross_entropy, reduction="none")
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """The noise of one layer. All tensors have sigma's shape, one entry per neuron, channel or layer.
+    """Noise of one layer. All tensors have sigma's shape, with one entry per neuron, channel or layer.
 
-    Where the layer is one of `noise.presets` whose sigma is no standard deviation in units of the pre-activation,
-    `sigma` and `spread` are those of each neuron, and `sigma` is the root mean square of the noise as it was seen.
+    The sigma of some layers of `noise.baselines` is not a standard deviation in units of the pre-activation. For these,
+    `sigma` and `spread` have one entry per neuron, and `sigma` is the root mean square of the measured noise.
 
     Attributes:
-        path: the noise layer's module path, such as "fc1.noise".
+        path: module path of the noise layer, such as "fc1.noise".
         sigma: |sigma|, in units of the pre-activation.
-        spread: the pre-activation's own standard deviation over the images, with all noise off; where a sigma is
-            shared, the root of the mean variance of the neurons that share it.
-        gradient: mean over the batches of d(loss)/d|sigma|; above 0, descent takes noise away. None if sigma is fixed.
-        noise: standard deviation of that gradient from batch to batch: other images, other noise. None if sigma is
+        spread: standard deviation of the pre-activation over the images, with all noise off; for a shared sigma, the
+            root of the mean variance of the neurons that share it.
+        gradient: mean over the batches of d(loss)/d|sigma|; if above 0, descent reduces the noise. None if sigma is
             fixed.
-        batches: how many of them were measured.
+        noise: standard deviation of that gradient over batches with different images and noise. None if sigma is
+            fixed.
+        batches: number of measured batches.
     """
 
     path: str
@@ -48,38 +51,38 @@ class LayerNoise:
 
     @property
     def relative(self) -> Tensor:
-        """Sigma in units of the pre-activation's own standard deviation; infinite where that is 0."""
+        """Return sigma in units of the pre-activation's standard deviation; infinite where that is 0."""
         return self.sigma / self.spread
 
     @property
     def snr(self) -> Tensor | None:
-        """Signal-to-noise ratio of one batch's gradient, mean / std; its sign is the gradient's."""
+        """Return the signal-to-noise ratio of one batch's gradient, mean / std, with the sign of the gradient."""
         if self.gradient is None or self.noise is None:
             return None
         return (self.gradient / self.noise).nan_to_num(nan=0.0)
 
     @property
     def floor(self) -> float:
-        """An |snr| below this is within two standard errors of no gradient at all."""
+        """Return the |snr| below which the gradient is within two standard errors of 0."""
         return 2 / self.batches**0.5
 
 
 def inspect_noise(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, losses: Losses = _cross_entropies
 ) -> list[LayerNoise]:
-    """Measure every noise layer of a model, in eval mode but with its noise on; the model is left as it was.
+    """Measure every noise layer of a model in eval mode with its noise on; the model and the batches stay unchanged.
 
     Args:
         model: maps x to outputs whose first axis is the batch.
-        batches: at least two pairs (x, y) of the batch size whose gradient is asked about.
-        losses: ``losses(model(x), y)``, one per sample; cross-entropy if omitted.
+        batches: at least two pairs (x, y), of the batch size for which the gradient is measured.
+        losses: ``losses(model(x), y)`` returns one loss per sample; cross-entropy if omitted.
 
     Returns:
         One `LayerNoise` per layer, in the order of the model's modules.
 
     Raises:
-        InputError: the model has no noise, there are fewer than two batches, inputs change their size, or a loss is NaN
-            or infinite.
+        InputError: the model has no noise, there are fewer than two batches, inputs differ in size, or a loss is NaN or
+            infinite.
 
     Examples:
         >>> import noiseprop
@@ -91,38 +94,38 @@ def inspect_noise(
     """
     layers = noise_layers(model)
     if not layers:
-        raise InputError("the model has no noise to inspect; call add_noise(model, ...) first")
-    signals: dict[str, _Moments] = {path: _Moments() for path in layers}
-    gradients: dict[str, _Moments] = {path: _Moments() for path, layer in layers.items() if _learned(layer)}
-    powers: dict[str, _Moments] = {path: _Moments() for path, layer in layers.items() if _in_other_units(layer)}
+        raise InputError(f"{type(model).__name__} has no noise to inspect; call add_noise(model, ...) first")
+    signals = {path: _RunningMoments() for path in layers}
+    gradients = {path: _RunningMoments() for path, layer in layers.items() if _has_learned_sigma(layer)}
+    powers = {path: _RunningMoments() for path, layer in layers.items() if _has_other_units(layer)}
     count = 0
-    with _undisturbed(model, layers.values()):
+    with _prepare_for_inspection(model, layers.values()):
         for x, y in batches:
             _measure_signals(model, x, layers, signals)
-            with _seeing(layers, powers, after=True):
+            with _record_calls(layers, powers, measure_noise=True):
                 _measure_gradients(model, x, y, layers, gradients, losses)
             count += 1
     if count < 2:
-        raise InputError(f"inspect_noise got {count} batches, which show no variation; give at least 2")
+        raise InputError(f"inspect_noise got {count} batches, expected at least 2 to measure a variation; pass more")
     return [
-        _layer_noise(path, layer, signals[path], powers.get(path), gradients.get(path), count)
+        _summarize_layer(path, layer, signals[path], powers.get(path), gradients.get(path), count)
         for path, layer in layers.items()
     ]
 
 
-class _Moments:
-    """Mean and squared deviations of rows that come batch after batch, in float64 (Chan, Golub and LeVeque, 1983)."""
+class _RunningMoments:
+    """Mean and squared deviations of rows from successive batches, in float64 (Chan, Golub and LeVeque, 1983)."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = self.squares = torch.zeros(())
 
-    def add(self, rows: Tensor) -> None:
+    def update_moments(self, rows: Tensor) -> None:
         rows = rows.detach().double()
         if self.count and rows.shape[1:] != self.mean.shape:
             raise InputError(
-                f"inspect_noise saw neurons {tuple(rows.shape[1:])} after {tuple(self.mean.shape)}; "
-                "give inputs of one size"
+                f"inspect_noise got neurons of shape {tuple(rows.shape[1:])} after {tuple(self.mean.shape)}; "
+                "pass inputs of one size"
             )
         total = self.count + len(rows)
         mean = rows.mean(0)
@@ -131,15 +134,17 @@ class _Moments:
         self.mean = self.mean + shift * (len(rows) / total)
         self.count = total
 
-    def variance(self) -> Tensor:
+    def compute_variance(self) -> Tensor:
         return self.squares / max(1, self.count - 1)
 
 
 @torch.no_grad()
-def _measure_signals(model: nn.Module, x: Tensor, layers: dict[str, NeuronNoise], signals: dict[str, _Moments]) -> None:
-    """Run without noise, and look at what each noise layer is given."""
-    with _seeing(layers, signals, after=False), sampling(model, "off"):
-        model(x)
+def _measure_signals(
+    model: nn.Module, x: Tensor, layers: dict[str, NeuronNoise], signals: dict[str, _RunningMoments]
+) -> None:
+    """Run the model without noise, and measure the input of each noise layer."""
+    with _record_calls(layers, signals, measure_noise=False), sampling(model, "off"):
+        model(x.clone())  # a model may change its input in place, here and below
 
 
 def _measure_gradients(
@@ -147,75 +152,71 @@ def _measure_gradients(
     x: Tensor,
     y: Tensor,
     layers: dict[str, NeuronNoise],
-    gradients: dict[str, _Moments],
+    gradients: dict[str, _RunningMoments],
     losses: Losses,
 ) -> None:
-    each = losses(model(x), y)
+    each = losses(model(x.clone()), y)
     if not each.detach().isfinite().all():
-        raise InputError(
-            "inspect_noise met a loss of NaN or infinity, so nothing can be told; check the model's weights and inputs"
-        )
+        raise InputError("inspect_noise got a loss of NaN or infinity; check the model's weights and inputs")
     if not gradients:
         return
     ratio = any(layer.estimator == "likelihood-ratio" for layer in layers.values())
     loss = likelihood_ratio_loss(model, each) if ratio else each.mean()
     levels = [layers[path].sigma for path in gradients]
-    found = torch.autograd.grad(loss, levels, allow_unused=True, materialize_grads=True)
-    for moments, sigma, gradient in zip(gradients.values(), levels, found, strict=True):
-        moments.add(torch.where(sigma.detach() < 0, -gradient, gradient)[None])  # of |sigma|
+    results = torch.autograd.grad(loss, levels, allow_unused=True, materialize_grads=True)
+    for moments, sigma, gradient in zip(gradients.values(), levels, results, strict=True):
+        moments.update_moments(torch.where(sigma.detach() < 0, -gradient, gradient)[None])  # w.r.t. |sigma|
 
 
 @contextmanager
-def _seeing(layers: dict[str, NeuronNoise], moments: dict[str, _Moments], *, after: bool) -> Generator[None]:
-    """Collect what some layers are given or, `after`, the square of the noise that they add to it."""
+def _record_calls(
+    layers: dict[str, NeuronNoise], moments: dict[str, _RunningMoments], *, measure_noise: bool
+) -> Generator[None]:
+    """Collect the moments of some layers' inputs or, with `measure_noise`, of the squared noise that they add."""
     with ExitStack() as stack:
         for path, moment in moments.items():
 
-            def see(layer: NeuronNoise, args: tuple[Tensor], output: Tensor, moment: _Moments = moment) -> None:
-                seen = (output - args[0]).detach().double().square() if after else args[0]
-                moment.add(seen.movedim(layer.batch_dim, 0))
+            def record(layer: NeuronNoise, args: tuple[Tensor], output: Tensor, moment: Any = moment) -> None:
+                value = (output - args[0]).detach().double().square() if measure_noise else args[0]
+                moment.update_moments(value.movedim(layer.batch_dim, 0))
 
-            stack.callback(layers[path].register_forward_hook(see).remove)
+            stack.callback(layers[path].register_forward_hook(record).remove)
         yield
 
 
-def _layer_noise(
+def _summarize_layer(
     path: str,
     layer: NeuronNoise,
-    signal: _Moments,
-    power: _Moments | None,
-    gradient: _Moments | None,
+    signal: _RunningMoments,
+    power: _RunningMoments | None,
+    gradient: _RunningMoments | None,
     batches: int,
 ) -> LayerNoise:
     if not signal.count:
-        raise InputError(f"{path} was not called; give inputs that reach every noise layer, or remove it")
-    sigma, variance = layer.sigma.detach().abs().double(), signal.variance()
+        raise InputError(f"{path} was not called; pass inputs that reach every noise layer, or remove it")
+    sigma, variance = layer.sigma.detach().abs().double(), signal.compute_variance()
     if power is not None:
         sigma = power.mean.sqrt()
     spread = (variance.sum_to_size(sigma.shape) / (variance.numel() // sigma.numel())).sqrt()
     if gradient is None:
         return LayerNoise(path, sigma.cpu(), spread.cpu(), None, None, batches)
-    return LayerNoise(path, sigma.cpu(), spread.cpu(), gradient.mean.cpu(), gradient.variance().sqrt().cpu(), batches)
+    return LayerNoise(
+        path, sigma.cpu(), spread.cpu(), gradient.mean.cpu(), gradient.compute_variance().sqrt().cpu(), batches
+    )
 
 
-def _in_other_units(layer: NeuronNoise) -> bool:
-    return isinstance(layer, PresetNoise) and not isinstance(layer, AdditiveNoise)
+def _has_other_units(layer: NeuronNoise) -> bool:
+    return isinstance(layer, BaselineNoise) and not isinstance(layer, AdditiveNoise)
 
 
-def _learned(layer: NeuronNoise) -> bool:
+def _has_learned_sigma(layer: NeuronNoise) -> bool:
     return isinstance(layer.sigma, nn.Parameter) and layer.sigma.requires_grad
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, layers: Iterable[NeuronNoise]) -> Generator[None]:
-    """Eval mode with every noise layer on; modes and the place of the noise as they were afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+def _prepare_for_inspection(model: nn.Module, layers: Iterable[NeuronNoise]) -> Generator[None]:
+    """Put a model into eval mode with every noise layer on; restore the model and its noise state afterwards."""
+    with preserve_modes(model, training=False), noise_kept(model):
         for layer in layers:
             layer.train()
-        with noise_kept(model):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        yield

@@ -258,3 +258,21 @@ def test_bad_input_is_one_clear_sentence(change, says):
     call = {"x": torch.zeros(1, 1, 4, 4), "kind": "contrast", "severity": 1, "params": "cifar10", **change}
     with pytest.raises(InputError, match=says):
         corrupt(call.pop("x"), call.pop("kind"), generator=torch.Generator(), **call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_off_by_rounding_are_clamped(kind, dtype):
+    x = (torch.arange(2 * 3 * 32 * 32) % 256).view(2, 3, 32, 32).div(255).to(dtype)
+    rounding = torch.finfo(dtype).eps
+    off = torch.where(x == 1, 1 + 4 * rounding, torch.where(x == 0, -4 * rounding, x)).to(dtype)
+    assert (off.min() < 0) & (off.max() > 1)
+    options = {"severity": 3, "params": "mnist"}
+    expected = corrupt(x, kind, generator=torch.Generator().manual_seed(0), **options)
+    assert torch.equal(corrupt(off, kind, generator=torch.Generator().manual_seed(0), **options), expected)
+
+
+def test_pixels_further_off_are_shown_with_enough_digits():
+    x = torch.full((1, 3, 32, 32), 1.00001)
+    with pytest.raises(InputError, match=r"from 1\.00001 to 1\.00001, expected \[0, 1\].*clamp"):
+        corrupt(x, "contrast", severity=1, params="mnist", generator=torch.Generator())

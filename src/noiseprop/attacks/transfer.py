@@ -1,7 +1,7 @@
 """Transfer: attack a model through another one, without its gradients."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -59,7 +59,7 @@ def transfer(
     draws = check_count("draws", draws)
     x, y = check_images(x, y, model)
     with forbid_early_stop():
-        x_adv: object = attack(surrogate, x.clone(), y.clone())
+        x_adv = cast("object", attack(surrogate, x.clone(), y.clone()))
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         got = f"{x_adv.dtype} of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise InputError(

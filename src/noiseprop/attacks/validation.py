@@ -156,8 +156,10 @@ def _clamp_rounding(x: Tensor) -> Tensor:
     low, high = (value.item() for value in torch.aminmax(x))
     rounding = _ROUNDING_ULPS * torch.finfo(x.dtype).eps
     if not (low >= -rounding and high <= 1 + rounding):  # also true for NaN
+        number = np.float64 if x.dtype == torch.float64 else np.float32  # NumPy prints as many digits as it takes
+        ends = ", ".join(str(number(end)).removesuffix(".0") for end in (low, high))
         raise InputError(
-            f"attacks: images lie in [{low:.9g}, {high:.9g}], expected [0, 1]; divide 8-bit pixels by 255 and leave "
+            f"attacks: images lie in [{ends}], expected [0, 1]; divide 8-bit pixels by 255 and leave "
             "normalisation to the model, or clamp the images with x.clamp(0, 1) if they leave [0, 1] by rounding"
         )
     return x if low >= 0 and high <= 1 else x.clamp(0, 1)

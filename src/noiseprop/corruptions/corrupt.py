@@ -142,7 +142,7 @@ def _apply_draws(x: Floats, draws: Any, kind: str, level: int, params: str) -> F
 
 def _snap_to_grid(x: npt.NDArray[np.floating], tolerance: float) -> Floats:
     """Convert pixels to C-contiguous float64; those within `tolerance` of k/255 become the float64 k/255."""
-    wide = np.ascontiguousarray(x, dtype=np.float64)
+    wide = np.ascontiguousarray(x, dtype=np.float64).clip(0, 1)  # rounding may have left the range
     grid = np.rint(wide * 255) / 255
     return np.where(np.abs(wide - grid) <= tolerance, grid, wide)
 
@@ -173,5 +173,10 @@ def _check_arguments(x: Tensor, kind: str, params: str) -> None:
             "divide 8-bit images by 255."
         )
     low, high = (float(end) for end in torch.aminmax(x.detach()))
-    if not (low >= 0 and high <= 1):  # NaN fails both
-        raise InputError(f"corrupt: pixels run from {low:g} to {high:g}, expected [0, 1]; corrupt before normalising.")
+    rounding = 4 * torch.finfo(x.dtype).eps
+    if not (low >= -rounding and high <= 1 + rounding):  # NaN fails both
+        number = np.float64 if x.dtype == torch.float64 else np.float32  # NumPy prints as many digits as it takes
+        raise InputError(
+            f"corrupt: pixels run from {number(low)!s} to {number(high)!s}, expected [0, 1]; corrupt before "
+            "normalising, or clamp the images with x.clamp(0, 1) if they leave [0, 1] by rounding."
+        )

@@ -20,7 +20,7 @@ LOOPBACK = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 def start(folder: Path, sizes: str, *scenarios: str) -> subprocess.CompletedProcess:
     """Let worlds of these sizes live through scenarios; it prints how each of their processes ended."""
-    command = [sys.executable, Path(__file__).with_name("worlds.py"), folder, sizes, *scenarios]
+    command = [sys.executable, Path(__file__).parent / "training" / "worlds.py", folder, sizes, *scenarios]
     done = subprocess.run(command, env=os.environ | LOOPBACK, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done

@@ -138,13 +138,13 @@ def test_classes_may_differ():
 
 
 def test_bad_arguments_are_one_sentence():
-    with pytest.raises(InputError, match=r"'MLPX' is no network of the paper; choose one of MLP, MLP\+, MLPN, CNN"):
+    with pytest.raises(InputError, match=r"'MLPX' is not a network of the paper; choose one of MLP, MLP\+, MLPN, CNN"):
         build("MLPX")
     for seed in (-1, 2**63):
         with pytest.raises(InputError, match=rf"seed must be at least 0 and below 2\*\*63, got {seed}"):
             build("MLPN", seed=seed)
     for classes in (0, 1, 10**12):
-        with pytest.raises(InputError, match=f"MLP with {classes} classes; give between 2 and 100,000"):
+        with pytest.raises(InputError, match=f"MLP has {classes} classes; expected between 2 and 100,000"):
             build("MLP", classes=classes)
     with pytest.raises(InputError, match="has no noise sites 'all-released'; choose one of fc, all"):
         build("CNN-AN", everywhere="all-released")

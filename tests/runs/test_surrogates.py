@@ -53,8 +53,8 @@ def test_trains_the_papers_network_once_and_reads_it_afterwards(digits, training
 def test_its_folder_is_a_run_like_others(digits, trainings, tmp_path):
     net = load_surrogate(digits, recipe=RECIPE, cache=tmp_path)
     loaded, settings = load_run(trainings[0])
-    assert settings["model"]["activation"] == "relu"
-    assert settings["data"]["digest"] == digest(split(digits))
+    assert settings.model.activation == "relu"
+    assert settings.data.digest == digest(split(digits))
     x = digits.images.float() / 255
     assert torch.equal(loaded(x), net(x))
 
@@ -98,5 +98,7 @@ def test_two_that_ask_at_once_train_once(digits, trainings, tmp_path):
 
 
 def test_a_data_set_without_surrogate_is_refused(digits, tmp_path):
-    with pytest.raises(InputError, match="none for 'letters'; name the data set one of mnist, cifar10, tiny-imagenet"):
+    with pytest.raises(
+        InputError, match="paper has no surrogate for 'letters'; name the data set one of mnist, cifar10, tiny-imagenet"
+    ):
         load_surrogate(replace(digits, name="letters"), cache=tmp_path)

@@ -4,14 +4,17 @@ from functools import partial
 
 import pytest
 import torch
+from msgspec import structs
 
-from noiseprop.data import Dataset
+from noiseprop.data import Dataset, split
 from noiseprop.errors import InputError, RunError
 from noiseprop.files.checksum import add_checksum
+from noiseprop.models.registry import RegisteredModelConfig
 from noiseprop.runs import trained_model as runs
 from noiseprop.runs.trained_model import load_run, train_run
-from noiseprop.training import TABLE_1
-from noiseprop.training.objective_config import named_objective
+from noiseprop.training import TABLE_1, train
+from noiseprop.training.objective_config import make_objective
+from noiseprop.training.run_config import ObjectiveConfig, SplitSizes
 
 
 def made_up(name: str, shape: tuple[int, int, int], count: int) -> Dataset:
@@ -39,17 +42,8 @@ def test_a_run_is_loaded_as_it_was_kept(tmp_path):
     model, epochs = train_run("MLPN", digits, recipe, tmp_path / "run", seed=4, activation="sigmoid", init=0.5)
     assert len(epochs) == 2
     loaded, settings = load_run(tmp_path / "run")
-    assert settings["model"] == {
-        "name": "MLPN",
-        "activation": "sigmoid",
-        "seed": 4,
-        "classes": 10,
-        "init": 0.5,
-        "mean": False,
-        "at_inference": True,
-        "everywhere": "all",
-    }
-    assert settings["data"]["images"] == {"train": 250, "validation": 50, "test": 50}
+    assert settings.model == RegisteredModelConfig("MLPN", activation="sigmoid", seed=4, classes=10, init=0.5)
+    assert settings.data.images == SplitSizes(250, 50, 50)
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
@@ -75,26 +69,28 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         load_run(tmp_path)
 
 
-def test_runs_of_a_version_that_recorded_less_are_gone_on_with(tmp_path):
+def test_other_options_of_a_network_are_refused(tmp_path):
     digits, recipe = made_up("mnist", (1, 28, 28), 350), replace(TABLE_1["mnist"], epochs=1)
     train_run("MLPN", digits, recipe, tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
-    config["settings"]["model"] = {"name": "MLPN", "seed": 0, "classes": 10}
-    del config["settings"]["data"]["digest"]
-    path.write_text(json.dumps(add_checksum(config)))
+    with pytest.raises(RunError, match=r"model.activation = 'relu' there and 'sigmoid' now"):
+        train_run("MLPN", digits, replace(recipe, epochs=2), tmp_path / "run", resume=True, activation="sigmoid")
     _, epochs = train_run("MLPN", digits, replace(recipe, epochs=2), tmp_path / "run", resume=True)
     assert len(epochs) == 2
-    assert load_run(tmp_path / "run")[1]["model"]["activation"] == "relu"
-    with pytest.raises(RunError, match=r"model.activation = None there and 'sigmoid' now"):
-        train_run("MLPN", digits, replace(recipe, epochs=2), tmp_path / "run", resume=True, activation="sigmoid")
+
+
+def test_a_network_that_was_an_object_is_loaded_from_python_only(tmp_path):
+    digits = made_up("mnist", (1, 28, 28), 350)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    train(net, split(digits), replace(TABLE_1["mnist"], epochs=1), tmp_path / "run")
+    with pytest.raises(RunError, match=r"config\.json does not name a network of the paper; load it from Python"):
+        load_run(tmp_path / "run")
 
 
 def test_a_run_keeps_its_objective(tmp_path):
     digits, recipe = made_up("mnist", (1, 28, 28), 350), replace(TABLE_1["mnist"], epochs=1)
-    model, _ = train_run("MLPN", digits, recipe, tmp_path / "run", objective=partial(named_objective, "floor", 1.5))
+    model, _ = train_run("MLPN", digits, recipe, tmp_path / "run", objective=partial(make_objective, "floor", 1.5))
     assert float(model.fc1.noise.sigma.detach().min()) == 1.5
-    assert load_run(tmp_path / "run")[1]["objective"] == {"name": "Floor", "floor": 1.5}
+    assert load_run(tmp_path / "run")[1].objective == ObjectiveConfig("Floor", {"floor": 1.5})
 
 
 @pytest.mark.parametrize(
@@ -102,36 +98,49 @@ def test_a_run_keeps_its_objective(tmp_path):
     [
         {"model": None},
         {"model": "MLPN"},
-        {"model": {"seed": 0}},
+        {"model": {}},
+        {"model": {"kind": "pickle"}},
         {"model": {"name": ["MLPN"]}},
-        {"model": {"name": "MLPN", "classes": 10**12}},
-        {"model": {"name": "MLPN", "classes": "ten"}},
-        {"model": {"name": "MLPN", "classes": 10.5}},
-        {"model": {"name": "MLPN", "seed": 2**64}},
-        {"model": {"name": "MLPN", "seed": "a"}},
-        {"model": {"name": "MLPN", "seed": 0.5}},
-        {"model": {"name": "MLPN", "init": "huge"}},
-        {"model": {"name": "MLPN", "init": [1]}},
-        {"model": {"name": "MLPN", "activation": 3}},
-        {"model": {"name": "CNN-AN", "everywhere": 5}},
-        {"model": {"name": "MLPN", "colour": "red"}},
+        {"model": {"name": "os.system"}},
+        {"model": {"classes": 10**12}},
+        {"model": {"classes": "ten"}},
+        {"model": {"classes": 10.5}},
+        {"model": {"seed": 2**64 - 1}},
+        {"model": {"seed": "a"}},
+        {"model": {"seed": 0.5}},
+        {"model": {"init": "huge"}},
+        {"model": {"init": [1]}},
+        {"model": {"activation": 3}},
+        {"model": {"everywhere": 5}},
+        {"model": {"colour": "red"}},
         {"data": None},
-        {"data": {"name": 3, "split_seed": 1}},
-        {"data": {"name": "mnist", "split_seed": "a"}},
-        {"data": {"name": "mnist", "split_seed": -1}},
+        {"data": {}},
+        {"data": {"name": 3}},
+        {"data": {"split_seed": "a"}},
+        {"data": {"split_seed": -1}},
+        {"data": {"digest": "ab"}},
+        {"data": {"ratio": [1, 2]}},
         {"seed": "a"},
         {"objective": 5},
         {"objective": "floor"},
+        {"objective": {"name": "Floor"}},
         {"recipe": []},
         {"recipe": {}},
-        {"recipe": {"epochs": 3}},
+        {"recipe": {"warmup": 3}},
+        {"recipe": {"batch_size": 0}},
+        {"recipe": {"optimizer": "lion"}},
+        {"colour": "red"},
     ],
 )
 def test_wrong_settings_are_one_sentence(kept, tmp_path, change):
     for file in kept.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    config["settings"].update(change)
+    ((part, value),) = change.items()
+    recorded = config["settings"].get(part)
+    config["settings"][part] = (
+        {**recorded, **value} if value and isinstance(recorded, dict) and isinstance(value, dict) else value
+    )
     (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     with pytest.raises(RunError, match=r"config\.json") as told:
         load_run(tmp_path)
@@ -152,7 +161,7 @@ def test_resnet18_with_noise_everywhere_trains_and_resumes(tmp_path, precision):
     with pytest.raises(KeyError):
         train_run("ResNet18-AN", pictures, recipe, tmp_path / "parts", progress=stop)
     parts, again = train_run("ResNet18-AN", pictures, recipe, tmp_path / "parts", resume=True)
-    assert [replace(epoch, seconds=0.0) for epoch in epochs] == [replace(epoch, seconds=0.0) for epoch in again]
+    assert [structs.replace(epoch, seconds=0.0) for epoch in epochs] == [structs.replace(e, seconds=0.0) for e in again]
     assert same(whole, parts)
     assert len(epochs[0].sigma) == 11
 

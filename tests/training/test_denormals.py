@@ -43,7 +43,7 @@ def test_the_caller_s_workers_are_let_go_meanwhile():
     """With more OpenMP threads than cores, idle ones too, each of them would sleep at every barrier."""
     script = """
 import os, threading, time, torch
-from noiseprop.training.denormals import flushing_denormals
+from noiseprop.training.denormals import run_without_denormals
 torch.set_num_threads(3)
 threads = lambda: len(os.listdir("/proc/self/task"))
 work = lambda: float(torch.ones(4_000_000).mul(2).sum())
@@ -59,7 +59,7 @@ def training():
         time.sleep(0.01)  # a thread that was let go takes a moment to end
     return threads()
 
-assert flushing_denormals(training, threading.Event()) == alone + 1 + team
+assert run_without_denormals(training, threading.Event()) == alone + 1 + team
 assert torch.get_num_threads() == 3
 assert work() == 8_000_000
 assert threads() >= alone + team

@@ -15,8 +15,8 @@ from noiseprop import SigmaAdam, add_noise, sampling, sigmas, weights
 from noiseprop.data import batches, crop_and_flip, load, split
 from noiseprop.errors import InputError, RunError
 from noiseprop.models import cnn, mlp
-from noiseprop.training import Recipe, load_model, loss_and_accuracy, train
-from noiseprop.training.metrics import sigma_statistics
+from noiseprop.training import Recipe, SigmaStatistics, load_model, loss_and_accuracy, train
+from noiseprop.training.metrics import compute_sigma_statistics
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=1e-2, sigma_lr=1e-2)
 
@@ -120,16 +120,16 @@ def test_fixed_noise_stays_and_learned_noise_moves(thirds):
         add_noise(net, where=("fc1",), init=0.5, learn=learn, example=torch.zeros(1, 1, 6, 6))
         history = train(net, thirds, RECIPE)
         statistics = history[-1].sigma["fc1.noise"]
-        assert (statistics["std"] > 1e-3) == learn
-        assert (statistics == {"mean": 0.5, "std": 0.0, "min": 0.5, "max": 0.5}) != learn
+        assert (statistics.std > 1e-3) == learn
+        assert (statistics == SigmaStatistics(mean=0.5, std=0.0, min=0.5, max=0.5)) != learn
 
 
 def test_sigma_statistics_are_of_absolute_values():
     net = network()
     net.fc2.noise.sigma.data = torch.tensor([-1.0, 2.0, 3.0])
-    expected = {"mean": 2.0, "std": pytest.approx((2 / 3) ** 0.5), "min": 1.0, "max": 3.0}
-    assert sigma_statistics(net)["fc2.noise"] == expected
-    assert list(sigma_statistics(net)) == ["fc1.noise", "fc2.noise"]
+    found = compute_sigma_statistics(net)["fc2.noise"]
+    assert (found.mean, found.std, found.min, found.max) == (2.0, pytest.approx((2 / 3) ** 0.5), 1.0, 3.0)
+    assert list(compute_sigma_statistics(net)) == ["fc1.noise", "fc2.noise"]
 
 
 def test_l2_falls_on_weights_only(thirds):
@@ -155,6 +155,7 @@ def test_the_schedule_is_applied_step_by_step(thirds):
     recipe = Recipe(epochs=1, batch_size=50, optimizer="sgd", lr=1.0, weight_decay=0.0, schedule="one-cycle")
     all_top = replace(thirds.train, labels=torch.full_like(thirds.train.labels, 1))
     train(Spy(), replace(thirds, train=all_top), recipe)
+    seen = seen[2:]  # without the two trial passes
     assert seen[0] == 0.0
     gradient = [np.exp(s) / (np.exp(s) + 2) for s in seen[:3]]  # of the loss -log softmax of class 1
     rates = [1 / 25 + (1 - 1 / 25) * 0 / 0.6, None]
@@ -209,6 +210,7 @@ def test_images_are_copied_into_channels_last_only_where_that_differs(thirds, mo
         layouts.add(inputs[0].is_contiguous(memory_format=torch.channels_last))
 
     train(net, replace(thirds, train=coloured(thirds.train), validation=coloured(thirds.validation)), RECIPE)
+    taken = taken[2:]  # without the two trial passes
     assert len(taken) == len(drawn) == 3 * (5 + 1)
     assert (taken == drawn) == (channels == 1)
     assert layouts == {True}
@@ -223,7 +225,7 @@ def test_progress_is_told(thirds):
 
 def test_the_folder_holds_what_was_returned(thirds, tmp_path):
     net = network()
-    history = train(net, thirds, RECIPE, tmp_path / "run", seed=3, settings={"model": "MLPN"})
+    history = train(net, thirds, RECIPE, tmp_path / "run", seed=3, settings={"trial": "MLPN"})
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         ".lock",
         "config.json",
@@ -234,7 +236,8 @@ def test_the_folder_holds_what_was_returned(thirds, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["validation_accuracy"] for line in lines] == [epoch.validation_accuracy for epoch in history]
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
-    assert (settings["model"], settings["seed"], settings["recipe"]["lr"]) == ("MLPN", 3, 1e-2)
+    assert (settings["extra"], settings["seed"], settings["recipe"]["lr"]) == ({"trial": "MLPN"}, 3, 1e-2)
+    assert settings["model"] == {"kind": "python", "name": "MLP"}
     assert settings["data"]["images"] == {"train": 150, "validation": 40, "test": 40}
     other = network(9)
     assert load_model(other, tmp_path / "run" / "model.safetensors") == 3
@@ -276,7 +279,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(thirds, tmp_path, noisy):
 def test_every_moment_of_a_kill_is_survived(thirds, tmp_path, monkeypatch):
     """Dies before or after each of the three files of epoch 2 is written."""
     train(network(), thirds, RECIPE, tmp_path / "whole")
-    for number, name in enumerate(("append_metrics", "save_state", "save_model")):
+    for number, name in enumerate(("append_epoch", "save_state", "save_model")):
         for late in (False, True):
             run = tmp_path / f"{number}{late}"
             original = getattr(sys.modules["noiseprop.training.loop"], name)

@@ -12,6 +12,7 @@ from noiseprop.models import mlp
 from noiseprop.noise.objectives import AdversarialSigma, EntropyBonus, FixedPower, Floor, Objective, SquareRootBonus
 from noiseprop.training import Recipe, train
 from noiseprop.training.objective_config import describe_objective, find_objective_name, make_objective
+from noiseprop.training.run_config import ObjectiveConfig
 
 RECIPE = Recipe(epochs=4, batch_size=32, lr=1e-2, sigma_lr=3e-2)
 
@@ -79,11 +80,11 @@ def test_the_objective_is_kept_and_another_one_refused(thirds, tmp_path):
     bonus = SquareRootBonus(sigmas(net), 0.02, floor=0.3)
     train(net, thirds, RECIPE, tmp_path / "run", objective=bonus)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["objective"]
-    assert kept == {"name": "SquareRootBonus", "weight": 0.02, "tau": 1.0, "floor": 0.3}
+    assert kept == {"name": "SquareRootBonus", "numbers": {"weight": 0.02, "tau": 1.0, "floor": 0.3}}
     more = replace(RECIPE, epochs=5)
     train(net, thirds, more, tmp_path / "run", objective=bonus, resume=True)  # a used one is the same one
     other = SquareRootBonus(sigmas(net), 0.03, floor=0.3)
-    with pytest.raises(RunError, match=r"objective.weight = 0.02 there and 0.03 now"):
+    with pytest.raises(RunError, match=r"objective.numbers.weight = 0.02 there and 0.03 now"):
         train(net, thirds, more, tmp_path / "run", objective=other, resume=True)
     with pytest.raises(RunError, match=r"objective.name = 'SquareRootBonus' there and None now"):
         train(net, thirds, more, tmp_path / "run", resume=True)
@@ -99,24 +100,24 @@ def test_an_adversarial_objective_is_refused_before_anything_is_written(thirds, 
 @pytest.mark.parametrize(
     ("name", "number", "kept"),
     [
-        ("floor", 0.25, {"name": "Floor", "floor": 0.25}),
-        ("power", 3.0, {"name": "FixedPower", "power": 3.0}),
-        ("power", None, {"name": "FixedPower", "power": 2.75}),
-        ("entropy", 0.1, {"name": "EntropyBonus", "weight": 0.1}),
-        ("square-root", None, {"name": "SquareRootBonus", "weight": 1e-4, "tau": 1.0, "floor": 0.01}),
+        ("floor", 0.25, ObjectiveConfig("Floor", {"floor": 0.25})),
+        ("power", 3.0, ObjectiveConfig("FixedPower", {"power": 3.0})),
+        ("power", None, ObjectiveConfig("FixedPower", {"power": 2.75})),
+        ("entropy", 0.1, ObjectiveConfig("EntropyBonus", {"weight": 0.1})),
+        ("square-root", None, ObjectiveConfig("SquareRootBonus", {"weight": 1e-4, "tau": 1.0, "floor": 0.01})),
     ],
 )
 def test_names_lead_to_objectives_and_back(name, number, kept):
     made = make_objective(name, number, network())
     assert describe_objective(made) == kept
-    again = make_objective(*find_objective_name(json.loads(json.dumps(describe_objective(made)))), network())
+    again = make_objective(*find_objective_name(describe_objective(made)), network())
     assert describe_objective(again) == kept
 
 
 def test_a_missing_number_and_an_objective_without_a_name_are_told():
     with pytest.raises(InputError, match="the objective floor needs a number: floor; give one above 0"):
         make_objective("floor", None, network())
-    with pytest.raises(InputError, match="WeightCovarianceAlignment has no name for commands; go on"):
-        find_objective_name({"name": "WeightCovarianceAlignment", "weight": 1.0})
+    with pytest.raises(InputError, match="WeightCovarianceAlignment has no name for commands; resume"):
+        find_objective_name(ObjectiveConfig("WeightCovarianceAlignment", {"weight": 1.0}))
     with pytest.raises(InputError, match="got no noise levels"):
         make_objective("floor", 0.1, mlp((36, 3)))

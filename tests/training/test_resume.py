@@ -17,7 +17,9 @@ from noiseprop.errors import NoisepropWarning, RunError
 from noiseprop.files.atomic import write_aside
 from noiseprop.files.checksum import add_checksum
 from noiseprop.models import mlp
+from noiseprop.models.config import PythonModelConfig
 from noiseprop.training import Recipe, fast, train
+from noiseprop.training.run_config import RunSettings, describe_data
 from noiseprop.training.run_folder import open_run, read_config
 
 RECIPE = Recipe(epochs=2, batch_size=32, lr=1e-2)
@@ -27,6 +29,11 @@ def network() -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return mlp((36, 8, 3))
+
+
+def settings_of(parts, **changes):
+    model = PythonModelConfig("MLP")
+    return RunSettings(**({"model": model, "data": describe_data(parts), "recipe": RECIPE, "seed": 0} | changes))
 
 
 class Stop(Exception):  # noqa: N818 - nothing is wrong
@@ -45,8 +52,7 @@ def stopped_in_epoch_2(parts, folder):
 def threads_while_training(parts, folder):
     """How many threads torch has inside a resumed training."""
     net, seen = network(), set()
-    net.fc1.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
-    train(net, parts, RECIPE, folder, resume=True)
+    train(net, parts, RECIPE, folder, resume=True, progress=lambda *_: seen.add(torch.get_num_threads()))
     return seen
 
 
@@ -65,21 +71,23 @@ def threads():
 
 @pytest.mark.parametrize(("begun", "now"), [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_the_threads_it_began_with(thirds, tmp_path, monkeypatch, threads, begun, now):
-    monkeypatch.setattr("noiseprop.environment.cores", lambda: 2)
+    monkeypatch.setattr("noiseprop.training.resume.count_cores", lambda: 2)
     threads(begun)
     stopped_in_epoch_2(thirds, tmp_path / "run")
     threads(now)
     assert threads_while_training(thirds, tmp_path / "run") == {begun}
     assert torch.get_num_threads() == now
-    assert read_config(tmp_path / "run")["made_with"]["threads"] == begun
+    assert read_config(tmp_path / "run").made_with.threads == begun
 
 
 def test_more_threads_than_cores_are_told(thirds, tmp_path, monkeypatch, threads):
     threads(2)
     stopped_in_epoch_2(thirds, tmp_path / "run")
     threads(1)
-    monkeypatch.setattr("noiseprop.environment.cores", lambda: 1)
-    with pytest.warns(NoisepropWarning, match=r"run goes on, but .* it began with 2 threads \(cores here: 1\)$"):
+    monkeypatch.setattr("noiseprop.training.resume.count_cores", lambda: 1)
+    with pytest.warns(
+        NoisepropWarning, match=r"run resumes, but not bit-identically: it began with 2 threads \(cores here: 1\)$"
+    ):
         assert threads_while_training(thirds, tmp_path / "run") == {1}
 
 
@@ -89,22 +97,23 @@ def test_more_threads_than_cores_are_told(thirds, tmp_path, monkeypatch, threads
 def test_another_machine_is_told_and_not_refused(thirds, tmp_path, key, other):
     stopped_in_epoch_2(thirds, tmp_path / "run")
     rewrite(tmp_path / "run", lambda config: config["made_with"].update({key: other}))
-    here = read_config(tmp_path / "run")["made_with"]
+    here = read_config(tmp_path / "run").made_with
     with pytest.warns(NoisepropWarning, match=f"it began with {key} {other} ") as told:
         assert len(train(network(), thirds, RECIPE, tmp_path / "run", resume=True)) == 2
     assert len(told) == 1
     assert "\n" not in str(told[0].message)
-    assert here[key] == other
+    assert getattr(here, key) == other
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is left to do with other bits
         train(network(), thirds, RECIPE, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("made", [None, 5, {"threads": "many", "torch": 2}])
-def test_a_config_that_does_not_tell_the_machine_is_gone_on_with(thirds, tmp_path, made):
+def test_a_config_that_does_not_tell_the_machine_is_damaged(thirds, tmp_path, made):
     stopped_in_epoch_2(thirds, tmp_path / "run")
     rewrite(tmp_path / "run", lambda config: config.update(made_with=made))
-    assert threads_while_training(thirds, tmp_path / "run") == {torch.get_num_threads()}
+    with pytest.raises(RunError, match=r"config\.json is damaged .*\$\.made_with"):
+        train(network(), thirds, RECIPE, tmp_path / "run", resume=True)
 
 
 def test_a_run_without_a_checkpoint_begins_on_this_machine(thirds, tmp_path):
@@ -114,7 +123,7 @@ def test_a_run_without_a_checkpoint_begins_on_this_machine(thirds, tmp_path):
         (tmp_path / "run" / name).unlink()
     rewrite(tmp_path / "run", lambda config: config["made_with"].update(torch="2.6.0"))
     train(network(), thirds, RECIPE, tmp_path / "run", resume=True)
-    assert read_config(tmp_path / "run")["made_with"]["torch"] == torch.__version__
+    assert read_config(tmp_path / "run").made_with.torch == torch.__version__
 
 
 @pytest.mark.parametrize("schedule", ["constant", "steps"])
@@ -132,11 +141,11 @@ def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_from_the_start(thi
 
 def test_fewer_epochs_and_a_planned_learning_rate_are_refused(thirds, tmp_path):
     train(network(), thirds, RECIPE, tmp_path / "run")
-    with pytest.raises(RunError, match="was made for 2 epochs, 1 are asked for; give as many or more"):
+    with pytest.raises(RunError, match="was planned for 2 epochs, got 1; request at least 2"):
         train(network(), thirds, replace(RECIPE, epochs=1), tmp_path / "run", resume=True)
     train(network(), thirds, fast("mnist", 1), tmp_path / "fast")
     before = (tmp_path / "fast" / "config.json").read_bytes()
-    with pytest.raises(RunError, match="cannot go on to 2 epochs: its one-cycle learning rate was planned for 1"):
+    with pytest.raises(RunError, match="cannot resume for 2 epochs: its one-cycle learning rate was planned for 1"):
         train(network(), thirds, fast("mnist", 2), tmp_path / "fast", resume=True)
     assert (tmp_path / "fast" / "config.json").read_bytes() == before
 
@@ -150,13 +159,12 @@ def test_other_data_of_the_same_name_and_size_are_refused(thirds, tmp_path, part
     other = replace(thirds, **{part: replace(getattr(thirds, part), **{what: values})})
     with pytest.raises(RunError, match="was trained on other data: the images or labels of this mnist are not"):
         train(network(), other, RECIPE, tmp_path / "run", resume=True)
-    rewrite(tmp_path / "run", lambda config: config["settings"]["data"].pop("digest"))  # an old run
-    assert len(train(network(), other, RECIPE, tmp_path / "run", resume=True)) == 2
+    assert len(train(network(), thirds, RECIPE, tmp_path / "run", resume=True)) == 2
 
 
 def test_what_a_kill_left_of_the_first_write_does_not_take_the_folder(thirds, tmp_path):
     (tmp_path / ".config.json.tmp").write_text('{"format": 1, "sett')
-    open_run(tmp_path, {"seed": 0}, resume=False)
+    open_run(tmp_path, settings_of(thirds), resume=False)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -186,7 +194,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import made_up
 from noiseprop.data import Split
-from test_continuing import RECIPE, network
+from test_resume import RECIPE, network
 from noiseprop.training import train
 
 thirds = Split(made_up(150, 1), made_up(40, 2), made_up(40, 3), seed=7, ratio=(5, 1, 1))
@@ -212,6 +220,6 @@ def test_a_second_process_is_refused_and_a_killed_one_blocks_nothing(thirds, tmp
 
 def test_a_folder_of_other_things_gets_no_lock(thirds, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="holds other things than a run"):
+    with pytest.raises(RunError, match="holds other files than a run"):
         train(network(), thirds, RECIPE, tmp_path, resume=True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]

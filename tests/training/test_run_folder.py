@@ -1,13 +1,28 @@
 import json
 import os
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from noiseprop.environment import describe_environment
 from noiseprop.errors import RunError
+from noiseprop.models.registry import RegisteredModelConfig
+from noiseprop.training import Epoch, Recipe
 from noiseprop.training import run_folder as folder
+from noiseprop.training.run_config import DataConfig, RunSettings, SplitSizes
 
-SETTINGS = {"model": "MLP", "recipe": {"lr": 1e-3, "betas": (0.9, 0.999)}, "seed": 0}
+SETTINGS = RunSettings(
+    model=RegisteredModelConfig("MLP"),
+    data=DataConfig("mnist", 2021, (5, 1, 1), SplitSizes(5, 1, 1), "a" * 64),
+    recipe=Recipe(),
+    seed=0,
+    extra={"betas": [0.9, 0.999]},
+)
+
+
+def line(epoch: int, loss: float = 0.5) -> Epoch:
+    return Epoch(epoch, loss, 0.9, 0.6, 1.0, {}, 0.2)
 
 
 def snapshot(path):
@@ -17,8 +32,8 @@ def snapshot(path):
 def test_a_new_run_keeps_its_settings(tmp_path):
     folder.open_run(tmp_path / "a" / "b", SETTINGS, resume=False)
     config = folder.read_config(tmp_path / "a" / "b")
-    assert config["settings"] == {"model": "MLP", "recipe": {"lr": 1e-3, "betas": [0.9, 0.999]}, "seed": 0}
-    assert config["made_with"] == describe_environment()
+    assert config.settings == SETTINGS
+    assert config.made_with == describe_environment()
 
 
 def test_an_empty_folder_is_used(tmp_path):
@@ -37,17 +52,17 @@ def test_an_existing_run_is_refused_and_left_alone(tmp_path):
 
 def test_other_settings_are_refused_by_name(tmp_path):
     folder.open_run(tmp_path, SETTINGS, resume=False)
-    other = {"model": "MLP", "recipe": {"lr": 1e-2, "betas": (0.9, 0.999)}, "seed": 0, "data": "mnist"}
+    other = msgspec.structs.replace(SETTINGS, recipe=replace(SETTINGS.recipe, lr=1e-2), extra={"betas": [0, 1], "n": 3})
     with pytest.raises(RunError) as caught:
         folder.open_run(tmp_path, other, resume=True)
-    assert "data = None there and 'mnist' now, recipe.lr = 0.001 there and 0.01 now;" in str(caught.value)
+    assert "extra.n = None there and 3 now, recipe.lr = 0.001 there and 0.01 now;" in str(caught.value)
     assert "model" not in str(caught.value)
 
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_folder_of_other_things_is_left_alone(tmp_path, resume):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="holds other things than a run"):
+    with pytest.raises(RunError, match="holds other files than a run"):
         folder.open_run(tmp_path, SETTINGS, resume=resume)
     assert snapshot(tmp_path) == {"thesis.tex": b"years of work"}
 
@@ -66,8 +81,8 @@ def test_a_file_is_no_folder(tmp_path):
         (b'{"format": 1, "settings"', "is damaged"),
         (b"[" * 100_000, "is damaged"),
         (b"\xff\xfe", "is damaged"),
-        (b"[1]", "is not the config.json of a run of format 1"),
-        (b'{"format": 2, "settings": {}}', "made by another version"),
+        (b"[1]", "not the configuration of a run"),
+        (b'{"format": 2, "settings": {}}', "its checksum is missing"),
     ],
 )
 def test_a_damaged_config_is_one_sentence(tmp_path, content, sentence):
@@ -90,39 +105,43 @@ def test_a_huge_file_is_not_read(tmp_path):
 
 def test_metrics_come_back_without_a_torn_last_line(tmp_path):
     for epoch in (1, 2, 3):
-        folder.append_metrics(tmp_path, {"epoch": epoch, "train_loss": 1 / epoch})
+        folder.append_epoch(tmp_path, line(epoch, 1 / epoch))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "train_lo')
-    assert folder.read_metrics(tmp_path) == [{"epoch": e, "train_loss": 1 / e} for e in (1, 2, 3)]
-    assert folder.truncate_metrics(tmp_path, 2) == [{"epoch": e, "train_loss": 1 / e} for e in (1, 2)]
+    assert folder.read_metrics(tmp_path) == [line(e, 1 / e) for e in (1, 2, 3)]
+    assert folder.truncate_metrics(tmp_path, 2) == [line(e, 1 / e) for e in (1, 2)]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-    folder.append_metrics(tmp_path, {"epoch": 3})
+    assert [json.loads(text)["epoch"] for text in lines] == [1, 2]
+    folder.append_epoch(tmp_path, line(3))
     assert len(folder.read_metrics(tmp_path)) == 3
 
 
 def test_damage_before_the_last_line_is_an_error(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\nnonsense\n{"epoch": 3}\n')
+    folder.append_epoch(tmp_path, line(1))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("nonsense\n")
     with pytest.raises(RunError, match="line 2 is damaged"):
         folder.read_metrics(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 3}\n')
+    (tmp_path / "metrics.jsonl").unlink()
+    folder.append_epoch(tmp_path, line(1))
+    folder.append_epoch(tmp_path, line(3))
     with pytest.raises(RunError, match="line 2 should be epoch 2"):
         folder.read_metrics(tmp_path)
 
 
 def test_metrics_shorter_than_the_checkpoint_are_an_error(tmp_path):
-    folder.append_metrics(tmp_path, {"epoch": 1})
+    folder.append_epoch(tmp_path, line(1))
     with pytest.raises(RunError, match="has 1 epochs, the checkpoint 2"):
         folder.truncate_metrics(tmp_path, 2)
 
 
 def test_a_run_that_has_lost_its_checkpoint_does_not_start_again(tmp_path):
     folder.open_run(tmp_path, SETTINGS, resume=False)
-    folder.append_metrics(tmp_path, {"epoch": 1})
+    folder.append_epoch(tmp_path, line(1))
     folder.open_run(tmp_path, SETTINGS, resume=True)  # killed before its first checkpoint
-    folder.append_metrics(tmp_path, {"epoch": 2})
+    folder.append_epoch(tmp_path, line(2))
     with pytest.raises(
-        RunError, match=r"state\.safetensors is missing, without which .* move .* away and train again$"
+        RunError, match=r"state\.safetensors is missing, so the run cannot resume; .* move .* away and train again$"
     ):
         folder.open_run(tmp_path, SETTINGS, resume=True)
     (tmp_path / "metrics.jsonl").unlink()
@@ -133,7 +152,7 @@ def test_a_run_that_has_lost_its_checkpoint_does_not_start_again(tmp_path):
 
 def test_nan_never_reaches_a_file(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.append_metrics(tmp_path, {"epoch": 1, "train_loss": float("nan")})
+        folder.append_epoch(tmp_path, line(1, float("nan")))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

@@ -28,13 +28,13 @@ def test_the_event_files_hold_the_metrics_and_the_sigmas(tmp_path):
     lines = read_metrics(run)
     for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"):
         assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in scalars[name]] == [
-            (n, lines[n - 1][name]) for n in (1, 2)
+            (n, getattr(lines[n - 1], name)) for n in (1, 2)
         ]
     model, _ = load_run(run)
     for layer, count in (("fc1", 100), ("fc2", 50), ("fc3", 10)):
         for name in ("mean", "std", "min", "max"):
             told = [e.value for e in scalars[f"sigma/{layer}/{name}"]]
-            assert told == pytest.approx([line["sigma"][f"{layer}.noise"][name] for line in lines], rel=1e-5)
+            assert told == pytest.approx([getattr(line.sigma[f"{layer}.noise"], name) for line in lines], rel=1e-5)
         first, last = (e.histogram_value for e in histograms[f"sigma/{layer}"])
         sigma = model.get_submodule(f"{layer}.noise").sigma.detach().abs().double()
         assert (first.num, last.num) == (count, count)

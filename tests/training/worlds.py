@@ -65,8 +65,9 @@ def noise(folder: Path, rank: int) -> None:
         parameter.data.zero_()
 
     @net.fc1.noise.register_forward_hook
-    def note(_module, _inputs, output):
-        seen[f"{len(seen):03}"] = output.detach().clone()
+    def note(module, _inputs, output):
+        if module is net.fc1.noise:  # and not that of the copy which is tried before the first epoch
+            seen[f"{len(seen):03}"] = output.detach().clone()
 
     train(net, parts(), Recipe(epochs=2, batch_size=32, lr=0.0, sigma_lr=0.0, weight_decay=0.0))
     save_file(seen, folder / f"{rank}.safetensors")
@@ -219,7 +220,7 @@ def fork(scenarios: list[str], folder: Path, rank: int, size: int) -> int:
 if __name__ == "__main__":
     top, sizes, *scenarios = sys.argv[1:]
     torch.set_num_threads(1)
-    loop._CHECK_EVERY = 1  # so that progress tells of every step
+    loop._LOSS_CHECK_INTERVAL = 1  # so that progress tells of every step
     network()(torch.zeros(32, 1, 6, 6)).sum().backward()  # loads what would be loaded in every process
     codes = {}
     for size in map(int, sizes.split(",")):

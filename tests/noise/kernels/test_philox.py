@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from noiseprop.noise.kernels import dispatch as kernels
-from noiseprop.noise.kernels.philox import philox_words, standard_normal
+from noiseprop.noise.kernels.philox import philox_words, random_words, standard_normal
 
 BACKENDS = ["torch", pytest.param("kernel", marks=pytest.mark.skipif(not kernels.has_numba, reason="numba is missing"))]
 
@@ -33,6 +33,17 @@ def draw(backend: str, key: list[int], draws: int, batch: int, neurons: int) -> 
 def test_philox_gives_the_known_answers_of_random123(counter, key, words):
     tensors = [torch.tensor(v) for v in (*counter, *key)]
     assert [int(word) for word in philox_words(*tensors)] == words
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_normals_are_as_exact_as_documented(backend):
+    key = [77, 5, 2, 0, 0]
+    words = random_words(torch.tensor(key), 1, 64, 4096)
+    radius = [(-2 * (((word >> 12).double() + 0.5) * 2.0**-20).log()).sqrt() for word in words]
+    angle = [(((word & 4095).double() + 0.5) * 2.0**-12 - 0.5) * (2 * np.pi) for word in words]
+    exact = [r * f(a) for r, a in zip(radius, angle, strict=True) for f in (torch.cos, torch.sin)]
+    error = (draw(backend, key, 1, 512, 4096).double() - torch.stack(exact, dim=2).view(512, 4096)).abs().max()
+    assert 1e-7 < error < {"torch": 1e-6, "kernel": 5e-5}[backend]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

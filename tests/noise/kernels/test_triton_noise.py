@@ -44,11 +44,11 @@ def test_the_interpreted_kernels_agree_with_the_definition():
     assert len(run.stdout.splitlines()) == 8
 
 
-def compile_kernel(kernel, dtype, architecture, **constants):
+def compile_kernel(kernel, dtype, architecture, warps=4, **constants):
     """Compile a kernel ahead of time; return its machine instructions by name, and its registers and stack."""
     wide = "fp64" if dtype == "fp64" else "fp32"
     aligned = constants.pop("aligned", True)
-    constants |= {"DTYPE": getattr(tl, f"float{wide[2:]}"), "INDEX": tl.int32, "BLOCK": 512}
+    constants = {"DTYPE": getattr(tl, f"float{wide[2:]}"), "INDEX": tl.int32, "BLOCK": 512} | constants
     pointers = dict.fromkeys(("y", "x", "grad"), f"*{dtype}") | dict.fromkeys(("sigma", "mu", "parts"), f"*{wide}")
     signature = {
         name: "constexpr" if name in constants else "*i64" if name == "key" else pointers.get(name, "i32")
@@ -60,7 +60,7 @@ def compile_kernel(kernel, dtype, architecture, **constants):
         kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, attributes
     )
     target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
-    return triton.compile(source, target=target, options={"num_warps": 4, "enable_fp_fusion": True})
+    return triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
 
 
 def count_instructions(compiled, folder):
@@ -112,6 +112,27 @@ def test_compiled_kernels_keep_their_values_in_registers(kernel, dtype, architec
     assert instructions["FFMA"] > 200
     assert sum(instructions.values()) / 32 <= most  # 4 neurons x 8 samples per thread
     assert not any(name.startswith(("ATOM", "RED")) for name in instructions)
+
+
+@pytest.mark.parametrize("name", ["add_noise_kernel", "sum_gradient_kernel"])
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"inner": 1, "pixels": 1},  # as Triton specialises (B, F)
+        {"size": 1, "inner": 1, "pixels": 1},
+        {"INDEX": tl.int64},
+        {"INDEX": tl.int64, "CHANNELS_LAST": True},
+        {"BLOCK": 128},
+    ],
+    ids=str,
+)
+def test_special_sizes_compile(name, special, tmp_path):
+    kernel = getattr(triton_noise, name)
+    constants = {"SIGMA_KIND": 1, "MU_KIND": 3, "CHANNELS_LAST": False} | special
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    compiled = compile_kernel(kernel, "fp32", 90, warps=constants.get("BLOCK", 512) // 128, **constants)
+    instructions, stack = count_instructions(compiled, tmp_path)
+    assert stack == instructions["LDL"] == instructions["STL"] == 0
 
 
 class CountKernels(TorchDispatchMode):
@@ -231,7 +252,7 @@ def test_cpu_and_gpu_draw_the_same_noise():
     x, sigma, key = torch.randn(33, 64, 9, 9), torch.rand(64, 9, 9), torch.tensor([5, 4, 3, 2, 1])
     here = gaussian_noise(x, sigma, key=key)
     there = gaussian_noise(x.cuda(), sigma.cuda(), key=key.cuda())
-    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=4e-5)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=6e-5)
 
 
 @pytest.mark.cuda

@@ -21,6 +21,21 @@ def test_what_the_type_checker_sees_is_what_is_there():
         assert name in dir(noiseprop)
 
 
+def test_import_star_gives_the_public_names_and_no_others():
+    script = (
+        "names = set(globals())\n"
+        "from noiseprop import *\n"
+        "print(*sorted(set(globals()) - names - {'names'}))\n"
+        "net = add_noise(__import__('torch').nn.Linear(2, 3), 'linear', granularity='layer', init=0.5)\n"
+        "print(*[sigma.item() for sigma in sigmas(net)], is_noisy(net), isinstance(net.noise, NeuronNoise))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    names, values = done.stdout.splitlines()
+    assert names.split() == sorted(noiseprop._HOMES), done.stderr
+    assert len(names.split()) == 16
+    assert values == "0.5 True True"
+
+
 def test_an_unknown_name_is_told_as_python_tells_it():
     with pytest.raises(AttributeError, match="module 'noiseprop' has no attribute 'add_nose'"):
         _ = noiseprop.add_nose

@@ -48,6 +48,8 @@ _HOMES = {  # the same for the interpreter; a test holds the two together
     "reset_noise": "noise.stream",
 }
 
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:

@@ -74,7 +74,7 @@ class NeuronNoise(nn.Module):
         self.batch_dim = batch_dim
         self.path = ""  # of the module that add_noise gave the noise to, and how its sigmas are shared:
         self.granularity: Granularity | None = None
-        self.estimator = _known(estimator)
+        self.estimator: Estimator = _known(estimator)
         self._hold(NoiseStream(int(torch.randint(2**62, ()).item())), as_child=True)
         self._sampler: Sampler | None = None
         self._finite_version: int | None = None  # of sigma, when it was last found to be finite

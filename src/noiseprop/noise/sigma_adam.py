@@ -33,7 +33,7 @@ class SigmaAdam(torch.optim.Optimizer):
         eps: added to v inside the root, in units of the gradient squared.
 
     Raises:
-        InputError: lr or eps is below 0, or a beta outside [0, 1).
+        InputError: lr or eps is below 0, a beta is outside [0, 1), or there are no noise levels.
 
     Examples:
         >>> sigma = torch.tensor([0.5, 0.0004], requires_grad=True)
@@ -56,7 +56,13 @@ class SigmaAdam(torch.optim.Optimizer):
             raise InputError(
                 f"SigmaAdam got lr={lr}, betas={betas}, eps={eps}; pass lr >= 0, eps >= 0 and betas in [0, 1)"
             )
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        groups: Any = params if isinstance(params, Tensor) else list(params)  # torch rejects a tensor
+        if not isinstance(groups, Tensor) and all(isinstance(g, dict) and not g["params"] for g in groups):
+            raise InputError(
+                "SigmaAdam got no sigma; call add_noise(model, learn=True) before sigmas(model), as a model without "
+                "learned noise has none"
+            )
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -206,7 +206,9 @@ def test_a_sigma_that_is_no_number(value: float):
     for training in (True, False):
         fresh = copy.deepcopy(net).train(training)
         fresh.load_state_dict(state)
-        with pytest.raises(InputError, match=r"^1: sigma holds NaN or infinity; load an earlier state.*smaller learning rate"):
+        with pytest.raises(
+            InputError, match=r"^1: sigma holds NaN or infinity; load an earlier state.*smaller learning rate"
+        ):
             fresh(x[None])
         with sampling(fresh, "off"):
             assert fresh(x[None])[0].isfinite().all()
@@ -265,7 +267,9 @@ def test_single_samples_without_a_batch_axis(module: nn.Module, shape: tuple[int
     module = copy.deepcopy(module)
     where, state = "all" if isinstance(module, nn.TransformerEncoderLayer) else "", snapshot(module)
     says = says.replace("(", r"\(").replace(")", r"\)")
-    with pytest.raises(InputError, match=rf"^{says} has no batch axis.*call the model with a batch, at least of one sample$"):
+    with pytest.raises(
+        InputError, match=rf"^{says} has no batch axis.*call the model with a batch, at least of one sample$"
+    ):
         add_noise(module, where, granularity=granularity, example=torch.ones(shape))
     assert snapshot(module) == state
     add_noise(module, where, granularity=granularity, example=torch.ones(1, *shape))

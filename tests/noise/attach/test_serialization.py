@@ -158,7 +158,7 @@ def test_other_models(file: Path):
     refused(net, file, InputError, r"the noise of head.1 cannot be added to head.1.0 of this model")
     net = pretrained()
     net.conv.noise = 1
-    refused(net, file, InputError, r"conv has an attribute `noise` of its own")
+    refused(net, file, InputError, r"conv already has an attribute `noise`")
     refused(nn.Sequential(nn.Linear(3, 3, device="meta")), file, InputError, "meta device")
 
 

@@ -12,8 +12,8 @@ from noiseprop.models import mlp
 from noiseprop.noise import gaussian_noise as op
 from noiseprop.noise.baselines import pni
 from noiseprop.noise.diagnostics.gradient_check import (
-    MAX_DIFFERENCE_ERROR,
     MAX_AUTOGRAD_ERROR,
+    MAX_DIFFERENCE_ERROR,
     LayerCheck,
     MeanEstimate,
     check_theorems,

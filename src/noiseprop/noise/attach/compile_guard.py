@@ -1,4 +1,4 @@
-"""Mark noisy modules so that `torch.compile` tells them from modules without noise."""
+"""Mark noisy modules, so that `torch.compile` does not confuse them with modules without noise."""
 
 from typing import Any
 

@@ -135,8 +135,9 @@ def _make_layer(spec: NoiseSpec, options: LayerOptions, generator: torch.Generat
 def _disable_nested_tensors(model: nn.Module, modules: set[nn.Module]) -> None:
     """Keep a TransformerEncoder from making nested tensors in eval mode, which only its fused kernels can take."""
     for encoder in model.modules():
-        nests = isinstance(encoder, nn.TransformerEncoder) and encoder.use_nested_tensor
-        if nests and not modules.isdisjoint(encoder.modules()):
+        if not isinstance(encoder, nn.TransformerEncoder) or not encoder.use_nested_tensor:
+            continue
+        if not modules.isdisjoint(encoder.modules()):
             encoder.use_nested_tensor = False
             setattr(encoder, _NESTED_MARK, True)
 

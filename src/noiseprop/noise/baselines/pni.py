@@ -37,7 +37,7 @@ class WeightNoise(BaselineNoise):
     The layer adds ``(alpha * std(W) * eps) x`` to the module's output.
     """
 
-    _current_call: tuple[nn.Module, Tensor] | None = None  # the module and its input, batch first
+    _current_call: tuple[Any, Tensor] | None = None  # the module and its input, batch first
 
     def add_by_input(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """Return the output of a Linear layer or a convolution with a noisy weight."""

@@ -1,4 +1,4 @@
-"""Check Theorems 1 and 2 for a model: the gradients of its noise, and of its own code after the noise.
+"""Check Theorems 1 and 2 for a model: the gradients of its noise, and of the layers after the noise.
 
 Three checks of every noise layer with a learned sigma:
 

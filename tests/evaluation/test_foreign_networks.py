@@ -1,7 +1,11 @@
 """Evaluations of networks unlike the examples: with custom train(), normalisation in place, and NumPy numbers."""
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +49,10 @@ def dataset(count: int = 20) -> Dataset:
 def noisy(model: nn.Module) -> nn.Module:
     *_, head = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     return add_noise(model, [head], init=0.3, example=torch.zeros(1, 3, 8, 8), key=1)
+
+
+def in_place_and_noisy(make) -> nn.Module:
+    return noisy(Normalised(make(), in_place=True))
 
 
 @pytest.mark.parametrize("noise", [False, True], ids=["plain", "noisy"])
@@ -147,3 +155,15 @@ def test_statistics_take_arrays_lists_and_tensors():
     expected = paired(np.array(right), np.array(wrong))
     assert paired(right, wrong) == paired(torch.tensor(right), torch.tensor(wrong)) == expected
     assert (expected.only_a, expected.only_b, expected.p_value) == (2, 0, 0.5)
+
+
+def test_two_processes_evaluate_as_one_does_and_leave_networks_as_found(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("two_processes.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([*torchrun, script, tmp_path], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for name, make in NETWORKS.items():
+        found = evaluate(in_place_and_noisy(make), dataset(), settings=QUICK, surrogate=make())
+        for rank in range(2):
+            assert (tmp_path / f"{name}-{rank}.json").read_text() == format_evaluation(found)

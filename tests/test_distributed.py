@@ -83,8 +83,8 @@ def test_a_resumed_world_ends_with_the_same_bits(worlds):
         kept = load_file(folder / "parts" / "model.safetensors")
         for name, tensor in whole.items():
             assert all(torch.equal(net[name], tensor) for net in (*others, *again, kept)), (size, name)
-        assert [line["epoch"] for line in read_metrics(folder / "parts")] == [1, 2, 3, 4]
-        assert read_config(folder / "parts")["made_with"]["processes"] == size
+        assert [epoch.epoch for epoch in read_metrics(folder / "parts")] == [1, 2, 3, 4]
+        assert read_config(folder / "parts").made_with.processes == size
         means.append(whole["1.running_mean"])
     assert not torch.allclose(*means, rtol=1e-3)  # of the rows of one process alone
 
@@ -123,7 +123,7 @@ def test_processes_that_do_not_fit_together_are_refused(worlds):
     folder = worlds / "2" / "refused"
     said, *others = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     assert others == [said]
-    remedy = "start all with the same command, on data and in a run folder that all see"
+    remedy = "start all with the same command, on data and in a run folder that all can see"
     for text in said:
         assert text.startswith("process 1 of 2 does not agree with process 0: ")
         assert text.endswith(f"; {remedy}")
@@ -199,8 +199,8 @@ def test_torchrun_starts_the_command(tmp_path):
     assert done.stdout.count("Kept in") == 1
     assert main(["train", *options, str(tmp_path / "alone")]) == 0
     for pair, alone in zip(read_metrics(tmp_path / "pair"), read_metrics(tmp_path / "alone"), strict=True):
-        assert pair["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
-        assert pair["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-3)
+        assert pair.train_loss == pytest.approx(alone.train_loss, rel=1e-4)
+        assert pair.validation_loss == pytest.approx(alone.validation_loss, rel=1e-3)
     again = torchrun("train", *options, tmp_path / "pair")
     assert again.returncode == 1
     assert f"noiseprop: {tmp_path / 'pair'} holds a run already; continue it with --resume" in again.stderr

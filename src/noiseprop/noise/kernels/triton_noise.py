@@ -11,6 +11,7 @@ shared memory.
 """
 # triton types the arguments of its kernels itself:
 # pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 import itertools
 import math
@@ -137,7 +138,7 @@ def _load_level(address, neuron, channel, mask, KIND: tl.constexpr, DTYPE: tl.co
 def _locate_rows(j, sample, batch, size, INDEX: tl.constexpr):
     """Return offsets from the first of eight samples to positions j, and which of them exist: (BLOCK, 8)."""
     lane = tl.arange(0, 8)
-    present = (sample + lane >= 0) & (sample + lane < batch)
+    present = (sample + lane).to(tl.uint32) < batch.to(tl.uint32)  # numbers below 0 become large
     return (lane.to(INDEX) * size)[None, :] + j[:, None], present[None, :] & (j < size)[:, None]
 
 
@@ -296,13 +297,14 @@ def _count_groups(batch: int) -> int:
 
 
 def _choose_block(x: Tensor) -> int:
-    return min(512, max(128, triton.next_power_of_2(math.prod(x.shape[1:]))))
+    return min(512, max(128, 1 << (math.prod(x.shape[1:]) - 1).bit_length()))
 
 
 def _launch_kernel(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: tuple[Any, ...]) -> None:
-    """Launch a kernel on the device of its first argument, with four neurons per thread."""
+    """Launch a kernel on the device of its first argument, with four neurons per thread, or two in float64."""
     device, block = arguments[0].device, constants[-1]
     warp = 32 if torch.version.hip is None else 64
+    neurons = 2 if arguments[0].dtype == torch.float64 else 4  # with four, float64 spills
     on_device = nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
     with on_device:
-        kernel[grid](*arguments, *constants, num_warps=max(1, block // (4 * warp)), enable_fp_fusion=True)
+        kernel[grid](*arguments, *constants, num_warps=max(1, block // (neurons * warp)), enable_fp_fusion=True)

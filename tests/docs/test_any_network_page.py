@@ -13,7 +13,7 @@ import pytest
 from tests.docs.pages import PAGES
 
 from noiseprop import noise_layers
-from noiseprop.noise import baselines as presets
+from noiseprop.noise import baselines
 from noiseprop.noise import objectives
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_the_table_of_networks_is_made_from_the_record():
 def test_each_kind_of_module_names_a_test_that_there_is():
     there = {
         node.name
-        for file in (ROOT / "tests" / "noise").glob("test_*.py")
+        for file in (ROOT / "tests" / "noise").rglob("test_*.py")
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
@@ -60,7 +60,7 @@ def test_each_kind_of_module_names_a_test_that_there_is():
     assert set(named) <= there
 
 
-def test_all_objectives_and_presets_are_named():
+def test_all_objectives_and_baselines_are_named():
     made = [
         name
         for name, value in vars(objectives).items()
@@ -69,5 +69,5 @@ def test_all_objectives_and_presets_are_named():
     for name in made:
         assert name == "Objective" or f"| `{name}(" in PAGE
     for name in ("pni", "learn2perturb", "rse", "self_ensemble", "variational_dropout", "DropoutKL", "neftune"):
-        assert callable(getattr(presets, name))
-        assert f"presets.{name}(" in PAGE
+        assert callable(getattr(baselines, name))
+        assert f"baselines.{name}(" in PAGE

@@ -1,4 +1,4 @@
-"""Models, images and files are left as they were found, on networks unlike the examples."""
+"""Check that models, images and files are left as they were found, on networks unlike the examples."""
 
 import copy
 import os
@@ -21,7 +21,7 @@ BATCHES = [(X[:6], Y[:6]), (X[6:], Y[6:])]
 
 
 def flags(model: nn.Module) -> list[object]:
-    """Modes, flags, the very Parameter objects, and the bytes of all values."""
+    """Return the modes, flags, ids of parameters, and the bytes of all values."""
     modes = [(name, module.training, getattr(module, "merged", None)) for name, module in model.named_modules()]
     parameters = [(name, id(p), p.data_ptr(), p.requires_grad, p.grad) for name, p in model.named_parameters()]
     return [modes, parameters, {name: value.numpy().tobytes() for name, value in model.state_dict().items()}]

@@ -1,4 +1,4 @@
-"""Models whose train() and eval() have effects are left as they were found."""
+"""Check that models whose train() and eval() have effects are left as they were found."""
 
 import copy
 from typing import Any

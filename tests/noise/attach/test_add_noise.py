@@ -1,4 +1,4 @@
-"""Where `add_noise` puts noise, in which shapes, and that it can be taken away without a trace."""
+"""Check the sites and shapes of `add_noise`, and that `remove_noise` leaves no trace."""
 
 import copy
 import random
@@ -16,7 +16,7 @@ from noiseprop import InputError, add_noise, before, noise_layers, remove_noise,
 
 
 class Block(nn.Module):
-    """A residual block with everything that `where` can be asked for."""
+    """Residual block with all kinds of modules that `where` can select."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def test_before_takes_arguments_by_name():
 
 
 def test_a_sequential_has_its_noise_on_its_last_module():
-    """It would run a child of its own; that changes neither its length nor what it runs."""
+    """Keep noise out of the children of an nn.Sequential, whose length and output would change."""
     net = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU())), nn.Linear(4, 2))
     add_noise(net, ["0", ""], example=torch.zeros(1, 3))
     assert list(shapes(net)) == ["0.1.0", "1"]
@@ -252,8 +252,8 @@ def test_removal_leaves_what_others_hooked(net: Net):
     assert calls == ["net", "fc1"]
 
 
-def test_hooks_that_note_outputs_see_the_noise(net: Net):
-    """Whether they were there before or come later; transformers collects hidden states in this way."""
+def test_hooks_that_record_outputs_see_the_noise(net: Net):
+    """Check hooks from before and after; transformers collects hidden states with such hooks."""
     seen: list[Tensor] = []
     net.fc1.register_forward_hook(lambda module, args, output: seen.append(output))
     add_noise(net.eval(), "fc1", example=X)
@@ -425,13 +425,13 @@ def test_the_first_batch_may_come_without_gradients(net: Net):
         lambda net: add_noise(net, "linear", example=X),
     ],
 )
-def test_what_waits_for_a_batch_cannot_be_asked_for_noise(net: Net, ask: Any):
+def test_deferred_noise_has_no_layers_or_sigmas_yet(net: Net, ask: Any):
     add_noise(net, "all")
     with pytest.raises(InputError, match=r"needs the shapes of a first batch; call the model once"):
         ask(net)
 
 
-def test_waiting_can_be_called_off(net: Net):
+def test_deferred_noise_can_be_removed(net: Net):
     state = snapshot(net)
     add_noise(net, "all")
     assert snapshot(net) != state
@@ -439,7 +439,7 @@ def test_waiting_can_be_called_off(net: Net):
     assert snapshot(net) == state
 
 
-def test_a_first_batch_that_fails_leaves_the_model_waiting(net: Net):
+def test_a_first_batch_that_fails_leaves_the_noise_deferred(net: Net):
     add_noise(net, "all")
     state = snapshot(net)
     with pytest.raises(InputError, match="could not be called"):

@@ -1,4 +1,4 @@
-"""What `add_noise` refuses: one sentence with the module's path and the remedy, and the model as it was."""
+"""Check that `add_noise` rejects bad input with the module's path and a remedy, and leaves the model unchanged."""
 
 import copy
 from typing import Any
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class Custom(nn.Sequential):
-    """Runs its children by a forward of its own."""
+    """Sequential with a custom forward that runs its children."""
 
     def forward(self, x: Tensor) -> Tensor:
         for module in self:
@@ -93,7 +93,7 @@ X = torch.tensor([[1, 2, 3], [4, 5, 6]])
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_refused_and_nothing_changed(where: Any, options: dict[str, Any], message: str, training: bool):
+def test_bad_input_is_rejected_and_nothing_changes(where: Any, options: dict[str, Any], message: str, training: bool):
     torch.manual_seed(0)
     net = Net().train(training)
     state, random_state = snapshot(net), torch.get_rng_state()
@@ -177,13 +177,13 @@ def test_a_shape_that_changes_within_a_pass():
     assert net(torch.zeros(2, 1, 6, 6)).shape == (2, 1, 3, 3)
 
 
-def test_a_channel_axis_that_nothing_tells():
+def test_an_unknown_channel_axis():
     with pytest.raises(InputError, match=r"^0: the channel axis of outputs of shape \(2, 3, 4\) is unknown"):
         add_noise(nn.Sequential(nn.Identity()), "0", granularity="channel", example=torch.zeros(2, 3, 4))
 
 
 def test_outputs_that_change_their_type_later():
-    """The probe saw floating-point numbers; what comes later is refused with the path too."""
+    """Reject integers after a probe with floating-point numbers."""
 
     class Fickle(nn.Module):
         def forward(self, x: Tensor) -> Any:
@@ -198,7 +198,7 @@ def test_outputs_that_change_their_type_later():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_sigma_that_is_no_number(value: float):
+def test_a_sigma_of_nan_or_infinity(value: float):
     """As it comes out of a state dict, and out of training."""
     x = torch.ones(2, 4)
     net = add_noise(nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), "all", example=x[None])

@@ -161,7 +161,7 @@ def states(returned: tuple[Tensor, Any]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_recurrent(kind: type[nn.RNNBase], batch_first: bool, bidirectional: bool):
-    """The sequence is noisy, and so are the last hidden states of the top layer, which are entries of it."""
+    """Check the noise of the sequence and of the top layer's last hidden states, which are entries of it."""
     rnn = recurrent(kind, batch_first=batch_first, bidirectional=bidirectional)
     x = tokens(2, 5, 4) if batch_first else tokens(5, 2, 4)
     state = snapshot(rnn)
@@ -198,7 +198,7 @@ def test_recurrent_with_a_projection():
 @pytest.mark.parametrize("lengths", [[5, 3, 1], [2, 5, 4]])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_recurrent_on_packed_sequences(kind: type[nn.RNNBase], lengths: list[int], batch_first: bool):
-    """A sample's noise does not depend on its place in the pack; what is returned is packed alike."""
+    """Check that a sample's noise does not depend on its place in the pack, and that outputs are packed alike."""
     rnn = recurrent(kind, batch_first=batch_first, bidirectional=True)
     x = tokens(3, 5, 4) if batch_first else tokens(5, 3, 4)
     in_order = lengths == sorted(lengths, reverse=True)
@@ -238,7 +238,7 @@ def test_an_empty_batch(module: nn.Module, shape: tuple[int, ...], granularity: 
 
 
 class Reader(nn.Module):
-    """The last hidden state of a GRU on packed sequences."""
+    """Last hidden state of a GRU on packed sequences."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def test_draws_through_a_packed_recurrent_module():
 
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
 def test_recurrent_cell(cell: Any):
-    """A cell returns its hidden state, which is noisy and goes on to the next step."""
+    """Check that the noisy hidden state of a cell is the input of the next step."""
     module, x = cell(4, 6), tokens(2, 4)
     returned = module(x)
     clean = returned[0] if isinstance(returned, tuple) else returned
@@ -270,7 +270,7 @@ def test_recurrent_cell(cell: Any):
 
 
 def test_time_first_sequences_by_batch_dim():
-    """Modules that do not know the batch axis are told it; those that know keep theirs."""
+    """Pass the batch axis to modules that do not declare one; others keep their own axis."""
     check(nn.Linear(4, 6), tokens(5, 2, 4), channel=(6,), batch_dim=1)
     check(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), tokens(5, 2, 4), channel=(6,), batch_dim=1)
     rnn = add_noise(recurrent(nn.LSTM, batch_first=True), "all", example=tokens(2, 5, 4), batch_dim=1)
@@ -376,7 +376,7 @@ def test_noise_in_one_layer_leaves_the_other_its_fused_path(monkeypatch: pytest.
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_are_refused_with_a_remedy():
+def test_nested_tensors_are_rejected_with_a_remedy():
     model, x = encoder(), tokens(3, 5, 6)
     add_noise(model.layers[0], "linear", example=x)
     mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 5])
@@ -496,7 +496,7 @@ class Pair(NamedTuple):
     ],
 )
 def test_tuples_and_dicts(wrap: Any):
-    """The first tensor gets the noise; the rest, and the type, stay."""
+    """Check that the first tensor gets the noise, and that the rest and the type stay."""
 
     class Returns(nn.Module):
         def forward(self, x: Tensor) -> Any:
@@ -517,7 +517,7 @@ def test_tuples_and_dicts(wrap: Any):
 
 
 def test_a_module_called_twice_has_other_noise_each_time():
-    """The call is part of the key; sigma gets the gradients of both."""
+    """Check that the call is part of the key, and that sigma gets the gradients of both calls."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -538,7 +538,7 @@ def test_a_module_called_twice_has_other_noise_each_time():
 
 
 def test_tied_weights():
-    """Two modules that share a weight have noise of their own; the weight stays one parameter."""
+    """Check that two modules with a shared weight have independent noise, and that the weight stays one parameter."""
 
     class Tied(nn.Module):
         def __init__(self) -> None:

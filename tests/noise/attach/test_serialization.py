@@ -1,4 +1,4 @@
-"""`save_noise` and `load_noise`: noise alone, onto weights from elsewhere, and files that cannot be trusted."""
+"""Check `save_noise` and `load_noise`: noise alone, loaded onto other weights, and untrusted files."""
 
 import copy
 import json
@@ -100,7 +100,7 @@ def test_the_file_holds_the_noise_alone(file: Path):
     assert file.stat().st_size < 4000
 
 
-def test_nothing_lies_around_and_the_file_is_replaced(file: Path):
+def test_the_file_is_replaced_and_no_other_file_is_left(file: Path):
     save_noise(add_noise(pretrained(), "conv", example=X), file)
     assert os.listdir(file.parent) == [file.name]
     assert list(noise_layers(load_noise(pretrained(), file))) == ["conv.noise"]
@@ -136,7 +136,7 @@ def test_what_cannot_be_saved(tmp_path: Path):
 # Models that a file does not fit
 
 
-def refused(net: nn.Module, file: Path, kind: type[Exception], message: str) -> None:
+def assert_rejected(net: nn.Module, file: Path, kind: type[Exception], message: str) -> None:
     state = snapshot(net)
     with pytest.raises(kind, match=message):
         load_noise(net, file)
@@ -144,25 +144,25 @@ def refused(net: nn.Module, file: Path, kind: type[Exception], message: str) -> 
 
 
 def test_other_models(file: Path):
-    refused(noisy(), file, InputError, r"Net has noise already; call remove_noise\(model\) first")
-    refused(add_noise(pretrained(), "rnn"), file, InputError, "needs the shapes")
-    refused(nn.Linear(5, 5), file, InputError, r"no module of Linear matches where='rnn'")
+    assert_rejected(noisy(), file, InputError, r"Net has noise already; call remove_noise\(model\) first")
+    assert_rejected(add_noise(pretrained(), "rnn"), file, InputError, "needs the shapes")
+    assert_rejected(nn.Linear(5, 5), file, InputError, r"no module of Linear matches where='rnn'")
     net = pretrained()
     net.conv = nn.Conv2d(3, 5, 3)
-    refused(net, file, InputError, r"^conv has 5 outputs, but the file's sigma has shape \(4, 1, 1\)")
+    assert_rejected(net, file, InputError, r"^conv has 5 outputs, but the file's sigma has shape \(4, 1, 1\)")
     net = pretrained()
     net.rnn = nn.GRU(4, 7)
-    refused(net, file, InputError, r"^rnn has 7 outputs, but the file's sigma has shape \(16, 5\)")
+    assert_rejected(net, file, InputError, r"^rnn has 7 outputs, but the file's sigma has shape \(16, 5\)")
     net = pretrained()
     net.head = nn.Sequential(nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 2)))
-    refused(net, file, InputError, r"the noise of head.1 cannot be added to head.1.0 of this model")
+    assert_rejected(net, file, InputError, r"the noise of head.1 cannot be added to head.1.0 of this model")
     net = pretrained()
     net.conv.noise = 1
-    refused(net, file, InputError, r"conv already has an attribute `noise`")
-    refused(nn.Sequential(nn.Linear(3, 3, device="meta")), file, InputError, "meta device")
+    assert_rejected(net, file, InputError, r"conv already has an attribute `noise`")
+    assert_rejected(nn.Sequential(nn.Linear(3, 3, device="meta")), file, InputError, "meta device")
 
 
-# Files that are not what they seem
+# Damaged files
 
 
 def rewrite(file: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], Any]) -> None:
@@ -211,34 +211,34 @@ CHANGES: list[tuple[Callable[[dict[str, Any], dict[str, Tensor]], Any], str]] = 
 @pytest.mark.parametrize(("change", "message"), CHANGES)
 def test_damaged_files(file: Path, change: Any, message: str):
     rewrite(file, change)
-    refused(pretrained(), file, DataError, message)
+    assert_rejected(pretrained(), file, DataError, message)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (4, 4, 1), (4, 1), (4, 1, 1, 1), (4, 1, 0)])
 def test_a_sigma_per_channel_has_ones_where_it_is_shared(file: Path, shape: tuple[int, ...]):
     rewrite(file, lambda h, t: t.update({"conv.sigma": torch.ones(shape)}))
-    refused(pretrained(), file, InputError, r"^conv has 4 outputs, but the file's sigma has shape")
+    assert_rejected(pretrained(), file, InputError, r"^conv has 4 outputs, but the file's sigma has shape")
 
 
 def test_files_of_other_kinds(tmp_path: Path, file: Path):
-    refused(pretrained(), tmp_path / "absent", DataError, "absent is missing; write it with save_noise")
-    refused(pretrained(), tmp_path, DataError, "is missing")
+    assert_rejected(pretrained(), tmp_path / "absent", DataError, "absent is missing; write it with save_noise")
+    assert_rejected(pretrained(), tmp_path, DataError, "is missing")
     save_file({"conv.sigma": torch.zeros(4, 1, 1)}, tmp_path / "plain")
-    refused(pretrained(), tmp_path / "plain", DataError, "was not written by save_noise")
+    assert_rejected(pretrained(), tmp_path / "plain", DataError, "was not written by save_noise")
     (tmp_path / "empty").touch()
-    refused(pretrained(), tmp_path / "empty", DataError, "is damaged")
+    assert_rejected(pretrained(), tmp_path / "empty", DataError, "is damaged")
     with (tmp_path / "huge").open("wb") as huge:
         huge.truncate(5 * 2**30)
-    refused(pretrained(), tmp_path / "huge", DataError, "expected at most 4294967296 for noise")
+    assert_rejected(pretrained(), tmp_path / "huge", DataError, "expected at most 4294967296 for noise")
     (tmp_path / "huge").unlink()
     os.mkfifo(tmp_path / "pipe")
-    refused(pretrained(), tmp_path / "pipe", DataError, "is missing")
+    assert_rejected(pretrained(), tmp_path / "pipe", DataError, "is missing")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_damage_is_refused_or_harmless(file: Path, data: st.DataObject):
-    """Whatever a few bytes become: a load says what is wrong and leaves the model, or ends with finite noise."""
+def test_any_damage_is_rejected_or_harmless(file: Path, data: st.DataObject):
+    """Check that changed bytes either raise an error and leave the model unchanged, or give finite noise."""
     good = file.read_bytes()
     bad = bytearray(good)
     for _ in range(data.draw(st.integers(1, 4))):

@@ -1,4 +1,4 @@
-"""A noisy model under the rest of torch: compiled, copied, checkpointed, distributed, exported."""
+"""Check noisy models with other features of torch: compiled, copied, checkpointed, distributed, exported."""
 
 import copy
 import io
@@ -61,7 +61,7 @@ compiling = pytest.mark.filterwarnings(
 @compiling
 @pytest.mark.parametrize("granularity", ["neuron", "channel"])
 def test_compiled_once_for_all_passes(dynamo: Any, granularity: Any):
-    """The pass is a tensor, not a number that a graph would be compiled for: new noise, nothing new to compile."""
+    """Check that each pass has new noise without a new compilation, because the pass number is a tensor."""
     net = add_noise(Net().eval(), "linear", granularity=granularity, example=X)
     eager = copy.deepcopy(net)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
@@ -192,7 +192,7 @@ def test_functional_call_with_buffers_leaves_the_models_own(net: Net):
 
 
 def test_autocast(net: Net):
-    """The noise is added in the output's precision; sigma and its gradient stay float32."""
+    """Check that noise is added in the output's precision; sigma and its gradient stay float32."""
     with torch.autocast("cpu", torch.bfloat16):
         y = net(X)
     assert y.dtype == torch.bfloat16
@@ -266,7 +266,7 @@ def test_deepcopy(net: Net):
 
 
 def doubled(module: nn.Module) -> nn.Module:
-    """A shallow copy with parameters and children of its own, as nn.parallel.replicate makes one for each device."""
+    """Return a shallow copy with separate parameters and children, as nn.parallel.replicate makes for each device."""
     twin = module._replicate_for_data_parallel()
     twin._parameters = {
         name: None if p is None else nn.Parameter(2 * p.detach()) for name, p in module._parameters.items()
@@ -388,7 +388,7 @@ def test_export_with_noise_that_is_for_training_only():
 
 @exporting
 def test_export_of_the_noisy_model(net: Net):
-    """The program carries its stream along: passes follow one another as in the model."""
+    """Check that passes of the exported program follow one another as in the model."""
     eager = copy.deepcopy(net)
     module = torch.export.export(net, (X,)).module()
     noiseprop.reset_noise(net, 0)

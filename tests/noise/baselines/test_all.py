@@ -1,4 +1,4 @@
-"""What every preset has in common: where it stands, sharing, draws, removal."""
+"""Check the common features of all baselines: sites, sharing, draws, removal."""
 
 import copy
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 import noiseprop
 from noiseprop.errors import InputError
-from noiseprop.noise import baselines as presets
+from noiseprop.noise import baselines
 from noiseprop.noise.attach.add_noise import remove_noise
 from noiseprop.noise.baselines.base import AdditiveNoise
 
 Place = Callable[..., nn.Module]
 
 PRESETS: dict[str, Place] = {
-    "learn2perturb": presets.learn2perturb,
-    "rse": presets.rse,
-    "pni, activations": partial(presets.pni, on="activations"),
-    "pni, weights": presets.pni,
-    "variational dropout": presets.variational_dropout,
-    "neftune": partial(presets.neftune, where="conv"),  # of anything that returns (B, *neurons)
+    "learn2perturb": baselines.learn2perturb,
+    "rse": baselines.rse,
+    "pni, activations": partial(baselines.pni, on="activations"),
+    "pni, weights": baselines.pni,
+    "variational dropout": baselines.variational_dropout,
+    "neftune": partial(baselines.neftune, where="conv"),  # of anything that returns (B, *neurons)
 }
 
 
@@ -106,7 +106,7 @@ def test_it_takes_bfloat16_and_returns_it(place: Place, shared: bool) -> None:
 
 
 def test_the_likelihood_ratio_is_refused_where_it_would_be_ignored() -> None:
-    net = presets.pni(nn.Linear(2, 2), [""], example=torch.zeros(1, 2))
+    net = baselines.pni(nn.Linear(2, 2), [""], example=torch.zeros(1, 2))
     net.noise.estimator = "likelihood-ratio"
     with pytest.raises(InputError, match="pathwise"):
         net(torch.zeros(1, 2))

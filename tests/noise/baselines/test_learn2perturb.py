@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 import noiseprop
-from noiseprop.noise import baselines as presets
+from noiseprop.noise import baselines
 from noiseprop.noise.objectives import SquareRootBonus
 
 
@@ -12,7 +12,7 @@ def linear() -> nn.Linear:
 
 
 def test_independent_noise_is_that_of_add_noise_to_the_bit() -> None:
-    ours = presets.learn2perturb(linear(), "", example=torch.zeros(1, 3), key=5)
+    ours = baselines.learn2perturb(linear(), "", example=torch.zeros(1, 3), key=5)
     same = noiseprop.add_noise(linear(), "", init=0.25, example=torch.zeros(1, 3), key=5)
     x = torch.randn(7, 3)
     assert torch.equal(ours(x), same(x))
@@ -21,7 +21,7 @@ def test_independent_noise_is_that_of_add_noise_to_the_bit() -> None:
 
 
 def test_shared_noise_has_the_level_and_the_gradient_of_one_draw() -> None:
-    net = presets.learn2perturb(linear(), "", example=torch.zeros(1, 3), shared=True)
+    net = baselines.learn2perturb(linear(), "", example=torch.zeros(1, 3), shared=True)
     net.noise.sigma.data = torch.tensor([0.5, 1.0, 2.0, 0.0])
     x, clean = torch.randn(6, 3), None
     with noiseprop.sampling(net, "off"):
@@ -38,7 +38,7 @@ def test_shared_noise_has_the_level_and_the_gradient_of_one_draw() -> None:
 
 
 def test_its_own_bonus_raises_theta() -> None:
-    net = presets.learn2perturb(linear(), "", example=torch.zeros(1, 3))
+    net = baselines.learn2perturb(linear(), "", example=torch.zeros(1, 3))
     objective = SquareRootBonus(noiseprop.sigmas(net), weight=0.1)
     optimizer = torch.optim.SGD(noiseprop.sigmas(net), 0.1)
     objective.backward(torch.zeros(()))

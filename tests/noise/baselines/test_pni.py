@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import noiseprop
 from noiseprop.errors import InputError
-from noiseprop.noise import baselines as presets
+from noiseprop.noise import baselines
 from noiseprop.noise.attach.add_noise import LayerOptions, place_noise, remove_noise
 from noiseprop.noise.attach.selectors import before
 from noiseprop.noise.baselines.base import make_shared_key
@@ -32,7 +32,7 @@ def clean(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_activations_get_normal_noise_in_proportion_to_their_own_spread() -> None:
-    net = presets.pni(nn.Identity(), [""], on="activations", alpha=0.4, example=torch.zeros(1, 500))
+    net = baselines.pni(nn.Identity(), [""], on="activations", alpha=0.4, example=torch.zeros(1, 500))
     x = torch.randn(40, 500) * torch.arange(1, 41).view(-1, 1) + 3
     eps = ((net(x) - x) / (0.4 * x.std(1, correction=0, keepdim=True))).detach()
     assert stats.kstest(eps.flatten().numpy(), "norm").pvalue > 1e-3
@@ -41,7 +41,7 @@ def test_activations_get_normal_noise_in_proportion_to_their_own_spread() -> Non
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_activation_noise_is_alpha_times_the_root_of_the_mean_square_deviation_times_eps(shared: bool) -> None:
-    net = presets.pni(nn.Identity(), [""], on="activations", alpha=0.4, shared=shared, example=torch.zeros(1, 6))
+    net = baselines.pni(nn.Identity(), [""], on="activations", alpha=0.4, shared=shared, example=torch.zeros(1, 6))
     x = torch.randn(5, 6)
     eps = noiseprop.gaussian_noise(torch.zeros(1 if shared else 5, 6), torch.ones(()), key=seed_key(KEY))
     apart = x.view(1, -1) if shared else x
@@ -50,7 +50,7 @@ def test_activation_noise_is_alpha_times_the_root_of_the_mean_square_deviation_t
 
 
 def test_shared_noise_is_in_proportion_to_the_spread_of_the_batch() -> None:
-    net = presets.pni(nn.Identity(), [""], on="activations", alpha=0.4, shared=True, example=torch.zeros(1, 20_000))
+    net = baselines.pni(nn.Identity(), [""], on="activations", alpha=0.4, shared=True, example=torch.zeros(1, 20_000))
     x = torch.randn(4, 20_000) * torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     noise = (net(x) - x).detach()
     torch.testing.assert_close(noise, noise[:1].expand_as(noise), rtol=1e-3, atol=1e-5)
@@ -58,7 +58,7 @@ def test_shared_noise_is_in_proportion_to_the_spread_of_the_batch() -> None:
 
 
 def test_one_alpha_a_layer_learns_by_its_noise_and_x_as_if_the_spread_were_constant() -> None:
-    net = presets.pni(nn.Identity(), [""], on="activations", alpha=0.4, example=torch.zeros(1, 6))
+    net = baselines.pni(nn.Identity(), [""], on="activations", alpha=0.4, example=torch.zeros(1, 6))
     x = torch.randn(5, 6, requires_grad=True)
     y, weight = net(x), torch.randn(5, 6)
     (alpha,) = noiseprop.sigmas(net)
@@ -69,7 +69,7 @@ def test_one_alpha_a_layer_learns_by_its_noise_and_x_as_if_the_spread_were_const
 
 
 def test_noise_on_inputs_stands_before_the_module() -> None:
-    net = presets.pni(nn.Linear(3, 2), before("linear"), on="activations", example=torch.zeros(1, 3))
+    net = baselines.pni(nn.Linear(3, 2), before("linear"), on="activations", example=torch.zeros(1, 3))
     x = torch.randn(4, 3)
     assert (net(x) - clean(net, x)).abs().min() > 0
     assert "(alpha)" not in str(net)
@@ -94,7 +94,7 @@ def test_weight_noise_against_a_loop_over_samples_with_noisy_weights(
     kind: str, shared: bool, draws: int | None
 ) -> None:
     plain, shape = MODULES[kind]
-    net: Any = presets.pni(nn.Sequential(plain), ["0"], shared=shared, alpha=0.7, example=torch.zeros(1, *shape))
+    net: Any = baselines.pni(nn.Sequential(plain), ["0"], shared=shared, alpha=0.7, example=torch.zeros(1, *shape))
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     weight = plain.weight.detach().clone()
     level = 0.7 * weight.std(correction=0)
@@ -119,7 +119,7 @@ def test_weight_noise_against_a_loop_over_samples_with_noisy_weights(
 
 def test_its_gradients_are_those_of_the_noisy_weight() -> None:
     torch.manual_seed(0)
-    net = presets.pni(nn.Linear(4, 3), [""], shared=True, alpha=0.7, example=torch.zeros(1, 4))
+    net = baselines.pni(nn.Linear(4, 3), [""], shared=True, alpha=0.7, example=torch.zeros(1, 4))
     x, weight = torch.randn(5, 4), torch.randn(5, 3)
     noise = noiseprop.gaussian_noise(torch.zeros(1, 3, 4), torch.ones(()), key=seed_key(KEY))[0]
     alpha = net.noise.sigma
@@ -131,9 +131,9 @@ def test_its_gradients_are_those_of_the_noisy_weight() -> None:
 
 
 def test_independent_weight_noise_has_the_variance_of_the_weights() -> None:
-    """A sample's logits vary by ``alpha^2 std(W)^2 |x|^2``, independently of the others'."""
+    """Check that a sample's logits vary by ``alpha^2 std(W)^2 |x|^2``, independently of the others'."""
     torch.manual_seed(0)
-    net = presets.pni(nn.Linear(6, 2), [""], alpha=0.5, example=torch.zeros(1, 6))
+    net = baselines.pni(nn.Linear(6, 2), [""], alpha=0.5, example=torch.zeros(1, 6))
     x = torch.randn(1, 6)
     with torch.no_grad():
         y = net(x.expand(20_000, 6))
@@ -173,5 +173,5 @@ def test_errors_leave_the_model_alone() -> None:
         ({"where": "lstm"}, "no module"),
     ):
         with pytest.raises(InputError, match=expected):
-            presets.pni(net, example=torch.zeros(1, 3), **options)
+            baselines.pni(net, example=torch.zeros(1, 3), **options)
         assert not noiseprop.is_noisy(net)

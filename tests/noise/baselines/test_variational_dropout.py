@@ -9,14 +9,14 @@ from torch import nn
 
 import noiseprop
 from noiseprop.errors import InputError
-from noiseprop.noise import baselines as presets
+from noiseprop.noise import baselines
 from noiseprop.noise.baselines.variational_dropout import DropoutKL
 
 
 def dropped(size: int, **options: object) -> nn.Module:
     net = nn.Sequential(nn.Linear(size, size, bias=False)).train()
     net[0].weight.data = torch.eye(size)
-    return presets.variational_dropout(net, example=torch.zeros(1, size), **options)
+    return baselines.variational_dropout(net, example=torch.zeros(1, size), **options)
 
 
 def test_noise_multiplies_the_inputs_by_normals_of_mean_one_and_variance_alpha() -> None:

@@ -1,4 +1,4 @@
-"""`check_theorems` passes what is right and fails what is wrong, each by the look that is meant to see it."""
+"""Check that `check_theorems` passes correct gradients and fails wrong ones, each in the intended check."""
 
 import copy
 
@@ -33,7 +33,7 @@ def three_layers(middle: nn.Module | None = None) -> nn.Module:
 
 
 class Halved(torch.autograd.Function):
-    """The identity, with half its gradient."""
+    """Identity with half its gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -50,14 +50,14 @@ class Wrong(nn.Module):
 
 
 class Threshold(nn.Module):
-    """A hard threshold: its derivative is 0 wherever it has one."""
+    """Hard threshold, whose derivative is 0 wherever it exists."""
 
     def forward(self, x):
         return (x > 0).to(x.dtype) + 0 * x
 
 
 @pytest.mark.parametrize("granularity", ["neuron", "channel", "layer"])
-def test_networks_as_they_should_be_pass(granularity):
+def test_correct_networks_pass(granularity):
     torch.manual_seed(0)
     parts = (nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 10))
     net = nn.Sequential(*parts)
@@ -109,7 +109,7 @@ def test_a_jump_in_the_loss_fails_theorem_2_alone():
     assert not found.theorem_2
 
 
-def test_a_kernel_that_is_wrong_fails_the_look_at_the_op(monkeypatch):
+def test_a_wrong_kernel_fails_the_comparison_with_autograd(monkeypatch):
     net = add_noise(three_layers(), "linear", init=1.0, example=torch.zeros(1, 4))
     right = kernels.compute_sigma_gradient
     monkeypatch.setattr(kernels, "compute_sigma_gradient", lambda *arguments: 1.01 * right(*arguments))
@@ -119,7 +119,7 @@ def test_a_kernel_that_is_wrong_fails_the_look_at_the_op(monkeypatch):
         assert not layer.theorem_1
 
 
-def test_noise_of_another_form_is_checked_without_the_written_out_sum():
+def test_noise_of_another_form_is_checked_without_autograd():
     torch.manual_seed(0)
     net = pni(mlp((16, 8, 3)))
     found = check_theorems(net, *batch(1, 4, 4, classes=3), draws=100)
@@ -136,7 +136,7 @@ def test_a_layer_without_influence_passes_and_a_nan_does_not():
     assert not any(layer.theorem_1 or layer.theorem_2 for layer in check_theorems(net, x, y, draws=2))
 
 
-def test_dropout_and_batch_norm_are_held_still():
+def test_dropout_and_batch_norm_are_in_eval_mode():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
     add_noise(net, "linear", init=1.0, at_inference=False, example=torch.zeros(2, 4))
@@ -147,7 +147,7 @@ def test_dropout_and_batch_norm_are_held_still():
     assert net[1].running_mean.abs().sum() == 0
 
 
-def test_what_cannot_be_checked_is_told():
+def test_models_that_cannot_be_checked_raise_an_error():
     x, y = batch(4, classes=3)
     with pytest.raises(InputError, match="has no learned noise"):
         check_theorems(three_layers(), x, y)

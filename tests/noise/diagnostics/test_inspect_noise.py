@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import noiseprop
 from noiseprop.errors import InputError
-from noiseprop.noise import baselines as presets
+from noiseprop.noise import baselines
 from noiseprop.noise.diagnostics.inspect_noise import inspect_noise
 
 Batch = tuple[Tensor, Tensor]
@@ -116,8 +116,8 @@ def test_fixed_noise_has_a_size_but_no_gradient() -> None:
         assert layer.snr is None
 
 
-def test_presets_are_measured_in_units_of_the_pre_activation_too() -> None:
-    model = presets.variational_dropout(nn.Sequential(nn.Linear(3, 3)), alpha=0.25, example=torch.zeros(1, 3))
+def test_baselines_are_measured_in_units_of_the_pre_activation_too() -> None:
+    model = baselines.variational_dropout(nn.Sequential(nn.Linear(3, 3)), alpha=0.25, example=torch.zeros(1, 3))
     x = torch.randn(40, 4, 3).movedim(1, 0) * torch.tensor([1.0, 2.0, 5.0]) + 1
     given = [(x.reshape(160, 3), torch.zeros(160, dtype=torch.long)) for _ in range(30)]
     (layer,) = inspect_noise(model, given)
@@ -125,7 +125,7 @@ def test_presets_are_measured_in_units_of_the_pre_activation_too() -> None:
     torch.testing.assert_close(layer.sigma, 0.5 * rms, rtol=0.05, atol=0)
     torch.testing.assert_close(layer.spread, given[0][0].double().std(0), rtol=1e-2, atol=0)
     assert layer.gradient is not None
-    plain = presets.neftune(nn.Sequential(nn.Linear(3, 3)), "linear", alpha=2.0)
+    plain = baselines.neftune(nn.Sequential(nn.Linear(3, 3)), "linear", alpha=2.0)
     (fixed,) = inspect_noise(plain, given)
     torch.testing.assert_close(fixed.sigma, torch.full((3,), 2 / 3, dtype=torch.float64), rtol=0.05, atol=0)
     assert fixed.gradient is None

@@ -155,7 +155,7 @@ def test_a_run_from_another_machine_is_gone_on_with_and_told(run, tmp_path, caps
     config["made_with"]["torch"] = "2.6.0"
     (tmp_path / "config.json").write_text(json.dumps(add_checksum(config)))
     assert main(["train", "--resume", "--epochs", "2", "--out", str(tmp_path)]) == 0
-    told = f"noiseprop: {tmp_path} goes on, but not with the bits it would have had: it began with torch 2.6.0 (here "
+    told = f"noiseprop: {tmp_path} resumes, but not bit-identically: it began with torch 2.6.0 (here "
     said = capsys.readouterr().err
     assert said.startswith(told)
     assert said.count("\n") == 1

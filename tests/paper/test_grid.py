@@ -57,7 +57,7 @@ def test_a_failed_job_stops_the_others_and_says_why(tmp_path):
     first, second = jobs(tmp_path)
     first.folder.mkdir(parents=True)
     (first.folder / "mine.txt").write_text("not a run")
-    with pytest.raises(RunError, match=r"holds other things than a run \(no config.json\)"):
+    with pytest.raises(RunError, match=r"holds other files than a run \(no config.json\)"):
         run_all([first, replace(second, epochs=500)], processes=2, show=quiet)
     assert not (second.folder / EVALUATION).exists()
 

@@ -1,25 +1,27 @@
 """Run folders with made-up figures, and the reports of them."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
-from noiseprop.data import SPLIT_SEED, digest, load, split
+from noiseprop.data import load, split
 from noiseprop.evaluation.results import Evaluation, Finding, Measurement
 from noiseprop.evaluation.serialization import write_evaluation
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, SETTINGS
-from noiseprop.models.registry import build
+from noiseprop.models.registry import RegisteredModelConfig, build
 from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.report.network_views import look_at
 from noiseprop.report.page import report
 from noiseprop.report.run_groups import grouped, read_run
-from noiseprop.training import TABLE_1, save_model
-from noiseprop.training.run_folder import append_metrics, open_run
+from noiseprop.training import TABLE_1, Epoch, SigmaStatistics, save_model
+from noiseprop.training.run_config import RunSettings, describe_data
+from noiseprop.training.run_folder import append_epoch, open_run
 
 IMAGES = 60
 
@@ -27,6 +29,11 @@ IMAGES = 60
 @cache
 def digits():
     return split(load("mnist-5k"))
+
+
+@cache
+def data_of_digits():
+    return describe_data(digits())
 
 
 def evaluation(name: str, seed: int, *, findings: tuple[Finding, ...] = ()) -> Evaluation:
@@ -67,25 +74,22 @@ def make_run(
 ) -> Path:
     """A run as `train` and `evaluate` leave it, but of an untrained network with made-up figures."""
     model = build(name, seed=seed, classes=10)
-    data = {"name": "mnist-5k", "split_seed": SPLIT_SEED, "digest": digest(digits())}
-    recipe = asdict(replace(TABLE_1["mnist-5k"], epochs=epochs))
-    settings: dict[str, Any] = {
-        "model": {"name": name, "activation": "relu", "seed": seed, "classes": 10},
-        "data": data,
-        "recipe": recipe,
-        "seed": seed,
-    }
+    made = RunSettings(
+        model=RegisteredModelConfig(name, seed=seed, classes=10),
+        data=data_of_digits(),
+        recipe=replace(TABLE_1["mnist-5k"], epochs=epochs),
+        seed=seed,
+    )
+    settings = msgspec.to_builtins(made)
     if change:
         change(settings)
-    open_run(folder, settings, resume=False)
+    open_run(folder, msgspec.convert(settings, RunSettings), resume=False)
     rng = torch.Generator().manual_seed(seed)
     for layer in noise_layers(model).values():
         layer.sigma.data = torch.rand(layer.sigma.shape, generator=rng)
     for epoch in range(1, epochs + 1):
-        sigma = {path: {"mean": 1 / epoch, "std": 0.1, "min": 0.0, "max": 2.0} for path in noise_layers(model)}
-        figures = {"train_loss": 1 / epoch, "train_accuracy": 0.9, "validation_loss": 1.5 / epoch + seed}
-        line = {"epoch": epoch, **figures, "validation_accuracy": 1 - 0.3 / epoch, "sigma": sigma, "seconds": 1.0}
-        append_metrics(folder, line)
+        sigma = {path: SigmaStatistics(1 / epoch, 0.1, 0.0, 2.0) for path in noise_layers(model)}
+        append_epoch(folder, Epoch(epoch, 1 / epoch, 0.9, 1.5 / epoch + seed, 1 - 0.3 / epoch, sigma, 1.0))
     save_model(model, folder / "model.safetensors", epoch=epochs)
     if judged == "made up":
         judged = evaluation(name, seed)

@@ -1,24 +1,30 @@
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from noiseprop.cli import COMMANDS
 from noiseprop.cli import _parse as parse
-from noiseprop.models.registry import build
+from noiseprop.models.registry import RegisteredModelConfig, build
 from noiseprop.report.commands import commands
 from noiseprop.training import TABLE_1
 from noiseprop.training.objective_config import describe_objective, make_objective
+from noiseprop.training.run_config import DataConfig, RunSettings, SplitSizes
 
 
 def settings(name="MLPN", data="mnist-5k", **recipe):
-    return {
-        "model": {"name": name, "activation": "relu", "seed": 5, "classes": 10},
-        "data": {"name": data, "split_seed": 0},
-        "recipe": asdict(replace(TABLE_1[data], **recipe)),
-        "seed": 5,
-    }
+    return RunSettings(
+        model=RegisteredModelConfig(name, seed=5, classes=10),
+        data=DataConfig(data, 0, (5, 1, 1), SplitSizes(5, 1, 1), "a" * 64),
+        recipe=replace(TABLE_1[data], **recipe),
+        seed=5,
+    )
+
+
+def with_model(told, **options):
+    return structs.replace(told, model=structs.replace(told.model, **options))
 
 
 def parsed(lines):
@@ -29,39 +35,31 @@ def parsed(lines):
 
 
 def test_the_commands_ask_for_just_the_settings_of_the_run():
-    told = settings(epochs=7, precision="bf16")
-    told["model"]["activation"] = "sigmoid"
+    told = with_model(settings(epochs=7, precision="bf16"), activation="sigmoid")
     train, evaluate = parsed(commands(told, Path("my runs/$HOME")))
     assert isinstance(train, COMMANDS["train"])
-    asked = train._settings_of_a_new_run()
-    assert asked["recipe"] == told["recipe"]
-    assert (asked["model"], asked["seed"], asked["data"]["name"]) == (
-        {"name": "MLPN", "activation": "sigmoid"} | ({"seed": 5} if "seed" in asked["model"] else {}),
-        5,
-        "mnist-5k",
-    )
+    asked = train._make_request()
+    assert asked.recipe == told.recipe
+    assert (asked.model, asked.options, asked.seed, asked.data) == ("MLPN", {"activation": "sigmoid"}, 5, "mnist-5k")
     assert train.out == evaluate.run_dir == Path("my runs/$HOME")
 
 
 @pytest.mark.parametrize(("name", "number"), [("floor", 0.5), ("entropy", 0.1), ("power", 3.0), ("square-root", 1e-3)])
 def test_the_objective_is_told(name, number):
-    told = settings()
-    told["objective"] = describe_objective(make_objective(name, number, build("MLPN")))
+    objective = describe_objective(make_objective(name, number, build("MLPN")))
+    told = structs.replace(settings(), objective=objective)
     train, _ = parsed(commands(told, Path("run")))
     assert (train.objective, train.objective_number) == (name, number)
 
 
 def test_what_the_command_cannot_say_is_a_comment():
-    told = settings(lr=0.5)
-    told["model"]["init"] = "normal"
+    told = with_model(settings(lr=0.5), init="normal")
     remark, *_ = commands(told, Path("run"))
     assert remark == "# from Python (noiseprop.runs.trained_model.train_run), with lr 0.5, init normal"
 
 
 def test_text_from_files_stays_one_word_of_the_shell():
-    told = settings()
-    told["model"]["name"] = "x; rm -rf /"
-    told["model"]["init"] = "a\nrm -rf /"
+    told = with_model(settings(), name="x; rm -rf /", init="a\nrm -rf /")
     lines = commands(told, Path("run; reboot"))
     assert not any("\n" in line for line in lines)
     assert lines[0].startswith("#")

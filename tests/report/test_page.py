@@ -86,7 +86,7 @@ def test_names_and_sentences_are_shown_as_text(tmp_path):
 
     def change(settings):
         settings["model"]["name"] = EVIL
-        settings[EVIL] = EVIL
+        settings["extra"][EVIL] = EVIL
 
     plain = make_run(tmp_path / "plain", "MLP")
     folder = make_run(tmp_path / name, change=change, judged=e)

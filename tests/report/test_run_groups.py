@@ -21,7 +21,7 @@ def test_runs_that_differ_in_their_seed_alone_are_a_group(folders):
 
 def test_what_tells_namesakes_apart_is_in_their_labels(tmp_path):
     def floor(settings):
-        settings["objective"] = {"name": "Floor", "floor": 0.5}
+        settings["objective"] = {"name": "Floor", "numbers": {"floor": 0.5}}
 
     runs = [
         make_run(tmp_path / "a"),

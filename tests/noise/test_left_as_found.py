@@ -144,6 +144,7 @@ def test_an_existing_file_keeps_its_permissions(mode: int, tmp_path: Path) -> No
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "torch.compile": lambda model: torch.compile(model, backend="eager"),
     "DataParallel": nn.DataParallel,
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
     "compiled DataParallel": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
 }
 

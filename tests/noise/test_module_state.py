@@ -1,6 +1,7 @@
 """Check that models whose train() and eval() have effects are left as they were found."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -86,7 +87,41 @@ class FrozenNorm(nn.Sequential):
         return self
 
 
-MODELS = [MergedLoRA, ReplacedParameter, FusedBranches, FrozenNorm]
+@dataclass
+class Adapter:
+    """State of an adapter outside the module's attributes."""
+
+    weight: Tensor
+    merged: bool = False
+
+
+class AdapterObject(nn.Module):
+    """A layer whose flag and update are held by a plain object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.linear = nn.Linear(5, 3)
+        self.adapters = {"default": [Adapter(torch.randn(3, 5))]}
+
+    @property
+    def merged(self) -> bool:
+        return self.adapters["default"][0].merged
+
+    def train(self, mode: bool = True) -> "AdapterObject":
+        super().train(mode)
+        (adapter,) = self.adapters["default"]
+        if adapter.merged == mode:
+            self.linear.weight.data += (-1 if mode else 1) * adapter.weight
+            adapter.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        (adapter,) = self.adapters["default"]
+        return self.linear(x) + (0 if adapter.merged else x @ adapter.weight.T)
+
+
+MODELS = [AdapterObject, MergedLoRA, ReplacedParameter, FusedBranches, FrozenNorm]
 
 
 def describe_state(model: nn.Module) -> dict[str, Any]:

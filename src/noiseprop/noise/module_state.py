@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import partial
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -43,7 +45,7 @@ def preserve_modes(model: nn.Module, *, training: bool | None) -> Generator[None
             _switch_mode(model, training, undo)
         yield
     finally:
-        _run_all(undo)
+        _undo_all(undo)
         for module, mode in modes:
             module.training = mode
 
@@ -92,6 +94,8 @@ def _save_state(value: Any, saved: "list[_SavedDict | _SavedList | _SavedTensor]
         saved.append(_SavedList(entries))
         for inner in [*entries]:
             _save_state(inner, saved, seen)
+    elif isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
+        _save_state(getattr(value, "__dict__", {}), saved, seen)
     elif isinstance(value, tuple):
         for inner in cast(tuple[Any, ...], value):
             _save_state(inner, saved, seen)
@@ -159,14 +163,14 @@ class _SavedTensor:
             undo.append(lambda: setattr(tensor, "grad", self.grad))
         if tensor.requires_grad != self.requires_grad:
             undo.append(lambda: setattr(tensor, "requires_grad", self.requires_grad))
-        return partial(_run_all, undo) if undo else None
+        return partial(_undo_all, undo) if undo else None
 
 
 def _copy_values(source: Tensor, target: Tensor) -> None:
     target.copy_(source)
 
 
-def _run_all(undo: list[_Undo]) -> None:
+def _undo_all(undo: list[_Undo]) -> None:
     for restore in undo:
         restore()
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import noiseprop
-from noiseprop import InputError, add_noise, before, noise_layers, remove_noise, sampling
+from noiseprop import InputError, add_noise, before, noise_layers, remove_noise, sampling, save_noise
 
 X = torch.linspace(-1, 1, 20).view(5, 4)
 
@@ -352,6 +352,9 @@ def test_one_process_of_ddp(net: Net, tmp_path: Path):
             assert torch.equal(parallel(X), eager(X))
         with pytest.raises(InputError, match="wrapped"):
             add_noise(parallel, "linear", example=X)
+        save_noise(parallel, tmp_path / "wrapped")
+        save_noise(net, tmp_path / "plain")
+        assert (tmp_path / "wrapped").read_bytes() == (tmp_path / "plain").read_bytes()
     finally:
         torch.distributed.destroy_process_group()
 

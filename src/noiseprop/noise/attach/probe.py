@@ -83,7 +83,7 @@ def _record_outputs(model: nn.Module, sites: Sequence[Site], seen: dict[str, Pro
     """Record tensors at the sites by hooks, and the axes of modules with known layouts that run before them."""
     last: dict[str, Any] = {}
 
-    def note(site: Site, value: Any) -> None:
+    def record_site(site: Site, value: Any) -> None:
         entry = seen.setdefault(site.path, ProbedOutput())
         tensor = find_first_tensor(value)
         if tensor is None:
@@ -94,7 +94,7 @@ def _record_outputs(model: nn.Module, sites: Sequence[Site], seen: dict[str, Pro
             entry.channel = last["channel"]
         entry.time_first = last.get("time_first")
 
-    def track(module: nn.Module, args: Any, output: Any) -> None:
+    def track_axes(module: nn.Module, args: Any, output: Any) -> None:
         layout, tensor = get_layout(module), find_first_tensor(output)
         if tensor is None:
             return
@@ -105,20 +105,20 @@ def _record_outputs(model: nn.Module, sites: Sequence[Site], seen: dict[str, Pro
 
     def output_hook(site: Site) -> Any:
         if isinstance(site.module, nn.RNNBase):
-            return lambda m, args, output: note(site, get_sequence_tensor(output[0], m, site.path))
-        return lambda m, args, output: note(site, output)
+            return lambda m, args, output: record_site(site, get_sequence_tensor(output[0], m, site.path))
+        return lambda m, args, output: record_site(site, output)
 
     handles: list[Any] = []
     for site in sites:
         if site.before:
-            hook = lambda m, args, kwargs, site=site: note(site, (args, kwargs))  # noqa: E731
+            hook = lambda m, args, kwargs, site=site: record_site(site, (args, kwargs))  # noqa: E731
             handles.append(site.module.register_forward_pre_hook(hook, with_kwargs=True))
         else:
             handles.append(site.module.register_forward_hook(output_hook(site)))
         site.module.add_module("noise", _ForwardSentinel(str(site)))
     for module in model.modules():
         if get_layout(module) is not None or get_batch_axis(module) is not None:
-            handles.append(module.register_forward_hook(track))
+            handles.append(module.register_forward_hook(track_axes))
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from noiseprop.errors import DataError, InputError, NoisepropError
 from noiseprop.files.records import convert_record
@@ -41,7 +42,7 @@ class LayerRecord(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     batch_dim: Annotated[int, msgspec.Meta(ge=0, le=7)]
 
     @property
-    def tensors(self) -> dict[str, str]:
+    def tensor_names(self) -> dict[str, str]:
         """Return the names in the file of the layer's tensors, by their names in the layer."""
         names = ("sigma", "mu") if self.mean else ("sigma",)
         return {name: f"{self.path}.{name}" if self.path else name for name in names}
@@ -58,7 +59,7 @@ def save_noise(model: nn.Module, file: str | Path) -> None:
     """Save the noise that `add_noise` added to a model, without the model: sigma, mu and their sites.
 
     Args:
-        model: a model with noise; wrappers of torch.compile and DataParallel are removed.
+        model: a model with noise; it may be wrapped by torch.compile, DataParallel or AveragedModel.
         file: a safetensors file, written atomically.
 
     Raises:
@@ -85,7 +86,7 @@ def save_noise(model: nn.Module, file: str | Path) -> None:
         if type(layer) is not NeuronNoise:
             raise InputError(f"{site}: {type(layer).__name__} is not saved alone; save the model's state_dict instead")
         record = _describe_layer(site, layer)
-        for name, stored in record.tensors.items():
+        for name, stored in record.tensor_names.items():
             value = getattr(layer, name).detach().contiguous()
             if not value.isfinite().all():
                 raise InputError(f"{site}: {name} holds NaN or infinity; train again with a smaller learning rate")
@@ -133,9 +134,9 @@ def load_noise(model: nn.Module, file: str | Path, *, key: int = 0) -> nn.Module
 
 
 def _unwrap_model(model: nn.Module) -> nn.Module:
-    """Return the plain model inside wrappers of torch.compile, DataParallel and DistributedDataParallel."""
+    """Return the plain model inside wrappers of torch, such as those of torch.compile and DataParallel."""
     while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             model = model.module
         elif isinstance(inner := getattr(model, _COMPILED, None), nn.Module):
             model = inner
@@ -196,7 +197,7 @@ def _read_layers(file: Path, tensors: Any) -> list[LayerRecord]:
         raise foreign from error
     if len({layer.path for layer in layers}) < len(layers):
         raise foreign
-    expected = {name for layer in layers for name in layer.tensors.values()}
+    expected = {name for layer in layers for name in layer.tensor_names.values()}
     if set(tensors.keys()) != expected:
         name = sorted(set(tensors.keys()) ^ expected)[0]
         state = "missing" if name in expected else "not expected"
@@ -213,12 +214,12 @@ def _find_site(model: nn.Module, path: str, *, at_input: bool) -> Site:
 
 def _read_values(file: Path, tensors: Any, site: Site, record: LayerRecord) -> dict[str, Tensor]:
     """Return a layer's sigma and mu; shapes are compared before any data is read."""
-    shapes = {tuple(tensors.get_slice(name).get_shape()) for name in record.tensors.values()}
+    shapes = {tuple(tensors.get_slice(name).get_shape()) for name in record.tensor_names.values()}
     shape = shapes.pop()
     if shapes or (record.granularity == "layer" and shape != ()):
         raise DataError(f"{file} is damaged: shapes of {site} do not agree; write it again with save_noise")
     _check_layer_width(site, shape, record)
-    values = {name: tensors.get_tensor(stored) for name, stored in record.tensors.items()}
+    values = {name: tensors.get_tensor(stored) for name, stored in record.tensor_names.items()}
     for name, value in values.items():
         if value.dtype not in _FLOATS or not value.isfinite().all():
             raise DataError(

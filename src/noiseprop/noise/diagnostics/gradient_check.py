@@ -201,7 +201,7 @@ def _compare_with_differences(model: nn.Module, x: Tensor, y: Tensor, key: int) 
     for (path, layer), gradient in zip(layers.items(), gradients, strict=True):
         errors: list[float] = []
         for _ in range(_DIRECTIONS):
-            direction = _draw_signs(layer.sigma, generator)
+            direction = _draw_direction(layer.sigma, generator)
             step = _STEP * _compute_rms(layer.sigma)
             slope = _compute_central_difference(exact, layer, direction, step, x.double(), y, key)
             errors.append(_compute_relative_error(slope - float((gradient * direction).sum()), float(gradient.norm())))
@@ -252,7 +252,7 @@ def _get_growth_direction(sigma: Tensor) -> Tensor:
     return torch.where(sigma.detach() < 0, -1.0, 1.0).to(sigma.dtype)
 
 
-def _draw_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_direction(like: Tensor, generator: torch.Generator) -> Tensor:
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
 
 

@@ -176,11 +176,11 @@ def _record_calls(
     with ExitStack() as stack:
         for path, moment in moments.items():
 
-            def record(layer: NeuronNoise, args: tuple[Tensor], output: Tensor, moment: Any = moment) -> None:
+            def record_moments(layer: NeuronNoise, args: tuple[Tensor], output: Tensor, moment: Any = moment) -> None:
                 value = (output - args[0]).detach().double().square() if measure_noise else args[0]
                 moment.update_moments(value.movedim(layer.batch_dim, 0))
 
-            stack.callback(layers[path].register_forward_hook(record).remove)
+            stack.callback(layers[path].register_forward_hook(record_moments).remove)
         yield
 
 

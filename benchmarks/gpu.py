@@ -4,7 +4,7 @@
 2. Time of the kernels, relative to `x.clone()` and to `x + sigma * torch.randn_like(x)`, eager and compiled.
 3. Time, memory and kernel launches of training steps, eager, compiled and as CUDA graphs, relative to noise-free ones.
 
-The figures go to results/benchmarks/gpu-<name of the GPU>.json. What the time limit leaves out is listed there.
+The figures go to results/benchmarks/gpu-<name of the GPU>.json. It lists the measurements that the time limit left out.
 `--dry-run` goes through all of it on a CPU with tiny sizes and Triton's interpreter, and its times mean nothing.
 The script needs Python, torch 2.11, triton 3.6, numba and this repository.
 """
@@ -191,7 +191,7 @@ def make_network(name: str, variant: str) -> nn.Module:
                 module = network.get_submodule(path.removesuffix(".noise"))
                 module.add_module("plain_noise", plain)
                 module.register_forward_hook(lambda module, inputs, output: module.plain_noise(output))
-    return network.to(DEVICE).to(memory_format=torch.channels_last).train()
+    return network.to(DEVICE, memory_format=torch.channels_last).train()
 
 
 def make_step(name: str, variant: str, batch: int, precision: str, mode: str) -> Callable[[], object]:
@@ -200,7 +200,7 @@ def make_step(name: str, variant: str, batch: int, precision: str, mode: str) ->
     image = NETWORKS[name][1]
     x = torch.rand(batch, *image, device=DEVICE).contiguous(memory_format=torch.channels_last)
     y = torch.randint(10, (batch,), device=DEVICE)
-    optimizers = [torch.optim.Adam(weights(network), fused=not DRY_RUN)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(weights(network), fused=not DRY_RUN)]
     if variant == "fused":
         optimizers.append(SigmaAdam(sigmas(network)))
     call = compile_function(network) if mode == "compiled" else network
@@ -246,7 +246,7 @@ def count_launches(step: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or ())
 
 
 def measure_step(name: str, batch: int, precision: str, mode: str) -> dict[str, dict[str, float]]:
@@ -296,7 +296,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the figures as they come, and write them after each, so that an interrupted run keeps what it has."""
+    """Print the figures as they come, and write them after each, so that an interrupted run keeps its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU; the times mean nothing")
     parser.add_argument("--seconds", type=float, default=270, help="start no measurement after this time")

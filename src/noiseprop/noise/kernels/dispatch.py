@@ -21,6 +21,7 @@ Backend = Literal["numba", "triton", "torch"]
 has_numba = find_spec("numba") is not None
 has_triton = find_spec("triton") is not None
 _TRITON_DEVICES = ("cuda", "xpu")  # torch calls ROCm's devices cuda, too
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def select_backend(x: Tensor) -> Backend:
@@ -29,7 +30,7 @@ def select_backend(x: Tensor) -> Backend:
         return "torch"
     if x.is_cpu:
         return "numba" if has_numba and x.dtype in numba_launch.DTYPE_NAMES else "torch"
-    return "triton" if can_run_triton(x.device) else "torch"
+    return "triton" if x.dtype in _TRITON_DTYPES and can_run_triton(x.device) else "torch"
 
 
 @cache

@@ -53,7 +53,12 @@ def _philox_words(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def _transform_to_normals(word):
-    """Return two standard normals from 32 random bits, by polynomials that are within 2e-6 of Box and Muller."""
+    """Return two standard normals from 32 random bits, by polynomials that are within 2e-6 of Box and Muller.
+
+    -2 log(u) = -2 log(2) exponent + f q(f) for u = (1 + f) 2**exponent, exact near u = 1, where the radius is 0;
+    sin(pi v) = v s(v^2) and -cos(pi v) = c(v^2) for v in (-1/2, 1/2), from the lower 11 bits of the angle. Its upper
+    bit turns it by half a circle, which changes both signs. The coefficients are minimax fits, rounded to float32.
+    """
     bits = ((word & 0xFFFFF000) | 0x800).to(tl.float32).to(tl.int32, bitcast=True)  # of 2**32 u, for the uniform u
     exponent = (bits - 0x4F3504F3) & -0x800000  # 0 where u is in [sqrt(1/2), 1), -2**23 where it is half of that, ...
     f = (bits - exponent).to(tl.float32, bitcast=True) * 2.3283064365386963e-10 - 1.0

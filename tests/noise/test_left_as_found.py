@@ -173,6 +173,17 @@ def test_the_noise_of_a_model_with_a_compiled_part_is_saved_too(tmp_path: Path) 
     assert loaded.head.noise.sigma.eq(0.4).all()
 
 
+def test_tied_sigmas_are_saved(tmp_path: Path) -> None:
+    sigma = nn.Parameter(torch.linspace(0.1, 0.4, CLASSES))
+    other = add_noise(
+        nn.Sequential(nn.Linear(2, CLASSES), nn.Linear(CLASSES, CLASSES)), "all", example=torch.ones(1, 2)
+    )
+    other[0].noise.sigma = other[1].noise.sigma = sigma
+    save_noise(other, tmp_path / "noise")
+    loaded = load_noise(nn.Sequential(nn.Linear(2, CLASSES), nn.Linear(CLASSES, CLASSES)), tmp_path / "noise")
+    assert all(torch.equal(layer.sigma, sigma) for layer in noise_layers(loaded).values())
+
+
 # Messages
 
 

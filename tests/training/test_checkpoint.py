@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("noiseprop.training.checkpoint.save_file", full)
+    monkeypatch.setattr("noiseprop.files.tensors.save_file", full)
     with pytest.raises(RunError, match="No space left"):
         save_model(net, tmp_path / "model", epoch=2)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"model": before}

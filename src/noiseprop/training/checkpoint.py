@@ -14,15 +14,13 @@ from typing import Annotated, Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noiseprop.errors import RunError
-from noiseprop.files.atomic import write_aside
 from noiseprop.files.checksum import hash_tensors
 from noiseprop.files.records import format_record, parse_record
+from noiseprop.files.tensors import write_tensors
 from noiseprop.files.untrusted import open_tensors
 from noiseprop.noise.sigma_adam import SigmaAdam
 from noiseprop.training.run_folder import MODEL, STATE, suggest_retraining
@@ -133,14 +131,7 @@ def _write_checkpoint(
     separate = _separate_tensors(tensors)
     header = CheckpointHeader(epoch, hash_tensors(separate), dict(scalars or {}))
     metadata = {_HEADER_KEY: format_record(header)}
-
-    def write(aside: Path) -> None:
-        try:
-            save_file(separate, aside, metadata)
-        except SafetensorError as error:  # raised for a full disk
-            raise OSError(0, str(error)) from error
-
-    write_aside(path, write)
+    write_tensors(path, separate, metadata)
 
 
 def _separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

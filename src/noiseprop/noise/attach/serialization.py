@@ -87,7 +87,7 @@ def save_noise(model: nn.Module, file: str | Path) -> None:
             raise InputError(f"{site}: {type(layer).__name__} is not saved alone; save the model's state_dict instead")
         record = _describe_layer(site, layer)
         for name, stored in record.tensor_names.items():
-            value = getattr(layer, name).detach().contiguous()
+            value = getattr(layer, name).detach().contiguous().clone()  # sigmas may be tied
             if not value.isfinite().all():
                 raise InputError(f"{site}: {name} holds NaN or infinity; train again with a smaller learning rate")
             tensors[stored] = value

@@ -9,7 +9,7 @@ import torch
 from tests.attacks.foreign_networks import NETWORKS, Normalised, images
 from torch import nn
 
-from noiseprop.attacks import apgd, fgsm, lbfgs, lbfgs_szegedy, pgd, transfer
+from noiseprop.attacks import apgd, fgsm, lbfgs, lbfgs_szegedy, pgd, spsa, square, transfer
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.add_noise import add_noise
 from noiseprop.saliency import smoothgrad
@@ -21,6 +21,8 @@ ATTACKS = {
     "apgd": partial(apgd, eps=EPS, steps=5, restarts=2),
     "lbfgs": partial(lbfgs, step=0.5, steps=3),
     "lbfgs_szegedy": partial(lbfgs_szegedy, steps=5, searches=6),
+    "square": partial(square, eps=EPS, queries=6),
+    "spsa": partial(spsa, eps=EPS, step=EPS / 2, steps=2, directions=2),
     "smoothgrad": lambda model, x, y: smoothgrad(model, x, y, samples=2),
 }
 HALVES = (torch.bfloat16, torch.float16)
@@ -83,13 +85,15 @@ def test_draws_of_noise_on_a_network_that_changes_its_input_in_place():
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square", "spsa"])
 @pytest.mark.parametrize("eps", [EPS, 0.1, 1 / 3, 0.001])
 def test_half_types_never_leave_the_ball(make, name, dtype, eps):
     attack = {
         "fgsm": partial(fgsm, eps=eps),
         "pgd": partial(pgd, eps=eps, step=eps / 2, steps=4, random_start=True, restarts=2),
         "apgd": partial(apgd, eps=eps, steps=5, restarts=2),
+        "square": partial(square, eps=eps, queries=6),
+        "spsa": partial(spsa, eps=eps, step=eps, steps=2, directions=2),
     }[name]
     x, y = images(dtype=dtype)
     x_adv = attack(make().to(dtype), x, y)

@@ -202,6 +202,10 @@ def test_a_misspelt_group_is_suggested(name: str, where: str, suggestion: str) -
 def test_a_misspelt_path_is_suggested() -> None:
     with pytest.raises(noiseprop.InputError, match=r"\(did you mean norm\?\)$"):
         add_noise(NETWORKS["frozen norms"](), "nrom", example=X[:2])
+    with pytest.raises(noiseprop.InputError, match=r"paths and types, so pass where='conv' for the group$"):
+        add_noise(NETWORKS["lora"](), ["conv"], example=X[:2])
+    with pytest.raises(noiseprop.InputError, match=r"matches where='conv'; there are [^?]*LoraLinear\)$"):
+        add_noise(NETWORKS["lora"](), "conv", example=X[:2])
     with pytest.raises(noiseprop.InputError, match=r"; there are [^?]*$"):
         add_noise(NETWORKS["frozen norms"](), "zzz", example=X[:2])
 

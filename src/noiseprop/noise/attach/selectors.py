@@ -173,6 +173,11 @@ def _describe_no_match(selector: Selector, model: nn.Module, candidates: dict[st
     asked = repr(name) if name is not None else getattr(selector, "__name__", "the predicate")
     shown = [f"{path or repr('')} ({type(module).__name__})" for path, module in candidates.items()]
     more = f" and {len(shown) - _MAX_LISTED} more" if len(shown) > _MAX_LISTED else ""
-    hint = suggest_name(selector, [*GROUPS, "all", *candidates]) if isinstance(selector, str) else ""
+    if not isinstance(selector, str):
+        hint = ""
+    elif selector in (*GROUPS, "all"):
+        hint = f"; a sequence holds paths and types, so pass where={selector!r} for the group"
+    else:
+        hint = suggest_name(selector, [*GROUPS, "all", *candidates])
     listed = ", ".join(shown[:_MAX_LISTED])
     return f"no module of {type(model).__name__} matches where={asked}; there are {listed}{more}{hint}"

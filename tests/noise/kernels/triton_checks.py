@@ -80,9 +80,9 @@ def exact_normals(key, draws, batch, neurons):
 
 def check_normals(device):
     key = torch.tensor([77, 5, 2, 0, 3])
-    zeros, ones = torch.zeros(256, 2048, device=device), torch.ones(2048, device=device)
+    zeros, ones = torch.zeros(128, 1024, device=device), torch.ones(1024, device=device)
     eps = triton_noise.add_noise_on_gpu(zeros, ones, None, key.to(device), 1)
-    error = (eps.cpu().double() - exact_normals(key, 1, 256, 2048)).abs().max().item()
+    error = (eps.cpu().double() - exact_normals(key, 1, 128, 1024)).abs().max().item()
     assert error < 2e-6, error
 
 
@@ -125,6 +125,8 @@ def check_shapes(device):
     cases = [(shape, torch.contiguous_format) for shape in CONTIGUOUS]
     cases += [(s, torch.channels_last if len(s) == 4 else torch.channels_last_3d) for s in CHANNELS_LAST]
     for number, ((shape, memory_format), dtype) in enumerate(itertools.product(cases, TOLERANCE)):
+        if INTERPRETED and dtype in (torch.float64, torch.float16) and number % 3:
+            continue  # the interpreter takes its time
         draws, key = (1, 3)[number % 2], KEYS[1 + number % 3]
         check_case(device, shape, memory_format, dtype, draws, key, number)
 

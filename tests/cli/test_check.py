@@ -51,7 +51,7 @@ def test_it_reports_the_machine_and_passes_on_the_paper_s_network(capsys):
     assert main(["check", "--draws", "20"]) == 0
     said = capsys.readouterr().out
     assert f"torch          {torch.__version__}" in said
-    assert "noise kernel   fused, compiled by numba, on torch's own threads" in said
+    assert "noise kernel   fused, compiled by numba, on the threads of torch" in said
     assert "MLPN: Theorems 1 and 2 hold in 3 of 3 layers." in said
     table = [line.split() for line in said.splitlines() if line.startswith("fc")]
     assert [(row[0], row[1], row[4], row[-1]) for row in table] == [

@@ -15,6 +15,7 @@ from noiseprop.evaluation import settings
 from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.files.checksum import add_checksum
 from noiseprop.runs.trained_model import load_run
+from noiseprop.training.run_config import SplitSizes
 
 NETS = """
 from torch import nn
@@ -90,6 +91,7 @@ def fails(capsys, arguments: list[str]) -> str:
 def test_the_run_tells_how_to_make_it_again(run):
     told = json.loads((run / "config.json").read_text())["settings"]
     assert told["model"] == {
+        "kind": "user",
         "name": "nets_of_mine:small",
         "image": [3, 8, 8],
         "classes": 3,
@@ -111,7 +113,7 @@ def test_the_run_tells_how_to_make_it_again(run):
 def test_folder_and_npz_of_the_same_images_train_as_well(run, tmp_path):
     assert main([*TRAIN, "--data", "shades/", "--fixed-noise", "--noise", "1", "--out", str(tmp_path / "x")]) == 0
     model, told = load_run(tmp_path / "x", ["nets_of_mine:small"])
-    assert told["data"]["images"] == {"train": 160, "validation": 40, "test": 40}
+    assert told.data.images == SplitSizes(160, 40, 40)
     assert [name for name, _ in model.named_parameters() if "sigma" in name] == []
     assert "1.noise.sigma" in model.state_dict()
 
@@ -157,8 +159,8 @@ def test_own_networks_take_the_known_data(tmp_path, home):
     ]
     assert main(command) == 0
     _, told = load_run(tmp_path / "r", ["digit_nets:small"])
-    assert told["model"]["image"] == [1, 28, 28]
-    assert "path" not in told["data"]
+    assert told.model.image == (1, 28, 28)
+    assert told.data.path == ""
 
 
 def test_evaluate_and_inspect_work_when_the_network_is_named_again(run, tmp_path, capsys):
@@ -194,7 +196,7 @@ def test_code_that_a_run_names_is_not_imported_unless_it_is_named_again(run, tmp
     stranger = copy(run, tmp_path / "stranger")
     sys.modules.pop("nets_of_mine", None)
     said = fails(capsys, [*command, str(stranger)])
-    assert "is of the network nets_of_mine:small, which is code; to run it, give --model nets_of_mine:small" in said
+    assert "holds the network nets_of_mine:small, which is code; if you trust it, pass --model nets_of_mine:small" in said
     assert "nets_of_mine" not in sys.modules
     if command[0] != "train":  # there another name is another setting
         fails(capsys, [*command, str(stranger), "--model", "nets_of_mine:other"])
@@ -206,7 +208,7 @@ def test_a_report_looks_into_the_network_only_when_it_is_named_again(run, tmp_pa
     sys.modules.pop("nets_of_mine", None)
     assert main(["report", str(run), "--images", "0", "--out", str(page)]) == 0
     assert "nets_of_mine" not in sys.modules
-    assert "which is code; to run it, give --model nets_of_mine:small" in capsys.readouterr().out
+    assert "which is code; if you trust it, pass --model nets_of_mine:small" in capsys.readouterr().out
     train = f"--model nets_of_mine:small --data {run.parents[1] / 'shades.npz'} --epochs 30 --seed 2 --noise linear"
     assert f"{train} --granularity neuron --init 0.5 --out {run}" in page.read_text()
     assert main(["report", str(run), "--images", "0", "--out", str(page), "--model", "nets_of_mine:small"]) == 0
@@ -246,7 +248,7 @@ def test_data_that_have_changed_or_gone_are_told(run, tmp_path, home, capsys):
     trust = ["--model", "nets_of_mine:small"]
     said = fails(capsys, ["inspect", str(run), *trust, "--data", str(tmp_path / "shades.npz")])
     assert "was trained on other data" in said
-    assert "--data if they are your own" in said
+    assert "--data for user data" in said
     gone = copy(run, tmp_path / "gone")
     config = json.loads((gone / "config.json").read_text())
     config["settings"]["data"]["path"] = str(tmp_path / "gone.npz")
@@ -274,20 +276,21 @@ def test_wrong_values_in_config_are_one_sentence(run, tmp_path, capsys, key, val
     config["settings"]["model"][key] = value
     (bad / "config.json").write_text(json.dumps(add_checksum(config)))
     said = fails(capsys, ["inspect", str(bad), "--model", "nets_of_mine:small"])
-    assert f"config.json has {key} {value!r}; " in said or "does not tell all of" in said or "expected three" in said
+    place = "$.settings.model" if key == "colour" else f"$.settings.model.{key}"
+    assert f"at `{place}" in said or "Expected `array` of length 3" in said
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--model", "MLPN", "--noise", "all"], "MLPN has its noise by its name; --noise and its options are for"),
-        (["--model", "nets_of_mine:small", "--init", "2"], "belong to --noise; say where"),
-        (["--model", "nets_of_mine:small", "--activation", "relu"], "--activation is for the paper's MLP"),
+        (["--model", "nets_of_mine:small", "--init", "2"], "require --noise; say where"),
+        (["--model", "nets_of_mine:small", "--activation", "relu"], "--activation is for the MLP of the paper"),
         (
             ["--model", "nets_of_mine:smal"],
             "has no function smal; name one that returns a network (did you mean small?)",
         ),
-        (["--model", "nets_of_yours:small"], "there is no module nets_of_yours in"),
+        (["--model", "nets_of_yours:small"], "module nets_of_yours was not found in"),
         (["--model", "MLPM"], "(did you mean MLP"),
         (["--model", "nets_of_mine:small", "--data", "mnist5k"], "(did you mean mnist-5k?)"),
         (["--model", "nets_of_mine:small", "--data", "nowhere/"], "nowhere: no such folder or file"),

@@ -18,6 +18,7 @@ from noiseprop.runs.trained_model import train_run
 from noiseprop.training import TABLE_1, Recipe, load_model, read_config
 from noiseprop.training.checkpoint import MODEL
 from noiseprop.training.loop import TrainingProgress
+from noiseprop.training.run_config import RUN_VERSION
 
 
 def load_surrogate(
@@ -80,5 +81,5 @@ def _is_trained(net: nn.Module, folder: Path, dataset: Dataset, epochs: int) -> 
 def _hash_configuration(dataset: Dataset, name: str, recipe: Recipe, seed: int) -> str:
     """Return twelve hex digits that identify a configuration."""
     data = {"name": dataset.name, "images": len(dataset), "split_seed": SPLIT_SEED}
-    configuration = {"model": name, "data": data, "recipe": asdict(recipe), "seed": seed}
+    configuration = {"format": RUN_VERSION, "model": name, "data": data, "recipe": asdict(recipe), "seed": seed}
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]

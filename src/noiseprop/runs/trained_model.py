@@ -135,7 +135,7 @@ def check_trusted(run_dir: Path, name: str, trusted: Collection[str]) -> None:
         RunError: the name is not among the trusted ones.
     """
     if name not in trusted:
-        raise RunError(f"{run_dir} holds the network {name}, which is code; to run it, pass --model {name}")
+        raise RunError(f"{run_dir} holds the network {name}, which is code; if you trust it, pass --model {name}")
 
 
 def read_run_settings(run_dir: Path) -> RunSettings:

@@ -57,9 +57,8 @@ def save_model(model: nn.Module, path: Path, *, epoch: int) -> None:
         epoch: number of finished epochs, recorded in the header.
 
     Raises:
-        RunError: the file cannot be written, or a trained parameter is NaN or infinite.
+        RunError: the file cannot be written.
     """
-    _check_trained_parameters(path, model)
     _write_checkpoint(path, dict(model.state_dict()), epoch)
 
 
@@ -96,9 +95,8 @@ def save_state(path: Path, model: nn.Module, optimizers: Mapping[str, Optimizer]
     """Write everything that a training needs to resume after `epoch` to one file.
 
     Raises:
-        RunError: the file cannot be written, or a trained parameter is NaN or infinite.
+        RunError: the file cannot be written.
     """
-    _check_trained_parameters(path, model)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     scalars: dict[str, int] = {}
     for name, optimizer in optimizers.items():
@@ -190,16 +188,6 @@ def _make_damage_error(path: Path, reason: str) -> RunError:
 def _list_trained_names(model: nn.Module) -> set[str]:
     """Return the names of the parameters that are trained, under each name that they have."""
     return {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
-
-
-def _check_trained_parameters(path: Path, model: nn.Module) -> None:
-    """Raise a RunError instead of writing a file that could not be read again."""
-    for name, value in model.named_parameters():
-        if value.requires_grad and not value.detach().isfinite().all():
-            raise RunError(
-                f"{path}: {name} became NaN or infinite, so training stopped; earlier epochs are saved; "
-                "try a smaller learning rate"
-            )
 
 
 def _match_tensors(path: Path, tensors: Mapping[str, Tensor], model: nn.Module, prefix: str) -> dict[str, Tensor]:

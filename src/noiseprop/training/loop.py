@@ -320,6 +320,9 @@ def _train_on_batch(run: _Training, model: nn.Module, x: Tensor, y: Tensor, coun
 
 def _save_epoch(run: _Training, run_dir: Path, epoch: Epoch) -> None:
     """Write an epoch to the disk; the rename of the state commits it."""
+    for name, value in run.model.named_parameters():
+        if value.requires_grad and not value.detach().isfinite().all():  # such a file could not be read again
+            _check_finite(math.nan, epoch.epoch, name)
     append_epoch(run_dir, epoch)
     save_state(run_dir / STATE, run.model, run.optimizers, epoch=epoch.epoch)
     save_model(run.model, run_dir / MODEL, epoch=epoch.epoch)

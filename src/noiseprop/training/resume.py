@@ -48,7 +48,7 @@ def list_differences(recorded: RunSettings, requested: RunSettings) -> dict[str,
 
 def flatten_settings(settings: RunSettings) -> dict[str, object]:
     """Return the settings by dotted names, such as "recipe.epochs"."""
-    return flatten_document(msgspec.to_builtins(settings))
+    return flatten_document(msgspec.json.decode(msgspec.json.encode(settings)))
 
 
 def make_other_data_error(run_dir: Path, name: str) -> RunError:

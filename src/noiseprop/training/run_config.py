@@ -11,6 +11,7 @@ from noiseprop.training.recipes import Recipe
 
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**10)]
+RUN_VERSION = 2
 _Name = Annotated[str, msgspec.Meta(max_length=1000)]
 
 
@@ -78,7 +79,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     format: Literal["noiseprop run"]
-    version: Literal[2]
+    version: Literal[2]  # RUN_VERSION
     settings: RunSettings
     made_with: Environment
 

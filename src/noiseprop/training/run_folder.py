@@ -16,7 +16,7 @@ from noiseprop.files.records import convert_record, format_record, parse_record,
 from noiseprop.files.untrusted import parse_json, read_text
 from noiseprop.training.metrics import Epoch
 from noiseprop.training.resume import continue_settings
-from noiseprop.training.run_config import RunConfig, RunSettings
+from noiseprop.training.run_config import RUN_VERSION, RunConfig, RunSettings
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -42,7 +42,7 @@ def open_run(run_dir: Path, settings: RunSettings, *, resume: bool, processes: i
         RunError: the run exists and `resume` is off, the folder holds other files, the settings differ, or the
             checkpoint is missing.
     """
-    config = RunConfig("noiseprop run", 2, settings, describe_environment(processes=processes))
+    config = RunConfig("noiseprop run", RUN_VERSION, settings, describe_environment(processes=processes))
     if check_run_folder(run_dir, resume=resume):
         recorded = read_config(run_dir)
         made_with = recorded.made_with if _has_checkpoint(run_dir) else config.made_with

@@ -112,9 +112,9 @@ class _SavedDict:
         now = dict(self.items)
         names = [n for n in dict.fromkeys(chain(self.before, now)) if n != "training"]
         changed = [n for n in names if self.before.get(n, _ABSENT) is not now.get(n, _ABSENT)]
-        return (lambda: self._restore(changed)) if changed else None
+        return (lambda: self._restore_entries(changed)) if changed else None
 
-    def _restore(self, names: list[Any]) -> None:
+    def _restore_entries(self, names: list[Any]) -> None:
         kept = {name: value for name, value in self.items.items() if name not in names}
         old = {name: self.before[name] for name in names if name in self.before}
         merged = kept | old
@@ -135,9 +135,9 @@ class _SavedList:
         same = len(self.entries) == len(self.before) and all(
             a is b for a, b in zip(self.entries, self.before, strict=True)
         )
-        return None if same else self._restore
+        return None if same else self._restore_entries
 
-    def _restore(self) -> None:
+    def _restore_entries(self) -> None:
         entries: Any = self.entries
         entries.clear()
         (entries.extend if isinstance(entries, list) else entries.update)(self.before)

@@ -84,7 +84,7 @@ def variants():
     ):
         # Positions with channels last take a division each, sizes without a factor of 16 are loaded one by one, and a
         # thread has only two neurons in float64.
-        most = 33 + 3 * last + 6 * (not aligned) + 6 * (dtype == "fp64")
+        most = 33 + 3 * last + 8 * (not aligned) + 6 * (dtype == "fp64")
         quick = (architecture, dtype, last, aligned) in ((90, "fp32", False, True), (80, "bf16", True, True))
         layout = {"CHANNELS_LAST": last, "aligned": aligned}
         name = f"sm_{architecture} {dtype}{' channels last' * last}{' unaligned' * (not aligned)}"

@@ -33,9 +33,12 @@ def has_inference_noise(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None]:
-    """Put a model into eval mode, and restore its modes and noise state afterwards, also after an error."""
+    """Put a model into eval mode, and restore its modes and noise state afterwards, also after an error.
+
+    Inside, every process of a process group draws the same noise for the same pass and position of an image.
+    """
     check_module(model)
-    with preserve_modes(model, training=False), noise_kept(model):
+    with preserve_modes(model, training=False), noise_of(model, 0):
         yield
 
 

@@ -42,7 +42,7 @@ def test_grad_equals_backward_and_counts_one_pass(net: nn.Module):
     assert found.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name])
-    assert net[0].noise.stream.key.tolist() == eager[0].noise.stream.key.tolist() == [0, 1, 0, 0, 0]
+    assert net[0].noise.key.tolist() == eager[0].noise.key.tolist() == [0, 1, 0, 0, 0]
 
 
 def test_per_sample_gradients_have_the_noise_of_the_batch(net: nn.Module):
@@ -80,7 +80,7 @@ def test_an_ensemble_keeps_each_models_own_stream(net: nn.Module):
     values, buffers = stack_module_state(models)
     found = vmap(lambda p, b: functional_call(net, (p, b), (X,)))(values, buffers)
     torch.testing.assert_close(found, torch.stack([model(X) for model in models]))
-    assert buffers["0.noise.stream.key"].tolist() == [[seed, 1, 0, 0, 0] for seed in range(3)]
+    assert buffers["0.noise.key"].tolist() == [[seed, 1, 0, 0, 0] for seed in range(3)]
 
 
 @pytest.mark.filterwarnings(

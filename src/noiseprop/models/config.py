@@ -20,7 +20,7 @@ class PythonModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 ModelConfig = RegisteredModelConfig | UserModelConfig | PythonModelConfig
-"""How a model is made; the field `kind` of the record tells which of them it is."""
+"""Record of how a model is made; its field `kind` distinguishes the three."""
 
 
 def make_model(config: RegisteredModelConfig | UserModelConfig) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A multilayer perceptron whose every Linear output, the last one too, is a noise site."""
+"""Multilayer perceptron with a noise site at every Linear output, including the last one."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -28,7 +28,7 @@ class MLP(nn.Module):
         self.sites: dict[str, tuple[str, ...]] = {"fc": names, "all": names}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W) in [0, 1]; they are flattened here."""
+        """Return logits (B, classes) of images (B, C, H, W) in [0, 1]; they are flattened here."""
         hidden = images.flatten(1)  # (B, sizes[0])
         *inner, last = self.sites["fc"]
         for name in inner:
@@ -37,7 +37,7 @@ class MLP(nn.Module):
 
 
 def mlp(sizes: Sequence[int] = (784, 100, 50, 10), activation: Activation = "relu") -> MLP:
-    """The paper's MLP: fully connected layers with an activation between them.
+    """Return the MLP of the paper: fully connected layers with an activation between them.
 
     Args:
         sizes: neurons per layer, the input's values first and the classes last.

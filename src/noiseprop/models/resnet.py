@@ -31,13 +31,13 @@ class Block(nn.Module):
         self.sum = nn.Identity()  # no layer's own output, so an Identity gives it a name: a site of the released code
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, channels_in, H, W) to (B, channels, H/stride, W/stride)."""
+        """Map (B, channels_in, H, W) to (B, channels, H/stride, W/stride)."""
         residual = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(maps)))))
         return functional.relu(self.sum(residual + self.shortcut(maps)))
 
 
 class ResNet(nn.Module):
-    """A stem, four stages of blocks, average pooling and a head of Linear layers; see `resnet18` and `resnet34`."""
+    """Stem, four stages of blocks, average pooling and a head of Linear layers; see `resnet18` and `resnet34`."""
 
     mean: Tensor
     std: Tensor
@@ -67,10 +67,10 @@ class ResNet(nn.Module):
         self.pool = pool
         self.head = mlp(head)
         names = [f"layer{stage}.{block}" for stage, depth in enumerate(blocks, start=1) for block in range(depth)]
-        self.sites = _sites(names, self.head.sites["fc"])
+        self.sites = _name_sites(names, self.head.sites["fc"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, 3, H, W) in [0, 1], which are normalised here."""
+        """Return logits (B, classes) of images (B, 3, H, W) in [0, 1], which are normalised here."""
         maps = (images - self.mean) / self.std
         maps = self.stem_pool(functional.relu(self.bn1(self.conv1(maps))))
         for stage in range(1, 5):
@@ -78,8 +78,8 @@ class ResNet(nn.Module):
         return self.head(self.pool(maps))
 
 
-def _sites(blocks: Sequence[str], head: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Noise sites by placement; see `resnet18`."""
+def _name_sites(blocks: Sequence[str], head: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return noise sites by placement; see `resnet18`."""
     linears = tuple(f"head.{name}" for name in head)
     return {
         "fc": linears,
@@ -94,7 +94,7 @@ def resnet18(
     head: Sequence[int] = (256, 128),
     pixels: tuple[Sequence[float], Sequence[float]] = CIFAR10_PIXELS,
 ) -> ResNet:
-    """ResNet18 for 32 x 32 images: 3 x 3 stem, 64-128-256-512 channels x 2 blocks, a head 512-256-128-classes.
+    """Return a ResNet18 for 32 x 32 images: 3 x 3 stem, 64-128-256-512 channels x 2 blocks, a head 512-256-128-classes.
 
     Args:
         classes: number of logits.
@@ -124,7 +124,7 @@ def resnet34(
     head: Sequence[int] = (1024, 512, 256),
     pixels: tuple[Sequence[float], Sequence[float]] = TINY_IMAGENET_PIXELS,
 ) -> ResNet:
-    """ResNet34 for 64 x 64 images: 7 x 7 stem of stride 2, max-pool 3 of stride 1, 3-4-6-3 blocks at 32/16/8/4 pixels.
+    """Return a ResNet34 for 64 x 64 images: 7 x 7 stem of stride 2, max-pool 3 of stride 1, 3-4-6-3 blocks at 32/16/8/4 pixels.
 
     The 4 x 4 maps are averaged to 2 x 2, so that the head is 2048-1024-512-256-classes.
 

@@ -1,4 +1,4 @@
-"""Trial passes of a model, so that one that cannot be trained or evaluated is refused before any work is done."""
+"""Trial passes of a model, so that one that cannot be trained or evaluated raises an error before any work is done."""
 
 import copy
 import traceback

@@ -108,7 +108,7 @@ def _import_function(name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
-                f"{name}: module {error.name} was not found in {here} or among installed packages; check name and folder"
+                f"{name}: module {error.name} was not found in {here} or installed; check name and folder"
             ) from error
         raise InputError(f"{name}: {describe_exception(error)}") from error
     except Exception as error:

@@ -76,7 +76,7 @@ def train(
     killed and resumed ends with the same bits as an uninterrupted one, because it keeps its number of threads.
 
     Before the first epoch, a copy of the model makes one training step, so that a model that cannot be trained, saved
-    or evaluated is refused with nothing written.
+    or evaluated raises an error with nothing written.
 
     Called in every process of a `torch.distributed` process group, it trains one model in all of them: see
     `noiseprop.distributed`. Only the first process writes to the folder, which all have to see.

@@ -1,4 +1,4 @@
-"""Checks before the first epoch: a model that could not be trained, evaluated, saved or resumed is refused early."""
+"""Checks before the first epoch: a model that cannot be trained, evaluated or saved raises an error early."""
 
 import torch
 from torch import Tensor, nn

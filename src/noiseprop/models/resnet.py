@@ -124,7 +124,7 @@ def resnet34(
     head: Sequence[int] = (1024, 512, 256),
     pixels: tuple[Sequence[float], Sequence[float]] = TINY_IMAGENET_PIXELS,
 ) -> ResNet:
-    """Return a ResNet34 for 64 x 64 images: 7 x 7 stem of stride 2, max-pool 3 of stride 1, 3-4-6-3 blocks at 32/16/8/4 pixels.
+    """Return a ResNet34 for 64 x 64 images: 7 x 7 stem of stride 2, max-pool 3 of stride 1, 3-4-6-3 blocks.
 
     The 4 x 4 maps are averaged to 2 x 2, so that the head is 2048-1024-512-256-classes.
 

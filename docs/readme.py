@@ -7,9 +7,9 @@ from typing import Any
 
 from noiseprop.paper.demo_picture import draw
 from noiseprop.paper.demo_table import heading, notes, rows
-from noiseprop.paper.page import verdicts
-from noiseprop.paper.results import Record, read_record
-from noiseprop.paper.tables import markdown
+from noiseprop.paper.page import tabulate_verdicts
+from noiseprop.paper.results import TableResult, read_table
+from noiseprop.paper.tables import format_markdown
 
 ROOT = Path(__file__).parent.parent
 README, QUICKSTART = ROOT / "README.md", ROOT / "docs" / "quickstart.md"
@@ -21,14 +21,14 @@ DEMO_MARK = "<!-- made by docs/readme.py from results/demo.json -->"
 END = "<!-- end -->"
 
 
-def claims_block(records: list[Record]) -> str:
+def claims_block(records: list[TableResult]) -> str:
     """Return the verdicts on the claims about Table 3, for README.md."""
-    return markdown(verdicts(records))
+    return format_markdown(tabulate_verdicts(records))
 
 
 def demo_table(record: Mapping[str, Any]) -> str:
     """Return the table of the demo, for README.md."""
-    return markdown([heading(record), *rows(record)])
+    return format_markdown([heading(record), *rows(record)])
 
 
 def demo_block(record: Mapping[str, Any]) -> str:
@@ -52,7 +52,7 @@ def main() -> None:
     """Write both pages and the picture."""
     record = json.loads(DEMO.read_text())
     draw(record, PICTURE)
-    claims = claims_block([read_record(path) for path in CLAIMS])
+    claims = claims_block([read_table(path) for path in CLAIMS])
     blocks = (
         (README, CLAIMS_MARK, claims),
         (README, DEMO_MARK, demo_table(record)),

@@ -4,6 +4,7 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from PIL import Image
@@ -12,11 +13,11 @@ from tests.scripts import load_script
 
 from noiseprop import noise_layers
 from noiseprop.evaluation.statistics import mean_std
-from noiseprop.paper.claims_resnets import guessing
+from noiseprop.paper.comparison import find_guessing
 from noiseprop.paper.demo import FORMAT
 from noiseprop.paper.demo_picture import digest
 from noiseprop.paper.figure4 import read_figure_4
-from noiseprop.paper.results import read_record
+from noiseprop.paper.results import read_table
 
 ROOT = Path(__file__).parents[2]
 README, QUICKSTART = PAGES["README.md"].read_text(), PAGES["quickstart.md"].read_text()
@@ -29,7 +30,7 @@ def record():
 
 @pytest.fixture(scope="module")
 def claims():
-    return [read_record(ROOT / "results" / f"table3-{protocol}.json") for protocol in ("paper", "released-code")]
+    return [read_table(ROOT / "results" / f"table3-{protocol}.json") for protocol in ("paper", "released-code")]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,12 @@ def test_the_demo_s_table_is_made_from_its_record(script, record):
 
 def test_the_verdicts_are_made_from_the_records(script, claims):
     assert script.updated(README, script.CLAIMS_MARK, script.claims_block(claims)) == README
-    other = deepcopy(claims)
-    for run in other[0]["runs"]:  # as if the plain networks were the noisy ones
-        name, _, activation = run["row"].partition(",")
-        run["row"] = {"MLP": "MLPN", "MLPN": "MLP"}.get(name, name) + "," + activation
+    swapped = []
+    for run in claims[0].runs:  # as if the plain networks were the noisy ones
+        name, _, activation = run.row.partition(",")
+        row = {"MLP": "MLPN", "MLPN": "MLP"}.get(name, name) + "," + activation
+        swapped.append(msgspec.structs.replace(run, row=row))
+    other = [msgspec.structs.replace(claims[0], runs=tuple(swapped)), *claims[1:]]
     assert script.updated(README, script.CLAIMS_MARK, script.claims_block(other)) != README
 
 
@@ -94,11 +97,13 @@ def test_the_code_does_what_its_comments_say(tmp_path):
 
 
 def test_what_it_says_of_the_resnets_is_in_the_results():
-    five, six = (read_record(*(ROOT / "results").glob(f"table{number}-paper-*.json")) for number in (5, 6))
+    five, six = (read_table(*(ROOT / "results").glob(f"table{number}-paper-*.json")) for number in (5, 6))
     says = " ".join(README.split())
-    assert "five epochs of the ResNet18s, and four epochs of the ResNet34s on a part of Tiny-ImageNet, after which" in says
-    assert (five["epochs"], guessing(five)) == (5, [])
-    assert (six["epochs"], guessing(six)) == (4, ["ResNet34-A+", "ResNet34-AN"])
+    assert (
+        "five epochs of the ResNet18s, and four epochs of the ResNet34s on a part of Tiny-ImageNet, after which" in says
+    )
+    assert (five.epochs, find_guessing(five)) == (5, [])
+    assert (six.epochs, find_guessing(six)) == (4, ["ResNet34-A+", "ResNet34-AN"])
     figure = read_figure_4(ROOT / "results" / "figure4-paper-fast-4.json")
     assert "No image is classified correctly by all five, as Figure 4 would need." in says
-    assert (figure["recipe"], figure["right_by_all"]) == (six["recipe"], 0)
+    assert (figure.recipe, figure.right_by_all) == (six.recipe, 0)

@@ -23,7 +23,7 @@ NEEDED = (
     "torch._dynamo",  # a process's first optimizer imports it
     *(
         f"noiseprop.{name}"
-        for name in ("cli", "noise.kernels.numba_noise", "paper.figures", "paper.grid", "paper.kept")
+        for name in ("cli", "noise.kernels.numba_noise", "paper.figures", "paper.grid", "paper.results")
     ),
     *(f"noiseprop.{name}" for name in ("runs.surrogates", "report.noise_table")),
 )
@@ -32,7 +32,7 @@ NEEDED = (
 def shorten(setitem: Callable[[Any, str, Any], object]) -> None:
     """Let evaluations be small, and Table 3 have two rows."""
     from noiseprop.evaluation.settings import SETTINGS
-    from noiseprop.paper.protocol import TABLES, Row
+    from noiseprop.paper.specs import TABLES, Row
 
     setitem(SETTINGS, "mnist", replace(SETTINGS["mnist"], **FEW))
     setitem(TABLES, "table3", tuple(map(Row, ROWS)))

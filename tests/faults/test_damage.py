@@ -17,7 +17,7 @@ from noiseprop.errors import NoisepropError
 from noiseprop.evaluation import serialization as storage
 from noiseprop.evaluation.checkpoint import EvaluationIdentity, PartialEvaluation
 from noiseprop.files.records import parse_record
-from noiseprop.paper.results import read_record
+from noiseprop.paper.results import read_table
 from noiseprop.runs.trained_model import load_run
 from noiseprop.training.checkpoint import load_model, load_state, read_epoch
 from noiseprop.training.loop import make_optimizers
@@ -140,7 +140,7 @@ def test_results(reproduced, tmp_path, faults):
     path = Path(shutil.copy(original, tmp_path))
 
     def read():
-        return read_record(path)
+        return read_table(path)
 
     try_reader(path, read, equal, flips=4000, faults=faults, name="damage-results")
 

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.table import ON
 
 from noiseprop.paper.grid import DONE
-from noiseprop.paper.reproduction import EVALUATION
+from noiseprop.paper.run_job import EVALUATION
 from noiseprop.training.checkpoint import MODEL
 
 pytestmark = pytest.mark.slow

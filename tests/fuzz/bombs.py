@@ -34,7 +34,7 @@ from noiseprop.errors import NoisepropError
 from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.files.checksum import add_checksum
 from noiseprop.noise.attach.serialization import load_noise
-from noiseprop.paper.results import read_record
+from noiseprop.paper.results import read_table
 from noiseprop.runs.trained_model import load_run, read_run_settings
 from noiseprop.training import read_metrics
 from noiseprop.training.checkpoint import read_epoch
@@ -259,7 +259,7 @@ BOMBS = [
         text("[" * 10_000 + "]" * 10_000),
         lambda f: read_evaluation(f / "config.json"),
     ),
-    Bomb("the same as a results file", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_record(f / "config.json")),
+    Bomb("the same as a results file", 16, text("[" * 10_000 + "]" * 10_000), lambda f: read_table(f / "config.json")),
     Bomb("a config.json of 1 TB", 16, sparse(2**40), read_run_settings),
     Bomb("10 million empty objects as config.json", 96, text("[" + "{}," * 10**7 + "0]"), read_run_settings),
     Bomb("half a million small objects as config.json", 384, text("[" + _PAIR * 499_000 + "0]"), read_run_settings),

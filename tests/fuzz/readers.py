@@ -51,12 +51,11 @@ from noiseprop.noise.attach.add_noise import add_noise, remove_noise
 from noiseprop.noise.attach.serialization import load_noise, save_noise
 from noiseprop.noise.sigma_adam import SigmaAdam, sigmas, weights
 from noiseprop.paper.demo import is_demo
-from noiseprop.paper.figure4 import FORMAT, read_figure_4, summary
-from noiseprop.paper.how import how
-from noiseprop.paper.page_resnets import page
-from noiseprop.paper.protocol import RESNETS
-from noiseprop.paper.results import read_record
-from noiseprop.paper.tables import findings_table, main_tables, states_tables
+from noiseprop.paper.figure4 import format_saliency, read_figure_4
+from noiseprop.paper.page import describe_settings, render_page
+from noiseprop.paper.results import read_table
+from noiseprop.paper.specs import RESNETS
+from noiseprop.paper.tables import split_accuracies, tabulate_findings, tabulate_states
 from noiseprop.report import eps_curve
 from noiseprop.runs.trained_model import read_run_settings
 from noiseprop.training import Epoch, Recipe, read_metrics
@@ -437,8 +436,7 @@ def record_seeds() -> list[bytes]:
     record = json.loads((ROOT / "results" / "table4-released-code.json").read_text())
     record["runs"] = [run for run in record["runs"] if run["row"] in ("CNN", "CNN-AN")]
     resnets = json.loads((ROOT / "results" / "table6-paper-fast-4.json").read_text())
-    figures = [{k: v for k, v in run["figures"].items() if k.split("/")[0] == "clean"} for run in record["runs"]]
-    small = [{**run, "figures": few} for run, few in zip(record["runs"], figures, strict=True)]
+    small = [run | {"scores": [score for score in run["scores"] if score[0] == "clean"]} for run in record["runs"]]
     return [
         json.dumps(add_checksum(record | {"runs": small[:1]})).encode(),
         json.dumps(add_checksum(record | {"runs": record["runs"][1:]})).encode(),
@@ -447,22 +445,28 @@ def record_seeds() -> list[bytes]:
 
 
 def read_record_file(data: bytes) -> None:
-    record = read_record(as_file(data, "table4.json"))
+    record = read_table(as_file(data, "table4.json"))
     with suppress(RunError):  # if a condition is missing
-        how(record)
-        findings_table(record)
-        for table in (*main_tables(record), *states_tables(record)):
+        describe_settings(record)
+        tabulate_findings(record)
+        for table in (*split_accuracies(record), *tabulate_states(record)):
             format_text_table(table)
-        if record["table"] in RESNETS:
-            page([record], {})
+        if record.table in RESNETS:
+            render_page([record])
 
 
 def figure_seeds() -> list[bytes]:
     shares = {"ResNet34": [0.5, 0.25], "ResNet34-MLPN": [None, 0.75]}
-    record = {"format": FORMAT, "protocol": "paper", "departures": [], "seed": 0, "networks": list(shares)}
+    record = {
+        "format": "noiseprop saliency",
+        "protocol": "paper",
+        "departures": [],
+        "seed": 0,
+        "networks": list(shares),
+    }
     record |= {"test_images": 10, "right_by_all": 3, "sigma": 0.1, "samples": 2, "draws": 2, "vote_draws": 2}
     record |= {"recipe": asdict(Recipe()), "source": "Two images"}
-    record |= {"box": [0.1, 0.2], "inside": shares, "right": [True, False], "panel_has_boxes": True}
+    record |= {"shares": {"box": [0.1, 0.2], "inside": shares, "right": [True, False]}, "panel_has_boxes": True}
     return [json.dumps(add_checksum(record)).encode(), b'{"format": "noiseprop demo, 1"}']
 
 
@@ -470,8 +474,8 @@ def read_figure(data: bytes) -> None:
     path = as_file(data, "figure4.json")
     is_demo(path)
     record = read_figure_4(path)
-    assert summary(record)
-    assert page([], {"figure4": record})
+    assert format_saliency(record)
+    assert render_page([], {"figure4": record})
 
 
 def curve_seeds() -> list[bytes]:

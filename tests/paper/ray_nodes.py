@@ -15,8 +15,8 @@ from ray.cluster_utils import Cluster
 from test_grid import jobs, quiet
 
 from noiseprop.paper import grid
-from noiseprop.paper.cluster import on_ray
 from noiseprop.paper.grid import run_all
+from noiseprop.paper.ray_cluster import use_ray
 
 EPOCHS = 32
 NODE = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
                     cluster.remove_node(node, allow_graceful=False)
             told.append(("", 0, 0, "a node is lost"))
 
-    run_all(jobs(folder / "cluster", epochs=EPOCHS), processes=2, show=show, start=on_ray(cluster.address))
+    run_all(jobs(folder / "cluster", epochs=EPOCHS), processes=2, show=show, start=use_ray(cluster.address))
     cluster.shutdown()
     run_all(jobs(folder / "here", epochs=EPOCHS), processes=2, show=quiet)
     print(json.dumps({"told": told, **seen}))

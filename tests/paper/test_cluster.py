@@ -6,7 +6,7 @@ import pytest
 
 from noiseprop.cli import main
 from noiseprop.errors import RunError
-from noiseprop.paper import cluster
+from noiseprop.paper import ray_cluster as cluster
 
 
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch, capsys):

@@ -12,8 +12,9 @@ from noiseprop.errors import InputError, RunError
 from noiseprop.evaluation.settings import known_settings
 from noiseprop.paper import grid
 from noiseprop.paper.grid import DONE, run_all
-from noiseprop.paper.protocol import PROTOCOLS, Row
-from noiseprop.paper.reproduction import EVALUATION, Job, do
+from noiseprop.paper.job import Job
+from noiseprop.paper.run_job import EVALUATION, run_job
+from noiseprop.paper.specs import PROTOCOLS, Row
 
 FEW = replace(known_settings("mnist-5k"), conditions=("clean", "fgsm"), attack_draws=(1,), vote_draws=2)
 FEW = replace(FEW, attack_images=20, trust_images=8)
@@ -29,7 +30,7 @@ def quiet(*_: object) -> None:
 
 
 def test_two_processes_do_what_one_would(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "cores", lambda: 2)  # so that each worker has one thread
+    monkeypatch.setattr(grid, "count_cores", lambda: 2)  # so that each worker has one thread
     ended: list[str] = []
 
     def show(name: str, done: int, total: int, what: str) -> None:
@@ -44,7 +45,7 @@ def test_two_processes_do_what_one_would(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     try:
         for job in jobs(tmp_path / "b"):
-            do(job, quiet)
+            run_job(job, quiet)
     finally:
         torch.set_num_threads(before)
     for one, other in zip(jobs(tmp_path / "a"), jobs(tmp_path / "b"), strict=True):
@@ -67,7 +68,7 @@ def test_one_reproduction_at_a_time_in_a_folder(tmp_path):
 
     with (
         FileLock(tmp_path / ".lock"),
-        pytest.raises(RunError, match="another `noiseprop reproduce` is at work there; wait for it or stop it"),
+        pytest.raises(RunError, match="another `noiseprop reproduce` is running there; wait for it or stop it"),
     ):
         run_all(jobs(tmp_path), processes=1, show=quiet)
     with pytest.raises(InputError, match="--jobs is 0; give 1 or more"):

@@ -12,16 +12,24 @@ from noiseprop.noise.attach.add_noise import noise_layers
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.sigma_adam import sigmas, weights
 from noiseprop.noise.stream import reset_noise
-from noiseprop.paper.protocol import DEPARTURES, PROTOCOLS, TABLES, Protocol, Row, attack_settings, protocol, recipe
-from noiseprop.paper.released import build_row
-from noiseprop.paper.released_lbfgs import released_lbfgs
+from noiseprop.paper.released_code import build_row, released_lbfgs
+from noiseprop.paper.specs import (
+    DEPARTURES,
+    PROTOCOLS,
+    TABLES,
+    Protocol,
+    Row,
+    choose_protocol,
+    choose_recipe,
+    choose_settings,
+)
 
 MLPN = Row("MLPN")
 DECAY = 1e-4
 
 
 def only(*names: str) -> Protocol:
-    return protocol("paper", names)
+    return choose_protocol("paper", names)
 
 
 def made(row: Row, chosen: Protocol, seed: int = 0) -> torch.nn.Module:
@@ -42,12 +50,12 @@ def parameter(layer: torch.nn.Module) -> torch.nn.Parameter:
 def test_the_paper_departs_in_nothing_and_the_released_code_in_everything():
     assert PROTOCOLS["paper"].departures == frozenset()
     assert PROTOCOLS["released-code"].departures == set(DEPARTURES)
-    assert protocol("released-code", ["silent-plus"]).departures == set(DEPARTURES) - {"silent-plus"}
-    assert protocol("paper", ["sigma-start", "gradient-sign"]).name == "paper-with-gradient-sign-sigma-start"
-    with pytest.raises(InputError, match="'sgn' is no departure of the released code; choose of gradient-sign, "):
-        protocol("paper", ["sgn"])
-    with pytest.raises(InputError, match="'papers' is no protocol; choose one of paper, released-code"):
-        protocol("papers")
+    assert choose_protocol("released-code", ["silent-plus"]).departures == set(DEPARTURES) - {"silent-plus"}
+    assert choose_protocol("paper", ["sigma-start", "gradient-sign"]).name == "paper-with-gradient-sign-sigma-start"
+    with pytest.raises(InputError, match="'sgn' is not a departure of the released code; choose from gradient-sign, "):
+        choose_protocol("paper", ["sgn"])
+    with pytest.raises(InputError, match="'papers' is not a protocol; choose one of paper, released-code"):
+        choose_protocol("papers")
 
 
 def test_rows_are_the_papers():
@@ -128,7 +136,7 @@ def test_sigmas_optimizer_and_decay_are_two_switches(adam, decay):
     else:
         for sigma in reference:  # the first step of Eq. 7
             sigma.data = (sigma.data - 1e-3 * sigma.grad / (sigma.grad**2 + 1e-8).sqrt()).abs()
-    for optimizer in make_optimizers(model, recipe(PROTOCOLS["paper"], "mnist")).values():
+    for optimizer in make_optimizers(model, choose_recipe(PROTOCOLS["paper"], "mnist")).values():
         optimizer.step()
     for sigma, layer in zip(reference, noise_layers(model).values(), strict=True):
         torch.testing.assert_close(layer.sigma.detach(), sigma.detach(), rtol=0, atol=2e-6)
@@ -180,13 +188,13 @@ def test_fixed_sigmoid_and_silent_plus():
 
 
 def test_settings_of_training_and_attacks():
-    assert recipe(PROTOCOLS["paper"], "mnist").epochs == 30
-    assert recipe(only("early-stopping"), "mnist").epochs == 10
-    assert recipe(only("early-stopping"), "mnist", epochs=3).epochs == 3
-    assert attack_settings(PROTOCOLS["paper"], "mnist").attack_draws == (1, 20)
-    assert attack_settings(only("single-draw"), "mnist").attack_draws == (1,)
-    table4 = attack_settings(PROTOCOLS["paper"], "mnist", "table4")
-    assert table4 == replace(attack_settings(PROTOCOLS["paper"], "mnist"), batch_size=256)
+    assert choose_recipe(PROTOCOLS["paper"], "mnist").epochs == 30
+    assert choose_recipe(only("early-stopping"), "mnist").epochs == 10
+    assert choose_recipe(only("early-stopping"), "mnist", epochs=3).epochs == 3
+    assert choose_settings(PROTOCOLS["paper"], "mnist").attack_draws == (1, 20)
+    assert choose_settings(only("single-draw"), "mnist").attack_draws == (1,)
+    table4 = choose_settings(PROTOCOLS["paper"], "mnist", "table4")
+    assert table4 == replace(choose_settings(PROTOCOLS["paper"], "mnist"), batch_size=256)
 
 
 def test_batch_lbfgs_is_one_call_of_torchs_optimizer_for_128_images():

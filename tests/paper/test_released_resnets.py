@@ -16,18 +16,23 @@ from noiseprop.evaluation.settings import CONDITIONS, Settings
 from noiseprop.models.registry import build
 from noiseprop.noise.sigma_adam import sigmas, weights
 from noiseprop.noise.stream import noise_streams
-from noiseprop.paper.protocol import (
+from noiseprop.paper.released_code import (
+    add_released_attacks,
+    build_row,
+    list_replaced_conditions,
+    make_released_attacks,
+    model_options,
+)
+from noiseprop.paper.specs import (
     DEPARTURES,
     PROTOCOLS,
     RESNET_DEPARTURES,
     TABLES,
     Protocol,
     Row,
-    departures,
-    protocol,
+    choose_protocol,
+    list_departures,
 )
-from noiseprop.paper.released import build_row, options
-from noiseprop.paper.released_attacks import released_attacks, replaced, with_attacks
 
 pytestmark = pytest.mark.usefixtures("small_resnets")
 SETTINGS = Settings(
@@ -53,7 +58,7 @@ def one_thread():
 
 
 def only(*names: str) -> Protocol:
-    return protocol("paper", names, "table5")
+    return choose_protocol("paper", names, "table5")
 
 
 def made(name: str, chosen: Protocol, seed: int = 0) -> nn.Module:
@@ -67,15 +72,17 @@ def pixels(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_each_table_has_its_departures():
-    assert departures("table3") == departures("table4") == DEPARTURES
-    assert departures("table5") == RESNET_DEPARTURES
-    assert set(RESNET_DEPARTURES) - set(departures("table6")) == {"plain-last-linear", "normalised-attacks"}
-    assert protocol("released-code", table="table6").departures == set(departures("table6"))
-    assert protocol("released-code").departures == set(DEPARTURES) == PROTOCOLS["released-code"].departures
-    assert protocol("paper", ["after-addition"], "table5").name == "paper-with-after-addition"
-    assert "silent-plus" not in protocol("released-code", ["silent-plus"], "table6")
-    with pytest.raises(InputError, match="'early-stopping' is no departure of the released code; choose of gradient-"):
-        protocol("paper", ["early-stopping"], "table5")
+    assert list_departures("table3") == list_departures("table4") == DEPARTURES
+    assert list_departures("table5") == RESNET_DEPARTURES
+    assert set(RESNET_DEPARTURES) - set(list_departures("table6")) == {"plain-last-linear", "normalised-attacks"}
+    assert choose_protocol("released-code", table="table6").departures == set(list_departures("table6"))
+    assert choose_protocol("released-code").departures == set(DEPARTURES) == PROTOCOLS["released-code"].departures
+    assert choose_protocol("paper", ["after-addition"], "table5").name == "paper-with-after-addition"
+    assert "silent-plus" not in choose_protocol("released-code", ["silent-plus"], "table6")
+    with pytest.raises(
+        InputError, match="'early-stopping' is not a departure of the released code; choose from gradient-"
+    ):
+        choose_protocol("paper", ["early-stopping"], "table5")
 
 
 def test_under_paper_a_network_is_the_one_that_build_makes():
@@ -83,8 +90,8 @@ def test_under_paper_a_network_is_the_one_that_build_makes():
         ours, theirs = build_row(row, only(), seed=3, weight_decay=1e-4), build(row.model, seed=3)
         assert ours.state_dict().keys() == theirs.state_dict().keys()
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-        assert options(row, only(), seed=3).keys() == {"name", "activation", "seed", "at_inference"}
-    assert options(TABLES["table6"][0], only(), seed=0, classes=3)["classes"] == 3
+        assert model_options(row, only(), seed=3).keys() == {"name", "activation", "seed", "at_inference"}
+    assert model_options(TABLES["table6"][0], only(), seed=0, classes=3)["classes"] == 3
 
 
 def test_after_addition_moves_the_noise():
@@ -151,7 +158,7 @@ def normalised(small_resnets):
     """The attacks on normalised images, and a network that answers differently to every pixel."""
     torch.manual_seed(0)
     model = build("ResNet18", seed=1).eval()
-    return released_attacks(only("normalised-attacks"), SETTINGS), model
+    return make_released_attacks(only("normalised-attacks"), SETTINGS), model
 
 
 def steps_on_z(model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float, step: float, steps: int) -> torch.Tensor:
@@ -185,7 +192,7 @@ def test_normalised_lbfgs_is_torchs_on_z(normalised):
     _, model = normalised
     x, y = pixels(4)
     strong = replace(SETTINGS, lbfgs_step=100.0)
-    x_adv = released_attacks(only("normalised-attacks", "batch-lbfgs"), strong)["lbfgs"](model, x, y, 1)
+    x_adv = make_released_attacks(only("normalised-attacks", "batch-lbfgs"), strong)["lbfgs"](model, x, y, 1)
     z = ((x - model.mean) / model.std).requires_grad_()
     optimizer = torch.optim.LBFGS([z], lr=100.0, max_iter=4)
 
@@ -198,16 +205,16 @@ def test_normalised_lbfgs_is_torchs_on_z(normalised):
     optimizer.step(closure)
     expected = z.detach().clamp(0, 1) * model.std + model.mean
     torch.testing.assert_close(x_adv, expected, rtol=1e-4, atol=1e-5)
-    alone = released_attacks(only("normalised-attacks"), strong)["lbfgs"](model, x, y, 1)
+    alone = make_released_attacks(only("normalised-attacks"), strong)["lbfgs"](model, x, y, 1)
     assert not torch.allclose(alone, x_adv, atol=1e-5)  # there each image has an optimizer of its own
 
 
 def test_which_attacks_are_replaced():
-    assert released_attacks(only(), SETTINGS) == {}
-    batch = released_attacks(only("batch-lbfgs"), SETTINGS)
-    assert replaced(batch) == {"lbfgs", "lbfgs-transfer"}
-    every = released_attacks(only("normalised-attacks"), SETTINGS)
-    assert replaced(every) == {"fgsm", "lbfgs", "pgd", "fgsm-transfer", "lbfgs-transfer"}
+    assert make_released_attacks(only(), SETTINGS) == {}
+    batch = make_released_attacks(only("batch-lbfgs"), SETTINGS)
+    assert list_replaced_conditions(batch) == {"lbfgs", "lbfgs-transfer"}
+    every = make_released_attacks(only("normalised-attacks"), SETTINGS)
+    assert list_replaced_conditions(every) == {"fgsm", "lbfgs", "pgd", "fgsm-transfer", "lbfgs-transfer"}
 
 
 def test_an_evaluation_is_completed_by_them(normalised):
@@ -216,9 +223,9 @@ def test_an_evaluation_is_completed_by_them(normalised):
     test = Dataset("cifar10", (x * 255).round().to(torch.uint8), y, tuple("0123456789"))
     surrogate = build("ResNet18-surrogate", seed=2)
     rest = tuple(c for c in CONDITIONS if c in ("clean", "contrast"))
-    asked = replace(SETTINGS, conditions=(*rest, *sorted(replaced(attacks))))
+    asked = replace(SETTINGS, conditions=(*rest, *sorted(list_replaced_conditions(attacks))))
     first = evaluate(model, test, settings=replace(asked, conditions=rest))
-    whole = with_attacks(first, model, surrogate, test, asked, attacks)
+    whole = add_released_attacks(first, model, surrogate, test, asked, attacks)
     assert whole.settings == asked
     found = {m.condition: m for m in whole.measurements if m.state == "off"}
     assert set(found) == set(asked.conditions)
@@ -243,7 +250,7 @@ def test_they_meet_the_noise_that_is_said_from_a_key_of_their_own():
         return x
 
     first = evaluate(model, test, settings=replace(asked, conditions=("clean",)))
-    whole = with_attacks(first, model, surrogate, test, asked, {"lbfgs": attack})
+    whole = add_released_attacks(first, model, surrogate, test, asked, {"lbfgs": attack})
     key = derive_noise_key(0, "lbfgs", 1, "attack")
     assert seen == [(model, [True], []), (model, [False], [[key, 0]]), (surrogate, [], [])]
     assert {m.condition for m in whole.measurements} == set(asked.conditions)

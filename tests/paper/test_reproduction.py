@@ -8,10 +8,11 @@ import torch
 from noiseprop.data import load, split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.settings import known_settings
-from noiseprop.paper import protocol as protocol_module
-from noiseprop.paper import reproduction
-from noiseprop.paper.protocol import PROTOCOLS, Protocol, Row, protocol
-from noiseprop.paper.reproduction import EVALUATION, TEST_ACCURACY, Job, do, finished
+from noiseprop.paper import run_job as run_job_module
+from noiseprop.paper import specs
+from noiseprop.paper.job import Job
+from noiseprop.paper.run_job import EVALUATION, TEST_ACCURACY, read_finished, run_job, train_network
+from noiseprop.paper.specs import PROTOCOLS, Protocol, Row, choose_protocol
 from noiseprop.training import loss_and_accuracy
 from noiseprop.training.checkpoint import MODEL
 
@@ -56,12 +57,12 @@ def kept(folder: Path) -> dict[str, bytes]:
 def undisturbed(root) -> Job:
     torch.set_num_threads(1)
     this = job(root)
-    do(this, quiet)
+    run_job(this, quiet)
     return this
 
 
 def test_a_run_keeps_what_its_record_needs(undisturbed):
-    run = finished(undisturbed)
+    run = read_finished(undisturbed)
     assert undisturbed.folder.name == "mlpn-relu-seed0"
     assert undisturbed.folder.parent.name == "paper-mnist-5k"
     assert [epoch.epoch for epoch in run.epochs] == [1, 2]
@@ -74,9 +75,9 @@ def test_a_run_keeps_what_its_record_needs(undisturbed):
 
 
 def test_measuring_test_accuracy_leaves_no_trace(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduction, "FIGURE_3", ())
+    monkeypatch.setattr(run_job_module, "FIGURE_3", ())
     this = replace(undisturbed, root=tmp_path)
-    reproduction._train(this, quiet)
+    train_network(this, quiet)
     assert not (this.folder / TEST_ACCURACY).exists()
     assert (this.folder / MODEL).read_bytes() == (undisturbed.folder / MODEL).read_bytes()
 
@@ -94,18 +95,18 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(moment, undisturbed, roo
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        do(this, stop)
+        run_job(this, stop)
     with pytest.raises(RunError, match="the run is not finished; run the same `noiseprop reproduce` again"):
-        finished(this)
-    do(this, quiet)
+        read_finished(this)
+    run_job(this, quiet)
     assert kept(this.folder) == kept(undisturbed.folder)
 
 
 def test_what_is_finished_is_not_done_again(undisturbed, monkeypatch):
     before = kept(undisturbed.folder)
-    monkeypatch.setattr(reproduction, "evaluate", None)
-    monkeypatch.setattr(reproduction, "surrogate", None)
-    do(undisturbed, quiet)
+    monkeypatch.setattr(run_job_module, "evaluate", None)
+    monkeypatch.setattr(run_job_module, "load_surrogate", None)
+    run_job(undisturbed, quiet)
     assert kept(undisturbed.folder) == before
 
 
@@ -113,17 +114,17 @@ def test_a_damaged_evaluation_is_made_again_and_another_setting_is_judged_anew(u
     before = kept(undisturbed.folder)
     path = undisturbed.folder / EVALUATION
     path.write_bytes(before[EVALUATION][:-100])
-    do(undisturbed, quiet)
+    run_job(undisturbed, quiet)
     assert kept(undisturbed.folder) == before
-    do(replace(undisturbed, settings=replace(FEW, attack_images=20)), quiet)
+    run_job(replace(undisturbed, settings=replace(FEW, attack_images=20)), quiet)
     assert path.read_bytes() != before[EVALUATION]
-    do(undisturbed, quiet)
+    run_job(undisturbed, quiet)
     assert kept(undisturbed.folder) == before
 
 
 def test_a_folder_of_other_settings_is_refused(undisturbed):
     with pytest.raises(RunError, match="was made for 2 epochs, 1 are asked for"):
-        do(replace(undisturbed, epochs=1), quiet)
+        run_job(replace(undisturbed, epochs=1), quiet)
 
 
 def test_damaged_test_accuracies_are_one_sentence(undisturbed):
@@ -132,31 +133,31 @@ def test_damaged_test_accuracies_are_one_sentence(undisturbed):
     for damage in ("{", "[1]", '{"one": 1}'):
         path.write_text(damage)
         with pytest.raises(RunError, match="is damaged"):
-            finished(undisturbed)
+            read_finished(undisturbed)
     path.write_text(text)
 
 
 def test_early_stopping_ends_with_the_first_epoch_above_the_limit(root, monkeypatch):
-    monkeypatch.setattr(protocol_module, "_STOP_ABOVE", 0.75)
-    this = job(root, Row("MLP"), protocol("paper", ["early-stopping"]), epochs=9)
-    do(this, quiet)
-    run = finished(this)
+    monkeypatch.setattr(specs, "_STOP_ABOVE", 0.75)
+    this = job(root, Row("MLP"), choose_protocol("paper", ["early-stopping"]), epochs=9)
+    run_job(this, quiet)
+    run = read_finished(this)
     stopped = len(run.epochs)
     assert 1 < stopped < 9
     assert run.test_accuracy[-1] > 0.75 >= max(run.test_accuracy[:-1])
     as_many = job(root, Row("MLP"), epochs=stopped)
-    do(as_many, quiet)
+    run_job(as_many, quiet)
     assert (this.folder / MODEL).read_bytes() == (as_many.folder / MODEL).read_bytes()
     before = kept(this.folder)
-    do(this, quiet)
+    run_job(this, quiet)
     assert kept(this.folder) == before
 
 
 def test_the_released_code_runs_as_a_whole(root):
     this = job(root, Row("MLPN"), PROTOCOLS["released-code"])
     this = replace(this, settings=replace(FEW, attack_draws=(1,)))
-    do(this, quiet)
-    evaluation = finished(this).evaluation
+    run_job(this, quiet)
+    evaluation = read_finished(this).evaluation
     assert evaluation.settings == this.settings
     lbfgs = {m.key for m in evaluation.measurements if m.condition.startswith("lbfgs")}
     assert lbfgs == {
@@ -168,7 +169,7 @@ def test_the_released_code_runs_as_a_whole(root):
         ("lbfgs-transfer", "vote", 0, 0),
     }
     assert json.loads((this.folder / "config.json").read_text())["settings"]["departures"]
-    model, epochs = reproduction._train(this, quiet)
+    model, epochs = train_network(this, quiet)
     assert epochs == 2
     measured = loss_and_accuracy(model, split(load("mnist-5k")).test)[1]
     assert abs(measured - evaluation.accuracy("clean")) < 0.05

@@ -13,10 +13,9 @@ from noiseprop.cli.options import DataDir, Device, Json, default
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from noiseprop.paper.grid import Show
-    from noiseprop.paper.plan import Plan
-    from noiseprop.paper.reproduction import Job
-    from noiseprop.paper.results import Record
+    from noiseprop.paper.grid import ShowProgress
+    from noiseprop.paper.job import Job, TableSpec
+    from noiseprop.paper.results import TableResult
 
 
 @dataclass(frozen=True)
@@ -68,74 +67,78 @@ class Reproduce:
 
     def run(self) -> None:
         """Do all runs, show progress, write what came of them and print it."""
+        import msgspec
+
         from noiseprop.cli.console import out, print_json
         from noiseprop.evaluation.text_summary import format_text_table
-        from noiseprop.paper.cluster import on_ray
-        from noiseprop.paper.figures import draw_figure_3
+        from noiseprop.paper.figures import write_figure_3
         from noiseprop.paper.grid import DONE, run_all
-        from noiseprop.paper.how import how
-        from noiseprop.paper.kept import extend, holds
-        from noiseprop.paper.reproduction import finished
-        from noiseprop.paper.tables import main_tables
+        from noiseprop.paper.page import describe_settings
+        from noiseprop.paper.ray_cluster import use_ray
+        from noiseprop.paper.results import extend_table, read_finished_runs
+        from noiseprop.paper.run_job import read_finished
+        from noiseprop.paper.tables import split_accuracies
 
-        plan, jobs = self._plan_and_jobs()
+        spec, jobs = self._choose_jobs()
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "figure4":
-            self._figure_4(plan, jobs)
+            self._figure_4(spec, jobs)
             return
-        path = self.out / f"{plan.table}-{plan.suffix}.json"
-        record, by_name = extend(path, plan, plan.finished()), {job.name: job for job in jobs}
-        left = [job for job in jobs if not holds(record, job)]
+        path = self.out / f"{spec.table}-{spec.suffix}.json"
+        record, by_name = extend_table(path, spec, read_finished_runs(spec)), {job.name: job for job in jobs}
+        left = [job for job in jobs if not record.has_run(job)]
         with _bars(self.what, len(jobs)) as show:
 
             def keep(name: str, done: int, total: int, what: str) -> None:
                 if what == DONE:  # each run is worth having, also where the next one is stopped
-                    extend(path, plan, [finished(by_name[name])])
+                    extend_table(path, spec, [read_finished(by_name[name])])
                 show(name, done, total, what)
 
             for job in jobs:
                 if job not in left:
                     show(job.name, 1, 1, DONE)
             if left:
-                start = None if self.ray is None else on_ray(*self.ray or ("auto",))
+                start = None if self.ray is None else use_ray(*self.ray or ("auto",))
                 run_all(left, processes=self.jobs, show=keep, start=start)
-                record = extend(path, plan, [])
+                record = extend_table(path, spec, [])
         if self.what == "figure3":
-            svg, png = draw_figure_3(record, self.out / f"figure3-{plan.suffix}")
-            out.print(how(record), markup=False)
+            svg, png = write_figure_3(record, self.out / f"figure3-{spec.suffix}")
+            out.print(describe_settings(record), markup=False)
             out.print(f"Figure 3 is in {svg} and {png}.")
         if self.json:
-            print_json(record)
+            print_json(msgspec.to_builtins(record))
         if self.what == "figure3" or self.json:
             return
-        for rows in main_tables(record):
+        for rows in split_accuracies(record):
             out.print(f"{format_text_table(rows)}\n", markup=False)
-        out.print(how(record), markup=False)
+        out.print(describe_settings(record), markup=False)
         out.print(f"Accuracy: ours, mean ± {_over(record)} (the paper's). All is in {path}.")
 
-    def _figure_4(self, plan: "Plan", jobs: "list[Job]") -> None:
+    def _figure_4(self, spec: "TableSpec", jobs: "list[Job]") -> None:
+        import msgspec
+
         from noiseprop.cli.console import out, print_json, progress_bar
-        from noiseprop.paper.figure4 import draw_figure_4, look, summary
+        from noiseprop.paper.figure4 import compute_saliency, format_saliency, write_figure_4
 
         with progress_bar("figure4") as progress:
-            found = look(jobs, progress=progress)
-        paths = draw_figure_4(found, self.out / f"figure4-{plan.suffix}")
+            found = compute_saliency(jobs, progress=progress)
+        paths = write_figure_4(found, self.out / f"figure4-{spec.suffix}")
         if self.json:
-            return print_json(found.record)
-        out.print(summary(found.record), markup=False)
+            return print_json(msgspec.to_builtins(found.record))
+        out.print(format_saliency(found.record), markup=False)
         out.print(f"Figure 4 is in {paths[0]} and {paths[1]}, all figures in {paths[2]}.")
         return None
 
-    def _plan_and_jobs(self) -> "tuple[Plan, list[Job]]":
+    def _choose_jobs(self) -> "tuple[TableSpec, list[Job]]":
         """Every run that is asked for; data that are missing are told here, before processes start."""
         from noiseprop.data import load
         from noiseprop.environment import choose_device
         from noiseprop.errors import InputError
-        from noiseprop.paper.plan import Plan
-        from noiseprop.paper.protocol import FIGURE_3, PROTOCOLS, RESNETS, TABLES, protocol, recipe
+        from noiseprop.paper.job import TableSpec
+        from noiseprop.paper.specs import FIGURE_3, PROTOCOLS, RESNETS, TABLES, choose_protocol, choose_recipe
 
         table = {"figure3": "table3", "figure4": "table6"}.get(self.what, self.what)
-        chosen = protocol(self.protocol, self.switch, table)
+        chosen = choose_protocol(self.protocol, self.switch, table)
         for name, value in (("seeds", self.seeds), ("jobs", self.jobs), ("epochs", self.epochs)):
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}; give 1 or more")
@@ -151,19 +154,19 @@ class Reproduce:
         data = RESNETS.get(table, self.data)
         choose_device(self.device)
         load(data, self.data_dir)
-        epochs = recipe(PROTOCOLS["paper"], data, epochs=self.epochs, name=self.recipe).epochs
+        epochs = choose_recipe(PROTOCOLS["paper"], data, epochs=self.epochs, name=self.recipe).epochs
         images = 1000 if table in RESNETS and self.test_images is None else self.test_images
         settings = (data, self.data_dir, epochs, self.precision, self.recipe, images, self.runs)
-        plan = Plan(table, chosen, *settings, judged_in=self.judge, choose_device=self.device)
+        spec = TableSpec(table, chosen, *settings, judged_in=self.judge, device=self.device)
         seeds = 1 if self.what == "figure4" else self.seeds
-        return plan, plan.jobs([rows[name] for name in self.models or rows], seeds)
+        return spec, spec.make_jobs([rows[name] for name in self.models or rows], seeds)
 
 
-def _over(record: "Record") -> str:
+def _over(record: "TableResult") -> str:
     """What stands behind the ± of a record's figures."""
     from collections import Counter
 
-    seeds = Counter(run["row"] for run in record["runs"]).values()
+    seeds = Counter(run.row for run in record.runs).values()
     few, many = min(seeds), max(seeds)
     if many == 1:
         return "what the images of one seed leave open"
@@ -171,7 +174,7 @@ def _over(record: "Record") -> str:
 
 
 @contextmanager
-def _bars(title: str, runs: int) -> "Generator[Show]":
+def _bars(title: str, runs: int) -> "Generator[ShowProgress]":
     """A line for each run at work and one for all, on stderr; where that is no terminal, lines now and then."""
     from noiseprop.paper.grid import DONE
     from noiseprop.progress import PlainProgress, create_progress_bars, error_console

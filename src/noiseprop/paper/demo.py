@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from noiseprop.attacks import fgsm, pgd
 from noiseprop.data import Dataset, batches, load, split
 from noiseprop.environment import describe_environment
-from noiseprop.evaluation.scoring import expected_accuracy, evaluation_mode, has_inference_noise, derive_noise_key
+from noiseprop.evaluation.scoring import derive_noise_key, evaluation_mode, expected_accuracy, has_inference_noise
 from noiseprop.files.untrusted import read_json
 from noiseprop.noise.sampling import sampling
 from noiseprop.noise.stream import reset_noise

@@ -1,112 +1,185 @@
-"""Figure 4: what the five ResNets look at, and how much of it lies on the object."""
+"""Figure 4: saliency maps of the five ResNets, and the share of saliency on the object."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from msgspec import Meta
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from noiseprop.data import Dataset, batches, load, split
 from noiseprop.errors import RunError
-from noiseprop.evaluation.scoring import iterate_dataset, model_device, evaluation_mode, derive_noise_key, score_states
+from noiseprop.evaluation.scoring import derive_noise_key, evaluation_mode, iterate_dataset, model_device, score_states
 from noiseprop.evaluation.statistics import Interval, mean_std
-from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import add_checksum, verify_checksum
-from noiseprop.files.untrusted import read_json
-from noiseprop.noise.stream import reset_noise
-from noiseprop.paper.form import check_figure_4
-from noiseprop.paper.reproduction import Job, recipe_of, trained
-from noiseprop.paper.results import without_folder
 from noiseprop.evaluation.text_summary import format_text_table
+from noiseprop.files.atomic import write_aside
+from noiseprop.files.records import format_record, read_record
+from noiseprop.noise.stream import reset_noise
+from noiseprop.paper.job import Job
+from noiseprop.paper.results import remove_folder
+from noiseprop.paper.run_job import load_trained
 from noiseprop.saliency import smoothgrad
+from noiseprop.training import Recipe
 
-FORMAT = "noiseprop figure 4, version 2"
-PANEL, BOXED = 5, 250  # images drawn, and images with a box looked at, at most
-SIGMA, SAMPLES, DRAWS, VOTES = 0.15, 25, 1, 32  # Eq. 8's; a copy's draws of the network's noise; draws of a vote
-_ROWS = 64  # images that go through a network at once
+PANEL, BOXED = 5, 250  # largest numbers of images in the panel, and of images whose shares are measured
+SIGMA, SAMPLES, DRAWS, VOTES = 0.15, 25, 1, 32  # of Eq. 8; noise draws of a copy; draws of a vote
+_ROWS = 64  # images per pass
 
-Progress = Callable[[int, int, str], None]
+ReportProgress = Callable[[int, int, str], None]
+_Count = Annotated[int, Meta(ge=0, le=10**9)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class SaliencyShares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Share of the box by image: of the image, and by network of the saliency, None for a blank map.
+
+    `right` states which of the images all networks classify correctly.
+    """
+
+    box: Annotated[tuple[_Share, ...], Meta(min_length=1)]
+    inside: Annotated[dict[str, tuple[_Share | None, ...]], Meta(min_length=1)]
+    right: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        """Check that all networks have as many images."""
+        if {len(values) for values in (self.right, *self.inside.values())} != {len(self.box)}:
+            raise ValueError("it has shares of different numbers of images, or of none")
+
+    @property
+    def has_blank_maps(self) -> bool:
+        """Return whether a map is zero everywhere."""
+        return any(None in values for values in self.inside.values())
+
+
+class SaliencyResult(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="format", tag="noiseprop saliency"
+):
+    """Result of Figure 4: settings, networks, numbers of images, and the shares if images have boxes."""
+
+    protocol: str
+    departures: tuple[str, ...]
+    recipe: Recipe
+    seed: Annotated[int, Meta(ge=0, lt=2**62)]
+    networks: tuple[str, ...]
+    test_images: _Count
+    right_by_all: _Count
+    sigma: float
+    samples: _Count
+    draws: _Count
+    vote_draws: _Count
+    source: str
+    panel_has_boxes: bool
+    shares: SaliencyShares | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shares against the other fields."""
+        if self.shares and tuple(self.shares.inside) != self.networks:
+            raise ValueError("it has shares of other networks than it names")
+        if not sum(self.shares.right if self.shares else ()) <= self.right_by_all <= self.test_images:
+            raise ValueError("it has more images right by all than there are")
+
+    @property
+    def description(self) -> str:
+        """Return how the maps were made, in sentences."""
+        return " ".join(_ENVIRONMENT.get_template("saliency_settings.j2").render(record=self).split())
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen: the record, and the images (n, C, H, W) and maps by network (n, H, W) of the panel."""
+class SaliencyFigure:
+    """Result, with the images (n, C, H, W) and the maps by network (n, H, W) of the panel."""
 
-    record: Mapping[str, Any]
+    record: SaliencyResult
     images: Tensor
     boxes: Tensor | None
     maps: Mapping[str, Tensor]
 
 
-def look(jobs: Sequence[Job], *, progress: Progress | None = None) -> Look:
-    """SmoothGrad maps, Eq. 8, of test images for their true class.
+def compute_saliency(jobs: Sequence[Job], *, progress: ReportProgress | None = None) -> SaliencyFigure:
+    """Compute SmoothGrad maps, Eq. 8, of test images for their true class.
 
-    The panel has the first images that all networks classify correctly, those with a box where any have one; where
-    there is no such image, the first of all. The shares of saliency inside the box are of the first images with a box,
+    The panel has the first images that all networks classify correctly, those with a box if there are any; if no image
+    is right by all, the first images. The shares of saliency inside the box are those of the first images with a box,
     right or wrong. The test split is in random order. A network with noise counts as correct by a vote, and each noisy
-    copy of an image meets a draw of the network's noise of its own. All networks see the same copies.
+    copy of an image has its own draw of the network's noise. All networks see the same copies.
 
     Args:
         jobs: one for each network, trained.
-        progress: called with steps done, all steps, and the next one's name.
+        progress: called with finished steps, all steps, and the next one's name.
 
     Raises:
         RunError: a network is not trained yet.
     """
-    tell = progress or (lambda done, total, name: None)
-    models = {job.row.name: trained(job) for job in jobs}
+    report_progress = progress or (lambda done, total, name: None)
+    models = {job.row.name: load_trained(job) for job in jobs}
     dataset = load(jobs[0].data, jobs[0].data_dir)
     test, steps = split(dataset).test, 2 * len(models)
     right = torch.arange(len(test))
     for number, (name, model) in enumerate(models.items()):
-        tell(number, steps, f"judging {name}")
-        right = right[_correct(model, test[right], jobs[0].seed)]
-    boxed = _with_box(test, torch.arange(len(test)))[:BOXED]
+        report_progress(number, steps, f"classifying by {name}")
+        right = right[_classify(model, test[right], jobs[0].seed)]
+    boxed = _select_boxed(test, torch.arange(len(test)))[:BOXED]
     shown = right if len(right) else torch.arange(len(test))
-    shown_boxed = _with_box(test, shown)
+    shown_boxed = _select_boxed(test, shown)
     panel = (shown_boxed if len(shown_boxed) else shown)[:PANEL]
     seen, maps = torch.unique(torch.cat([boxed, panel])), dict[str, Tensor]()
     for number, (name, model) in enumerate(models.items(), len(models)):
-        tell(number, steps, f"looking through {name}")
-        maps[name] = _maps(model, test[seen], jobs[0].seed)
-    tell(steps, steps, "done")
-    record = _record(jobs, test, len(right))
-    record |= {"source": without_folder(dataset.source), "panel_has_boxes": len(shown_boxed) > 0}
+        report_progress(number, steps, f"maps of {name}")
+        maps[name] = _compute_maps(model, test[seen], jobs[0].seed)
+    report_progress(steps, steps, "done")
+    shares = None
     if test.boxes is not None and len(boxed):
-        shares = {name: found[torch.searchsorted(seen, boxed)] for name, found in maps.items()}
-        record |= _shares(shares, test.boxes[boxed]) | {"right": torch.isin(boxed, right).tolist()}
+        of_boxed = {name: found[torch.searchsorted(seen, boxed)] for name, found in maps.items()}
+        shares = _measure_shares(of_boxed, test.boxes[boxed], torch.isin(boxed, right).tolist())
+    job = jobs[0]
+    record = SaliencyResult(
+        job.protocol.name,
+        tuple(sorted(job.protocol.departures)),
+        job.recipe,
+        job.seed,
+        tuple(job.row.name for job in jobs),
+        len(test),
+        len(right),
+        SIGMA,
+        SAMPLES,
+        DRAWS,
+        VOTES,
+        remove_folder(dataset.source),
+        len(shown_boxed) > 0,
+        shares,
+    )
     x, _ = next(batches(test[panel], PANEL, generator=None))
     boxes = None if test.boxes is None else test.boxes[panel]
-    return Look(record, x, boxes, {name: found[torch.searchsorted(seen, panel)] for name, found in maps.items()})
+    return SaliencyFigure(record, x, boxes, {k: found[torch.searchsorted(seen, panel)] for k, found in maps.items()})
 
 
-def _with_box(images: Dataset, numbers: Tensor) -> Tensor:
-    """Those of some images, by number, that have a box."""
+def _select_boxed(images: Dataset, numbers: Tensor) -> Tensor:
+    """Return those of some images, by number, that have a box."""
     return numbers[:0] if images.boxes is None else numbers[images.boxes[numbers, 0] >= 0]
 
 
-def _correct(model: nn.Module, images: Dataset, seed: int) -> Tensor:
-    """Which images are right: by a vote over the network's noise, where it has any."""
+def _classify(model: nn.Module, images: Dataset, seed: int) -> Tensor:
+    """Return which images are right: by a vote over the network's noise, if it has any."""
     if not len(images):
         return torch.zeros(0, dtype=torch.bool)
     with evaluation_mode(model):
         reset_noise(model, derive_noise_key(seed, "figure 4"))
-        images_here = iterate_dataset(images, model_device(model))
-        found = score_states(model, images_here, len(images), draws=VOTES, rows=_ROWS * 4)
+        chunks = iterate_dataset(images, model_device(model))
+        found = score_states(model, chunks, len(images), draws=VOTES, rows=_ROWS * 4)
     return torch.from_numpy(found["vote" if "vote" in found else "off"])
 
 
-def _maps(model: nn.Module, images: Dataset, seed: int) -> Tensor:
-    """Saliency (n, H, W) of each image for its true class."""
+def _compute_maps(model: nn.Module, images: Dataset, seed: int) -> Tensor:
+    """Return the saliency (n, H, W) of each image for its true class."""
     generator, device = torch.Generator().manual_seed(seed), model_device(model)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: faster, the same values
     found: list[Tensor] = []
@@ -117,8 +190,8 @@ def _maps(model: nn.Module, images: Dataset, seed: int) -> Tensor:
     return torch.cat(found)
 
 
-def inside(maps: Tensor, boxes: Tensor) -> Tensor:
-    """The share of each map's sum that lies in its box.
+def measure_inside(maps: Tensor, boxes: Tensor) -> Tensor:
+    """Return the share of each map's sum that lies in its box.
 
     Args:
         maps: (n, H, W), at least 0.
@@ -128,7 +201,7 @@ def inside(maps: Tensor, boxes: Tensor) -> Tensor:
         float64, (n,); NaN where a map is zero everywhere.
 
     Examples:
-        >>> inside(torch.ones(1, 4, 4), torch.tensor([[0, 0, 1, 3]]))
+        >>> measure_inside(torch.ones(1, 4, 4), torch.tensor([[0, 0, 1, 3]]))
         tensor([0.5000], dtype=torch.float64)
     """
     x, y = torch.arange(maps.shape[2]), torch.arange(maps.shape[1])
@@ -138,80 +211,58 @@ def inside(maps: Tensor, boxes: Tensor) -> Tensor:
     return (wide * mask).sum((1, 2)) / wide.sum((1, 2))
 
 
-def _record(jobs: Sequence[Job], test: Dataset, right: int) -> dict[str, Any]:
-    job = jobs[0]
-    return {
-        "format": FORMAT,
-        "protocol": job.protocol.name,
-        "departures": sorted(job.protocol.departures),
-        "recipe": asdict(recipe_of(job)),
-        "seed": job.seed,
-        "networks": [job.row.name for job in jobs],
-        "test_images": len(test),
-        "right_by_all": right,
-        "sigma": SIGMA,
-        "samples": SAMPLES,
-        "draws": DRAWS,
-        "vote_draws": VOTES,
+def _measure_shares(maps: Mapping[str, Tensor], boxes: Tensor, right: list[bool]) -> SaliencyShares:
+    area = measure_inside(torch.ones_like(next(iter(maps.values()))), boxes)
+    inside = {
+        name: tuple(None if math.isnan(v) else round(v, 6) for v in measure_inside(found, boxes).tolist())
+        for name, found in maps.items()
     }
+    return SaliencyShares(tuple(round(value, 6) for value in area.tolist()), inside, tuple(right))
 
 
-def _shares(maps: Mapping[str, Tensor], boxes: Tensor) -> dict[str, Any]:
-    """For each image the box's share of it, and by network that of the saliency inside the box, None of a blank map."""
-    flat, shares = torch.ones_like(next(iter(maps.values()))), dict[str, list[float | None]]()
-    for name, found in maps.items():
-        shares[name] = [None if math.isnan(value) else round(value, 6) for value in inside(found, boxes).tolist()]
-    return {"box": [round(value, 6) for value in inside(flat, boxes).tolist()], "inside": shares}
+def tabulate_shares(record: SaliencyResult) -> list[list[str]]:
+    """Return for each network the share of saliency inside the box, and its difference from the first network.
 
-
-def shares_table(record: Mapping[str, Any]) -> list[list[str]]:
-    """For each network the share of saliency inside the box, mean ± std over images, and the difference to the first.
-
-    The difference is the mean on the same images with its 95 % interval (Student's t). The last columns are of the
-    images that are right by all networks, and the number of blank maps, which have no share, each where there are any.
+    Shares are mean ± std over images; the difference is the mean over the same images with its 95 % interval (Student's
+    t). The last columns are those of the images that are right by all networks, and the number of blank maps, which
+    have no share; each only if there are any.
     """
-    shares: Mapping[str, Sequence[float | None]] = record["inside"]
-    first, right = next(iter(shares)), record["right"]
-    rows = [
-        [
-            "",
-            "saliency inside the box",
-            f"more than {first}",
-            f"on the {sum(right):,} of these that all get right",
-            "blank maps",
-        ]
-    ]
-    for name, values in {"the box's share of the image": record["box"], **shares}.items():
-        more = _more(record, name, first) if name in shares and name != first else ""
-        few = [value for value, so in zip(values, right, strict=True) if so]
-        blank = f"{values.count(None):,} of {len(values):,}" if name in shares else ""
-        rows.append([name, _mean(values), more, _mean(few), blank])
-    blanks = any(None in values for values in shares.values())
-    shown = [True, True, True, any(right), blanks]
-    return [[cell for cell, so in zip(row, shown, strict=True) if so] for row in rows]
+    shares = record.shares
+    if shares is None:
+        return []
+    first, right = record.networks[0], shares.right
+    right_heading = f"on the {sum(right):,} of these that all get right"
+    rows = [["", "saliency inside the box", f"more than {first}", right_heading, "blank maps"]]
+    for name, values in {"the box's share of the image": shares.box, **shares.inside}.items():
+        is_network = name in shares.inside
+        more = _format_difference(record, name, first) if is_network and name != first else ""
+        of_right = [value for value, is_right in zip(values, right, strict=True) if is_right]
+        blank = f"{values.count(None):,} of {len(values):,}" if is_network else ""
+        rows.append([name, _format_mean(values), more, _format_mean(of_right), blank])
+    shown = [True, True, True, any(right), shares.has_blank_maps]
+    return [[cell for cell, is_shown in zip(row, shown, strict=True) if is_shown] for row in rows]
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def _format_mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return str(mean_std(known)) if known else "–"
 
 
-def _more(record: Mapping[str, Any], name: str, other: str) -> str:
-    """The difference as the table shows it, with its number of images where that is not all."""
-    found, n = difference(record, name, other), len(_differences(record, name, other))
-    if found is None:
+def _format_difference(record: SaliencyResult, name: str, other: str) -> str:
+    found, n = compare_shares(record, name, other), len(_list_differences(record, name, other))
+    if found is None or record.shares is None:
         return "–"
-    told = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    return told if n == len(record["box"]) else f"{told} (n = {n:,})"
+    text = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return text if n == len(record.shares.box) else f"{text} (n = {n:,})"
 
 
-def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | None:
-    """By how much more of one network's saliency lies in the box than of another's, on the same images.
+def compare_shares(record: SaliencyResult, name: str, other: str) -> Interval | None:
+    """Return the mean difference of two networks' shares on the same images, with its 95 % interval (Student's t).
 
     Returns:
-        The mean difference and its 95 % interval (Student's t); None for fewer than two images.
+        None for fewer than two images.
     """
-    differences = _differences(record, name, other)
+    differences = _list_differences(record, name, other)
     n = len(differences)
     if n < 2:
         return None
@@ -220,56 +271,34 @@ def difference(record: Mapping[str, Any], name: str, other: str) -> Interval | N
     return Interval(mean, mean - half, mean + half)
 
 
-def _differences(record: Mapping[str, Any], name: str, other: str) -> list[float]:
-    """One difference for each image of which neither map is blank."""
-    pairs = zip(record["inside"][name], record["inside"][other], strict=True)
+def _list_differences(record: SaliencyResult, name: str, other: str) -> list[float]:
+    """Return one difference for each image of which neither map is blank."""
+    if record.shares is None:
+        return []
+    pairs = zip(record.shares.inside[name], record.shares.inside[other], strict=True)
     return [a - b for a, b in pairs if a is not None and b is not None]
 
 
-def summary(record: Mapping[str, Any]) -> str:
-    """How the maps were made, and the table of shares, for the terminal."""
-    if "inside" not in record:
-        return f"{says(record)}\nNo test image has a box, so no share of saliency inside it can be told."
-    return f"{format_text_table(shares_table(record))}\n{says(record)}"
+def format_saliency(record: SaliencyResult) -> str:
+    """Return the table of shares, and how the maps were made, as text."""
+    if record.shares is None:
+        return f"{record.description}\nNo test image has a box, so there is no share of saliency inside it."
+    return f"{format_text_table(tabulate_shares(record))}\n{record.description}"
 
 
-def says(record: Mapping[str, Any]) -> str:
-    """How the maps were made, in plain sentences."""
-    recipe, right, networks = record["recipe"], record["right_by_all"], len(record["networks"])
-    named = "Table 1's recipe" if recipe["name"] == "table1" else f"the {recipe['name']} recipe, not the paper's"
-    shown = f"{'the' if right else 'so the'} panel shows the first {'of them' if right else 'images'}"
-    sentences = [
-        f"SmoothGrad as Eq. 8, for the true class: sigma {record['sigma']:g}, {record['samples']} copies of an image, "
-        f"draws of the network's noise for each: {record['draws']}.",
-        f"Networks trained by {named}, epochs: {recipe['epochs']}, in {recipe['precision']}, seed {record['seed']}.",
-        f"Test images right by all {networks} networks (random ones by a vote of {record['vote_draws']} draws): "
-        f"{right:,} of {record['test_images']:,}; {shown}{' that have a box' if record['panel_has_boxes'] else ''}.",
-        "Each map is black at 0 and white from its own 99th percentile up; a box is orange.",
-    ]
-    if "inside" in record:
-        sentences.append(f"Shares inside the box: of the first {len(record['box']):,} with a box, right or wrong.")
-        if any(None in shares for shares in record["inside"].values()):
-            sentences.append(
-                "A blank map is 0 everywhere: in no copy, each with its draws of the noise, does the true class's "
-                "logit have a gradient; other draws might give one. Blank maps are left out."
-            )
-    return " ".join([*sentences, f"{record['source']}."])
-
-
-def draw_figure_4(found: Look, stem: Path) -> tuple[Path, Path, Path]:
-    """Write the panel as `stem`.svg and .png and the figures as .json, each aside and renamed."""
-    figure = figure_4(found)
+def write_figure_4(found: SaliencyFigure, stem: Path) -> tuple[Path, Path, Path]:
+    """Write the panel as `stem`.svg and .png and the result as .json, each atomically."""
+    figure = draw_figure_4(found)
     svg, png, data = (stem.with_name(stem.name + suffix) for suffix in (".svg", ".png", ".json"))
     with rc_context({"svg.hashsalt": "figure4", "svg.fonttype": "none"}):
         write_aside(svg, lambda aside: figure.savefig(aside, format="svg", metadata={"Date": None}))
     write_aside(png, lambda aside: figure.savefig(aside, format="png", dpi=120))
-    text = json.dumps(add_checksum(found.record), allow_nan=False) + "\n"
-    write_aside(data, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_aside(data, lambda aside: aside.write_text(format_record(found.record) + "\n", encoding="utf-8"))
     return svg, png, data
 
 
-def figure_4(found: Look) -> Figure:
-    """One row for each image: the image, then its map for each network, black at 0, white at its 99th percentile."""
+def draw_figure_4(found: SaliencyFigure) -> Figure:
+    """Return a figure with a row for each image: the image, then its maps, black at 0, white at the 99th percentile."""
     rows, columns = len(found.images), 1 + len(found.maps)
     figure = Figure(figsize=(1.5 * columns, 1.5 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -291,21 +320,24 @@ def figure_4(found: Look) -> Figure:
     return figure
 
 
-def read_figure_4(path: Path) -> Mapping[str, Any]:
-    """Read what `draw_figure_4` wrote as JSON.
+def read_figure_4(path: Path) -> SaliencyResult:
+    """Read the result that `write_figure_4` wrote.
 
     Raises:
-        RunError: there is no such file, or it is damaged or no record of Figure 4.
+        RunError: the file does not exist, is damaged or not a result of Figure 4.
     """
     try:
-        record = read_json(path)
-        record = verify_checksum(record) if isinstance(record, dict) else record
-    except (OSError, ValueError) as error:
+        return read_record(path, SaliencyResult)
+    except OSError as error:
         raise RunError(f"{path} cannot be read ({error}); run `noiseprop reproduce figure4` again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise RunError(f"{path} is no record of format {FORMAT!r}; run `noiseprop reproduce figure4` again")
-    try:
-        check_figure_4(record)
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); run `noiseprop reproduce figure4` again") from error
-    return record
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("noiseprop", "paper/templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    autoescape=False,  # noqa: S701 - plain text
+)

@@ -1,268 +1,405 @@
-"""docs/reproduction.md, made from records alone: tables, claims and why, every number and verdict derived."""
+"""Page docs/reproduction.md: results prepared for its templates, which hold the prose."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from noiseprop.evaluation.sanity_checks import TOLERANCE
-from noiseprop.paper.claims import (
+from noiseprop.paper import explanations
+from noiseprop.paper.comparison import (
     CLAIMS,
-    EPOCHS_TO_ACCURACY,
-    EPOCHS_TO_LOSS,
-    PERCENTAGES,
-    VALIDATION_ACCURACY,
-    VALIDATION_LOSS,
+    HEADINGS,
     Claim,
     Comparison,
-    compare,
-    counted,
-    outcome,
-    relative_gain,
+    chance_level,
+    compare_claim,
+    count_differences,
+    find_failed_attacks,
+    find_guessing,
+    is_guess,
+    judge_claim,
 )
-from noiseprop.paper.how import votes
-from noiseprop.paper.protocol import DEPARTURES
-from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.reasons import markdown_list, what_it_costs, what_noise_does, where_sigma_went
-from noiseprop.paper.results import Record, cell, runs_of, spread
-from noiseprop.paper.tables import Rows, findings_table, markdown, marked_tables, rows_of, states_tables
-
-_HEADINGS = COLUMNS | {
-    EPOCHS_TO_LOSS: f"epochs to validation loss {VALIDATION_LOSS:g}",
-    EPOCHS_TO_ACCURACY: f"epochs to validation accuracy {VALIDATION_ACCURACY:g}",
-}
-_CLAUSES = {
-    "holds": "It holds",
-    "in part": "It holds in part",
-    "mixed": "It holds in part and fails in part",
-    "not shown": "It is not shown",
-    "no": "It does not hold",
-    "the reverse": "The reverse holds",
-}
-_TITLES = {"table3": "Table 3: MLPs on MNIST", "table4": "Table 4: CNNs on MNIST"}
-
-INTRODUCTION = """# The paper's results, redone
-
-Xiao, Zhang and Peng (2021) print one run of each network. Here are the same tables, on MNIST with several runs, judged
-as a random network must be, and what becomes of each claim of their section 4. `python docs/reproduction.py` makes this
-page from the files `table*.json` and `figure4-*.json` of `results/`, which `noiseprop reproduce table3` (to `table6`,
-`figure4`) writes; no result or verdict is typed by hand.
-
-How to read it:
-
-- A figure is an accuracy: mean ± standard deviation over training seeds, and the paper's number in brackets. With a
-  single seed ± is half of Wilson's 95 % interval, that is, what the choice of images leaves open; how far seeds scatter
-  is then not known.
-- Clean and corrupted images are the whole test split, or as many as the part says, corruptions averaged over five
-  severities. Attacks are those of the paper's Table 2, made on the first images of the split, which is in random order.
-- A network that is random at inference is scored by one draw of its noise, which the attack has not seen. White-box
-  attacks on it average each gradient over many draws (EOT).
-- Claims are tested over seeds: Welch's t-test, two-sided, with Holm's correction within each claim; differences come
-  with their 95 % intervals, and "significant" means p < 0.05. All networks see the same test images, so the tests speak
-  of other trainings, not of other images.
-- With one seed no claim can be tested so. What is said of the ResNets then tests it over images, and speaks of these
-  trained networks alone, not of what another training would give.
-- † marks networks of which a check found something doubtful; what, is said below the claims.
-"""
-"""The page's title, and how to read it."""
-
-_PROTOCOLS = """## The two protocols on MNIST
-
-`paper` follows the text; where it is silent, sigma starts at 1, there is no mean mu, and noise acts at inference too.
-Both protocols use one random 5:1:1 split of the 70,000 digits, the paper's: 50,000 to train, 10,000 to validate, 10,000
-to test. `released-code` keeps that split, and departs from the text where the authors' code does:
-"""
-
-_CHECKS = {
-    "noise": "the noise is dead, or the same for all images of a batch or in every pass",
-    "convergence": "twice the steps, or twice the draws, lower PGD's accuracy still",
-    "single step": "one step is stronger than many",
-    "transfer": "an attack made on another network is stronger than the white-box one",
-    "large eps": "accuracy is above chance at eps = 0.5, where every image can be turned grey",
-    "frozen noise": "what noise gains is gone once its draw is known",
-}
-"""What it means that a check of `trust` failed."""
+from noiseprop.paper.explanations import BENCHMARKS, StepCost
+from noiseprop.paper.figure4 import SaliencyResult, compare_shares, tabulate_shares
+from noiseprop.paper.published import COLUMNS
+from noiseprop.paper.results import RunResult, TableResult
+from noiseprop.paper.specs import DEPARTURES, RESNETS, TABLES, TITLES, Row, list_departures
+from noiseprop.paper.tables import (
+    Rows,
+    format_markdown,
+    join_names,
+    split_accuracies,
+    tabulate_findings,
+    tabulate_states,
+)
 
 
-def page(records: Sequence[Record], steps: Mapping[str, Any] | None = None) -> str:
-    """The part of the page that is about MNIST, Table 3 before Table 4, the protocol `paper` first.
+@dataclass(frozen=True)
+class ClaimView:
+    """Comparisons of a claim, prepared for the template."""
+
+    claim: Claim
+    comparisons: Sequence[Comparison]
+    table: Rows
+    guesses: int
+    contrary: int
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict on the claim."""
+        return judge_claim(self.comparisons)
+
+    @property
+    def counts(self) -> str:
+        """Return how many comparisons there are, and how they came out."""
+        return count_differences(self.comparisons)
+
+    @property
+    def is_about_epochs(self) -> bool:
+        """Return whether numbers of epochs are compared."""
+        return self.claim.conditions[0] not in COLUMNS
+
+    @property
+    def bases(self) -> list[str]:
+        """Return the kinds of sampling that the tests reflect."""
+        return sorted({c.basis for c in self.comparisons})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of the runs of a table in numbers, prepared for the template."""
+
+    record: TableResult
+
+    @property
+    def epochs(self) -> str:
+        """Return the number of epochs, or its range."""
+        counts = sorted({run.course.epochs for run in self.record.runs})
+        return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+    @property
+    def attacked(self) -> int:
+        """Return the number of images under attack."""
+        return min(self.record.settings.attack_images, self.record.data.test_images)
+
+    @property
+    def draws(self) -> int:
+        """Return the largest number of noise draws of an attack."""
+        return max(self.record.settings.attack_draws)
+
+    @property
+    def attacked_by_draws(self) -> dict[int, list[str]]:
+        """Return the rows by the number of images that were attacked over the largest number of draws."""
+        return self._group_rows({row: self._count_images(row, 0, "pgd", self.draws) for row in self.record.rows})
+
+    @property
+    def votes(self) -> dict[int, list[str]]:
+        """Return the rows by the number of images on which they voted, if that is not all."""
+        counts = {row: self._count_images(row, -1, "clean", 0, "vote") for row in self.record.rows}
+        few = {row: count for row, count in counts.items() if count < self.record.data.test_images}
+        return self._group_rows(few)
+
+    @property
+    def surrogate(self) -> str:
+        """Return the name of the architecture of the surrogate, if it is a ResNet."""
+        return TABLES[self.record.table][0].name if self.record.table in RESNETS else ""
+
+    def _count_images(self, row: str, place: int, condition: str, draws: int, state: str = "one") -> int:
+        run: RunResult = self.record.find_runs(row)[place]
+        return next(
+            (s.images for s in run.scores if (s.condition, s.state, s.attack_draws) == (condition, state, draws)), 0
+        )
+
+    def _group_rows(self, counts: Mapping[str, int]) -> dict[int, list[str]]:
+        return {n: [row for row in counts if counts[row] == n] for n in dict.fromkeys(counts.values()) if n}
+
+
+@dataclass(frozen=True)
+class TableView:
+    """Part of the page about one table, prepared for the template."""
+
+    record: TableResult
+    cost: StepCost | None
+
+    @property
+    def title(self) -> str:
+        """Return the title of the table."""
+        return TITLES[self.record.table]
+
+    @property
+    def is_resnet(self) -> bool:
+        """Return whether the networks are ResNets."""
+        return self.record.table in RESNETS
+
+    @property
+    def settings(self) -> str:
+        """Return the settings of the runs in sentences."""
+        return describe_settings(self.record)
+
+    @property
+    def rows_by_seeds(self) -> dict[int, list[str]]:
+        """Return the rows by their number of seeds, the smallest first."""
+        return group_rows_by_seeds(self.record)
+
+    @property
+    def missing(self) -> list[str]:
+        """Return the rows without runs."""
+        return [row.name for row in TABLES[self.record.table] if row.name not in self.record.rows]
+
+    @property
+    def departures(self) -> dict[str, str]:
+        """Return the departures from the paper with their descriptions."""
+        known = list_departures(self.record.table)
+        return {name: known[name] for name in self.record.departures}
+
+    @property
+    def claims(self) -> list[ClaimView]:
+        """Return the claims about the table."""
+        return [view_claim(self.record, claim) for claim in CLAIMS[self.record.table]]
+
+    @property
+    def failed_attacks(self) -> dict[str, list[str]]:
+        """Return the white-box attacks that failed, by row; none for MNIST, whose comparisons include them."""
+        return find_failed_attacks(self.record) if self.is_resnet else {}
+
+    @property
+    def trust_images(self) -> dict[int, list[str]]:
+        """Return the rows by the number of images of their sanity checks."""
+        counts = self.record.trust_images
+        return {n: [row for row in counts if counts[row] == n] for n in dict.fromkeys(counts.values())}
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """Return the first failure of each row and sanity check."""
+        found: dict[tuple[str, str], str] = {}
+        for run in (run for row in self.record.rows for run in self.record.find_runs(row)):
+            for finding in (finding for finding in run.findings if finding.outcome == "failed"):
+                found.setdefault((run.row, finding.name), f"{run.row}, seed {run.seed}: {finding.sentence}")
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class SaliencyView:
+    """Part of the page about Figure 4; `unlearned` are networks that may be guessing."""
+
+    name: str
+    record: SaliencyResult
+    command: str
+    unlearned: list[str]
+
+    @property
+    def tendencies(self) -> list[tuple[str, str]]:
+        """Return networks with learned noise, and whether they look more, less or perhaps at the object."""
+        plain, *others = self.record.networks
+        found: list[tuple[str, str]] = []
+        for name in others:
+            difference = compare_shares(self.record, name, plain)
+            if Row(name).has_learned_noise and difference is not None and not {name, plain} & set(self.unlearned):
+                found.append((name, "more" if difference.low > 0 else "less" if difference.high < 0 else "open"))
+        return found
+
+
+def render_page(
+    records: Sequence[TableResult],
+    figures: Mapping[str, SaliencyResult] | None = None,
+    costs: Mapping[str, StepCost] | None = None,
+    precisions: tuple[TableResult, TableResult] | None = None,
+) -> str:
+    """Return the page: summary, protocols, tables, Figure 4 and the effect of evaluation in bf16.
 
     Args:
-        records: of Tables 3 and 4; none give an empty page.
-        steps: content of the benchmarks in `reasons.BENCHMARKS` that are at hand.
+        records: results of tables.
+        figures: results of Figure 4 by the names of their files without suffix.
+        costs: costs of a training step by the name of the benchmark.
+        precisions: results of the same networks, evaluated in bf16 and in fp32.
     """
-    if not records:
+    if not (records or figures):
         return ""
-    ordered = sorted(records, key=lambda r: (r["table"], r["protocol"] != "paper", r["protocol"]))
-    parts = [_overview(ordered), _protocols()]
-    return "\n".join([*parts, *(_part(record, steps or {}) for record in ordered)]).rstrip() + "\n"
-
-
-def _overview(records: Sequence[Record]) -> str:
-    """For each claim its verdict under each protocol."""
-    lines = ["## MNIST in short", ""]
-    lines.append("In brackets: of how many differences a claim consists, how many are significant, and which way.")
-    for table in sorted({record["table"] for record in records}):
-        lines += ["", markdown(verdicts([record for record in records if record["table"] == table]))]
-    return "\n".join([*lines, ""])
-
-
-def verdicts(records: Sequence[Record]) -> Rows:
-    """For each claim of one table its verdict in brief, a column for each record."""
-    table = records[0]["table"]
-    heading = [_TITLES[table], *(f"`{record['protocol']}`, {_seeds(record)}" for record in records)]
-    return [heading, *([c.sentence, *(_brief(compare(record, c)) for record in records)] for c in CLAIMS[table])]
-
-
-def _seeds(record: Record) -> str:
-    n = len(record["seeds"])
-    return f"{n} seed{'s' if n > 1 else ''}"
-
-
-def _brief(comparisons: Sequence[Comparison]) -> str:
-    n = len(comparisons)
-    if any(c.p_value is None for c in comparisons):
-        return f"untested ({sum(c.gain > 0 for c in comparisons)} of {n} as claimed)"
-    return f"**{outcome(comparisons)}** (of {n}, {counted(comparisons, 'none significant')})"
-
-
-def _told(comparisons: Sequence[Comparison]) -> str:
-    """The verdict on a claim with its counts."""
-    n = len(comparisons)
-    if any(c.p_value is None for c in comparisons):
-        claimed = sum(c.gain > 0 for c in comparisons)
-        return f"With one seed it cannot be tested. Differences that have the claimed sign: {claimed} of {n}."
-    holds, against = (sum(c.verdict == sign for c in comparisons) for sign in (1, -1))
-    return (
-        f"**{_CLAUSES[outcome(comparisons)]}.** Differences: {n}. Significant as claimed: {holds}; significant the "
-        f"other way: {against}; not significant: {n - holds - against}."
+    ordered = sorted(records, key=lambda r: (r.table, r.protocol != "paper", r.protocol, name_recipe(r)))
+    views = [TableView(r, (costs or {}).get(BENCHMARKS.get(r.table, ""))) for r in ordered]
+    saliency = [view_saliency(name, figure, ordered) for name, figure in sorted((figures or {}).items())]
+    half, single = precisions or (None, None)
+    by_table = {table: [record for record in ordered if record.table == table] for table in TABLES}
+    return _render(
+        "page.md.j2",
+        tables=views,
+        summary=summarize_claims([record for record in ordered if record.protocol == "paper"]),
+        overviews=[tabulate_verdicts(group) for group in by_table.values() if len(group) > 1],
+        figures=saliency,
+        departures=DEPARTURES,
+        precision=render_precisions(half, single) if half and single else "",
     )
 
 
-def _protocols() -> str:
-    lines = [_PROTOCOLS, *(f"- `{name}`: {says}." for name, says in DEPARTURES.items()), ""]
-    switch = "`noiseprop reproduce table3 --protocol paper --switch gradient-sign`"
-    return "\n".join([*lines, f"Each can be switched by itself, to see which makes which number: {switch}.", ""])
+def describe_settings(record: TableResult) -> str:
+    """Return recipe, data and numbers of images of a table in sentences."""
+    return " ".join(_render("settings.j2", record=record, runs=RunSettings(record)).split())
 
 
-def _part(record: Record, steps: Mapping[str, Any]) -> str:
-    lines = [f"## {_TITLES[record['table']]}, protocol `{record['protocol']}`", "", _how(record), ""]
-    for table in marked_tables(record):
-        lines += [markdown(table), ""]
-    if "fixed-sigmoid" in record["departures"] and record["table"] == "table3":
-        lines += [
-            "Here `MLPN, Sigmoid` is `MLP+, Sigmoid`, run for run (`fixed-sigmoid`).",
-            "",
-        ]
-    for claim in CLAIMS[record["table"]]:
-        lines += _claim(record, claim)
-    lines += _percentages(record)
-    lines += ["### Nearly no extra cost?", "", *what_it_costs(record, steps)]
-    if course := where_sigma_went(record):
-        lines += ["### Why: where sigma went", "", *course]
-    if noise := what_noise_does(record):
-        lines += ["### Why: noise in training and noise at inference", "", *noise]
-    lines += _doubts(record)
-    for table, says in zip(states_tables(record), ("under white-box attacks", "on other images"), strict=False):
-        summary = f"<details><summary>Every state of the random networks {says}</summary>"
-        lines += [summary, "", markdown(table), "", "</details>", ""]
-    if record["table"] == "table3":
-        lines += _figure(record)
-    return "\n".join(lines)
+def summarize_claims(records: Sequence[TableResult]) -> Rows:
+    """Return for each claim of the paper its verdict in each of some tables."""
+    sentences = list(dict.fromkeys(claim.sentence for record in records for claim in CLAIMS[record.table]))
+    rows: Rows = [["claim of the paper", *(f"{TITLES[r.table]}, {name_recipe(r)}, {count_seeds(r)}" for r in records)]]
+    for sentence in sentences:
+        cells: list[str] = []
+        for record in records:
+            claim = next((claim for claim in CLAIMS[record.table] if claim.sentence == sentence), None)
+            cells.append("–" if claim is None else format_verdict(record, claim))
+        rows.append([sentence, *cells])
+    return rows
 
 
-def _how(record: Record) -> str:
-    settings, data = record["settings"], record["data"]
-    attacked = min(settings["attack_images"], data["test_images"])
-    took = [len(run["course"]["validation_loss"]) for run in record["runs"]]
-    epochs = str(max(took)) if min(took) == max(took) else f"{min(took)} to {max(took)}"
-    single = " Its ± is of images, not of seeds." if len(record["seeds"]) == 1 else ""
-    few = f"{told} " if (told := votes(record)) else ""
-    return (
-        f"Training seeds: {len(record['seeds'])}.{single} Epochs: {epochs}, in {record['precision']}. Test images "
-        f"({data['name']}): {data['test_images']:,}, of which the first {attacked:,} are attacked. White-box attacks "
-        f"on random networks: EOT-{max(settings['attack_draws'])}. {few}The paper's numbers stand in brackets."
-    )
+def tabulate_verdicts(records: Sequence[TableResult]) -> Rows:
+    """Return for each claim about one table its verdict, with a column for each result."""
+    table = records[0].table
+    names = [f"`{r.protocol}`{', ' + name_recipe(r) if table in RESNETS else ''}, {count_seeds(r)}" for r in records]
+    rows: Rows = [[TITLES[table], *names]]
+    for claim in CLAIMS[table]:
+        sentence = f"{claim.sentence} (the paper: no)" if claim.denied else claim.sentence
+        rows.append([sentence, *(format_verdict(record, claim) for record in records)])
+    return rows
 
 
-def _claim(record: Record, claim: Claim) -> list[str]:
-    """Verdict and numbers of a claim; a row for each condition, a column for each pair."""
-    comparisons = compare(record, claim)
-    rows: Rows = [["", *(f"{first} against {second}" for first, second in claim.pairs)]]
-    for what in claim.what:
-        rows.append([_HEADINGS[what], *(_cell(c) for c in comparisons if c.what == what)])
-    n = f"n = {_seeds(record)} each"
-    if claim.what[0] in COLUMNS:
-        error = "± half its 95 % interval; p" if len(record["seeds"]) > 1 else "± what the images leave open (95 %)"
-        says = f"Difference in accuracy {error}; the paper's difference in brackets; {n}."
-    else:
-        says = (
-            f"Epochs of the one and of the other (± standard deviation), p; {n}. Validation is as the network is used, "
-            "with its noise. Between epochs the course is a straight line; a run that never came there counts as one "
-            "epoch more than it had."
-        )
-    return [f"### {claim.sentence}?", "", _told(comparisons), "", says, "", markdown(rows), ""]
+def format_verdict(record: TableResult, claim: Claim) -> str:
+    """Return the verdict on a claim with its counts."""
+    found = compare_claim(record, claim)
+    if not found:
+        return "not run or not learned"
+    word = judge_claim(found)
+    return f"{word if word == 'untested' else f'**{word}**'} ({count_differences(found)})"
 
 
-def _cell(c: Comparison) -> str:
+def view_claim(record: TableResult, claim: Claim) -> ClaimView:
+    """Return the comparisons of a claim with their table: a row for each pair, a column for each condition."""
+    found = compare_claim(record, claim)
+    table: Rows = [["", *(HEADINGS[condition] for condition in claim.conditions)]]
+    for first, second in claim.pairs:
+        cells = {c.condition: format_comparison(c) for c in found if (c.first, c.second) == (first, second)}
+        if cells:
+            table.append([f"{first} against {second}", *(cells.get(c, "–") for c in claim.conditions)])
+    guesses = sum(all(is_guess(record, row, c.condition) for row in (c.first, c.second)) for c in found if c.printed)
+    wrong_sign = [c for c in found if c.printed is not None and (c.printed > 0) == claim.denied]
+    return ClaimView(claim, found, table, guesses, len(wrong_sign))
+
+
+def format_comparison(c: Comparison) -> str:
+    """Return gain ± error, p and the printed gain, or two numbers of epochs and p."""
     p = "" if c.p_value is None else "; p < 0.001" if c.p_value < 0.001 else f"; p = {c.p_value:.3f}"
     if c.printed is None:
-        return ", ".join(f"{s.mean:.1f}" + (f" ± {s.std:.1f}" if s.std is not None else "") for s in c.ours) + p
+        return ", ".join(f"{s.mean:.1f}" + (f" ± {s.std:.1f}" if s.std is not None else "") for s in c.spreads) + p
     return f"{c.gain:+.3f} ± {c.error:.3f}{p} ({c.printed:+.3f})"
 
 
-def _percentages(record: Record) -> list[str]:
-    """The paper's percentages beside ours."""
-    first, second = PERCENTAGES[record["table"]]
-    printed = PUBLISHED[record["table"]]
-    rows: Rows = [["", "the paper", "here", "95 % interval"]]
-    for what, heading in COLUMNS.items():
-        gain = relative_gain(record, first, second, what)
-        ours = ("–", "–") if gain is None else (f"{gain.estimate:+.1%}", f"{gain.low:+.1%} to {gain.high:+.1%}")
-        rows.append([heading, f"{printed[first][what] / printed[second][what] - 1:+.1%}", *ours])
-    if all(row[2] == "–" for row in rows[1:]):
-        return []
-    says = (
-        f"By how much the accuracy of {first} is above that of {second}, relative to the latter, as the paper has it."
+def render_precisions(half: TableResult, single: TableResult) -> str:
+    """Return the part about evaluation in bf16: the same networks and images, evaluated in bf16 and in fp32."""
+    rows, apart = [["bf16 / fp32", *COLUMNS.values()]], list[str]()
+    for row in half.rows:
+        cells: list[str] = []
+        for condition, title in COLUMNS.items():
+            a, b = (record.find_runs(row)[0].accuracy(condition) for record in (half, single))
+            cells.append(f"{a:.3f} / {b:.3f}")
+            if abs(a - b) > TOLERANCE:
+                apart.append(f"{title} on {row}")
+        rows.append([row, *cells])
+    return _render(
+        "precision.md.j2",
+        title=TITLES[half.table],
+        record=half,
+        table=rows,
+        apart=apart,
+        tolerance=TOLERANCE,
+        failed=[_name_attacks(find_failed_attacks(record)) for record in (half, single)],
+        commands=[command for record in (half, single) for command in list_commands(record)],
     )
-    return ["### The paper's percentages", "", says, "", markdown(rows), ""]
 
 
-def _doubts(record: Record) -> list[str]:
-    """Which checks failed and how often, what that means, and the first such finding of each row and check."""
-    table = findings_table(record)
-    lines = ["### What makes the figures doubtful", "", "In how many runs each check failed. It fails if", ""]
-    lines += markdown_list([f"*{name}*: {_CHECKS[name]}" for name in table[0][1:]])
-    lines += [markdown(table), ""]
-    found: dict[tuple[str, str], str] = {}
-    for name in (row[0] for row in table[1:]):
-        for run in runs_of(record, name):
-            for finding in run["findings"]:
-                if finding["outcome"] == "failed":
-                    says = f"{name}, seed {run['seed']}: {finding['sentence']}"
-                    found.setdefault((name, finding["name"]), says)
-    if found:
-        lines += ["The first finding of each kind:", "", *markdown_list(list(found.values()))]
-    return lines + _weak_lbfgs(record)
+def _name_attacks(attacks: Mapping[str, Sequence[str]]) -> str:
+    names = [f"{COLUMNS[attack]} on {row}" for row, found in attacks.items() for attack in found]
+    return "; ".join(names) or "none"
 
 
-def _weak_lbfgs(record: Record) -> list[str]:
-    """Where L-BFGS, which may change an image as much as it likes, leaves more than PGD in its ball."""
-    rows = [
-        row
-        for row in rows_of(record)
-        if spread(record, row, "lbfgs").mean > spread(record, row, "pgd").mean + TOLERANCE
+def group_rows_by_seeds(record: TableResult) -> dict[int, list[str]]:
+    """Return the rows by their number of seeds, the smallest first."""
+    counts = {row: len(record.find_runs(row)) for row in record.rows}
+    return {n: [row for row, count in counts.items() if count == n] for n in sorted(set(counts.values()))}
+
+
+def count_seeds(record: TableResult) -> str:
+    """Return the number of seeds, or its range."""
+    counts = list(group_rows_by_seeds(record))
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{many} seed{'' if counts == [1] else 's'}"
+
+
+def name_recipe(record: TableResult) -> str:
+    """Return the recipe of a table and its number of epochs."""
+    epochs = RunSettings(record).epochs
+    name = "Table 1's recipe" if record.recipe.name == "table1" else f"{record.recipe.name} recipe"
+    return f"{name}, {epochs} epoch{'s' * (epochs != '1')}"
+
+
+def list_commands(record: TableResult) -> list[str]:
+    """Return the commands that redo a table, apart from folders: one for each number of seeds."""
+    found: list[str] = []
+    for seeds, rows in group_rows_by_seeds(record).items():
+        options = _list_training_options(record, record.table, record.epochs)
+        options += [("judge", record.judged_in)]
+        if record.data.test_images < record.data.test:
+            options += [("test-images", str(record.data.test_images))]
+        options += [("seeds", str(seeds))]
+        options += [] if len(rows) == len(TABLES[record.table]) else [("models", " ".join(rows))]
+        found.append(_format_command(record.table, options))
+    return found
+
+
+def _list_training_options(record: TableResult | SaliencyResult, table: str, epochs: int) -> list[tuple[str, str]]:
+    released = record.protocol.startswith("released-code")
+    base = set(list_departures(table)) if released else set[str]()
+    return [
+        ("protocol", "released-code" if released else ""),
+        ("switch", " ".join(sorted(base ^ set(record.departures)))),
+        ("recipe", record.recipe.name),
+        ("epochs", str(epochs)),
+        ("precision", record.recipe.precision),
     ]
-    if not rows:
-        return []
-    told = [f"{row} ({cell(record, row, 'lbfgs')} against {cell(record, row, 'pgd')})" for row in rows]
-    says = "L-BFGS may change an image as much as it likes, and still leaves more than PGD in its small ball: of "
-    says += (
-        f"{', '.join(told)}. There its few steps of fixed length have not converged, and what it leaves is a measure "
-    )
-    says += "of the attack as much as of the network."
-    return [says, ""]
 
 
-def _figure(record: Record) -> list[str]:
-    protocol = record["protocol"]
-    says = "Means over seeds, bands of ± one standard deviation; each network with its noise as it is used."
-    return ["### Figure 3", "", f"![Figure 3, protocol {protocol}](../results/figure3-{protocol}.svg)", "", says, ""]
+def _format_command(target: str, options: Sequence[tuple[str, str]]) -> str:
+    return f"noiseprop reproduce {target} " + " ".join(f"--{name} {value}" for name, value in options if value)
+
+
+def view_saliency(name: str, figure: SaliencyResult, records: Sequence[TableResult]) -> SaliencyView:
+    """Return the part about a Figure 4, with the networks that may be guessing by the table of the same runs."""
+    key = (figure.protocol, figure.recipe, figure.source)
+    same = [r for r in records if r.table == "table6" and (r.protocol, r.recipe, r.data.source) == key]
+    command = _format_command("figure4", _list_training_options(figure, "table6", figure.recipe.epochs))
+    return SaliencyView(name, figure, command, [row for record in same for row in find_guessing(record)])
+
+
+def _render(template: str, **values: object) -> str:
+    return _ENVIRONMENT.get_template(template).render(**values)
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("noiseprop", "paper/templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701 - Markdown
+)
+_ENVIRONMENT.globals.update(  # pyright: ignore[reportCallIssue]
+    explain=explanations,
+    columns=COLUMNS,
+    chance_level=chance_level,
+    find_guessing=find_guessing,
+    list_commands=list_commands,
+    name_recipe=name_recipe,
+    count_seeds=count_seeds,
+    split_accuracies=split_accuracies,
+    tabulate_findings=tabulate_findings,
+    tabulate_shares=tabulate_shares,
+    tabulate_states=tabulate_states,
+)
+_ENVIRONMENT.filters.update(markdown=format_markdown, join_names=join_names)

@@ -1,253 +1,441 @@
-"""The record of a reproduced table: counts for every figure of every run, enough to remake each cell and its ±."""
+"""Results of a reproduced table: typed records from which every cell and its ± can be recomputed."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Annotated, Any
+
+import msgspec
+from filelock import FileLock
+from msgspec import Meta
 
 from noiseprop.errors import RunError
-from noiseprop.evaluation.results import Evaluation
-from noiseprop.evaluation.settings import CORRUPTIONS
+from noiseprop.evaluation.results import Evaluation, Outcome, Scalar, State
+from noiseprop.evaluation.settings import CONDITIONS, CORRUPTIONS, Settings
 from noiseprop.evaluation.statistics import Spread, mean_std
 from noiseprop.files.atomic import write_aside
-from noiseprop.files.checksum import add_checksum, verify_checksum
-from noiseprop.files.untrusted import read_json
-from noiseprop.paper.form import check_record
-from noiseprop.paper.plan import Plan
-from noiseprop.paper.protocol import TABLES
-from noiseprop.paper.reproduction import Run, judged_on, parts_of, recipe_of
+from noiseprop.files.checksum import add_checksum
+from noiseprop.files.records import flatten_document, parse_record
+from noiseprop.files.untrusted import read_text
+from noiseprop.paper.job import Job, TableSpec, describe_test_images, load_parts
+from noiseprop.paper.published import PUBLISHED
+from noiseprop.paper.run_job import FinishedRun, is_finished, read_finished
+from noiseprop.paper.specs import EVERYWHERE_LIMITS, TABLES
+from noiseprop.training import Precision, Recipe
 
-FORMAT = "noiseprop reproduction, version 1"
-_NEXT = "put back an intact one, or move it away and run `noiseprop reproduce` again"
+_NEXT = "restore an intact copy, or move it away and run `noiseprop reproduce` again"
+_ROUNDING = 1e-5  # shares are saved with six digits
 
-Record = Mapping[str, Any]
+_Count = Annotated[int, Meta(ge=0, le=10**9)]
+_Images = Annotated[int, Meta(ge=1, le=10**9)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Value = Annotated[float, Meta(ge=-1e12, le=1e12)]  # squares of larger losses would overflow
+_Curve = Annotated[tuple[_Value, ...], Meta(max_length=100_000)]
 
 
-def make_record(plan: Plan, runs: Sequence[Run], kept: Record | None = None) -> dict[str, Any]:
-    """All that is kept of the runs of a table, JSON-able.
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
 
-    Each run has its course ("course": one number an epoch; sigma's mean, smallest and largest size by layer), its
-    figures ("figures": under `condition/state/attack draws/severity` the images that are right, all images, and the
-    ends of Wilson's 95 % interval) and the findings of `trust`; and what it was made with, where that is not what the
-    record tells.
 
-    Args:
-        plan: what the runs were made by.
-        runs: finished ones.
-        kept: an older record of the same plan; its runs stay as they are, and so does all that it tells.
-    """
-    kept = kept or {"runs": [], "made_with": dict(runs[0].evaluation.versions) if runs else {}}
-    ours = [_run_record(run, kept.get("made_with", {})) for run in runs]
-    by_key = {(run["row"], run["seed"]): run for run in [*ours, *kept["runs"]]}
-    rows = {row.name: row for row in TABLES[plan.table] if any(row.name == name for name, _ in by_key)}
-    order = list(rows)
-    images = judged_on(plan.job(TABLES[plan.table][0], 0))[0]
-    return {
-        **head(plan),
-        **kept,
-        "seeds": sorted({seed for _, seed in by_key}),
-        "trust_images": {name: min(plan.job(row, 0).settings.trust_images, images) for name, row in rows.items()},
-        "runs": sorted(by_key.values(), key=lambda run: (run["seed"], order.index(run["row"]))),
+class Score(_Record, frozen=True, array_like=True):
+    """Number of correct images under one condition, with Wilson's interval; other fields as in `Measurement`."""
+
+    condition: str
+    state: State
+    attack_draws: _Count
+    severity: Annotated[int, Meta(ge=0, le=5)]
+    right: _Count
+    images: _Images
+    low: _Share
+    high: _Share
+
+    def __post_init__(self) -> None:
+        """Check that the interval contains the share of correct images."""
+        share = self.right / self.images
+        if self.condition not in CONDITIONS:
+            raise ValueError(f"condition {self.condition!r} is unknown")
+        if not (self.low <= share + _ROUNDING and share <= self.high + _ROUNDING and self.low < self.high):
+            raise ValueError(f"{self.condition}: {self.right} of {self.images} is not within {self.low} to {self.high}")
+
+
+class SigmaCourse(_Record, frozen=True):
+    """Mean, smallest and largest |sigma| of a layer by epoch."""
+
+    mean: _Curve
+    min: _Curve
+    max: _Curve
+
+
+class TrainingCourse(_Record, frozen=True):
+    """Course of a training: one number for each epoch; test accuracy only where it was measured."""
+
+    train_loss: _Curve
+    train_accuracy: _Curve
+    validation_loss: _Curve
+    validation_accuracy: _Curve
+    sigma: dict[str, SigmaCourse]
+    test_accuracy: _Curve
+
+    @property
+    def epochs(self) -> int:
+        """Return the number of epochs."""
+        return len(self.train_loss)
+
+    def __post_init__(self) -> None:
+        """Check that all curves have the same length."""
+        curves = [self.train_loss, self.train_accuracy, self.validation_loss, self.validation_accuracy]
+        curves += [curve for layer in self.sigma.values() for curve in (layer.mean, layer.min, layer.max)]
+        if {len(curve) for curve in curves} != {self.epochs} or not self.epochs:
+            raise ValueError("a course has curves of different lengths or of none")
+        if len(self.test_accuracy) not in (0, self.epochs):
+            raise ValueError("a course has test accuracies of another number of epochs")
+
+
+class CheckResult(_Record, frozen=True):
+    """Outcome of one sanity check."""
+
+    name: str
+    outcome: Outcome
+    sentence: str
+
+
+class RunResult(_Record, frozen=True, omit_defaults=True):
+    """Result of one run; `made_with` only where it differs from that of the table."""
+
+    row: str
+    seed: Annotated[int, Meta(ge=0, lt=2**62)]
+    noisy: bool
+    seconds_per_epoch: Annotated[float, Meta(ge=0, le=1e12)]
+    course: TrainingCourse
+    scores: tuple[Score, ...]
+    findings: tuple[CheckResult, ...]
+    made_with: dict[str, Scalar] | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Return row and seed, which identify the run within its table."""
+        return self.row, self.seed
+
+    def find_scores(self, condition: str, state: State | None = None, draws: int | None = None) -> list[Score]:
+        """Return the scores under a condition: one, or five of a corruption.
+
+        Args:
+            condition: one of CONDITIONS.
+            state: None for "one" of a random network and "off" of any other.
+            draws: noise draws of the attack (EOT); None for the largest number.
+
+        Raises:
+            RunError: nothing of this kind is recorded.
+        """
+        state = state or ("one" if self.noisy else "off")
+        found = [score for score in self.scores if (score.condition, score.state) == (condition, state)]
+        draws = max((score.attack_draws for score in found), default=0) if draws is None else draws
+        found = [score for score in found if score.attack_draws == draws]
+        if len(found) != (5 if condition in CORRUPTIONS else 1):
+            raise RunError(
+                f"{self.row}, seed {self.seed}: no accuracy for {condition}, {state}, EOT-{draws} is recorded"
+            )
+        return found
+
+    def accuracy(self, condition: str, state: State | None = None, draws: int | None = None) -> float:
+        """Return the accuracy under a condition, averaged over severities; arguments as for `find_scores`."""
+        found = self.find_scores(condition, state, draws)
+        return sum(score.right / score.images for score in found) / len(found)
+
+    def image_interval(
+        self, condition: str, state: State | None = None, draws: int | None = None
+    ) -> tuple[float, float]:
+        """Return the ends of Wilson's 95 % interval of `accuracy`, which reflects the choice of images.
+
+        Severities of a corruption share their images, so the interval of their mean is at most as wide as the mean of
+        their intervals, which is returned.
+        """
+        found = self.find_scores(condition, state, draws)
+        return sum(score.low for score in found) / len(found), sum(score.high for score in found) / len(found)
+
+    def image_error(self, condition: str, state: State | None = None, draws: int | None = None) -> float:
+        """Return half of `image_interval`."""
+        low, high = self.image_interval(condition, state, draws)
+        return (high - low) / 2
+
+
+class TableData(_Record, frozen=True):
+    """Data of a table: sizes of the parts, and number and digest of the test images that were scored."""
+
+    name: str
+    source: str
+    classes: Annotated[int, Meta(ge=2, le=100_000)]
+    train: _Images
+    validation: _Images
+    test: _Images
+    test_images: _Images
+    digest: str
+
+
+class TableResult(_Record, frozen=True, tag_field="format", tag="noiseprop table"):
+    """Result of a table: settings that all runs share, and the runs."""
+
+    table: str
+    protocol: str
+    departures: tuple[str, ...]
+    data: TableData
+    epochs: _Images
+    precision: Precision
+    judged_in: Precision
+    settings: Settings
+    recipe: Recipe
+    trust_images: dict[str, _Images]
+    made_with: dict[str, Scalar]
+    runs: tuple[RunResult, ...]
+
+    def __post_init__(self) -> None:
+        """Check the runs against each other and against the table."""
+        if self.table not in PUBLISHED:
+            raise ValueError(f"table {self.table!r} is unknown, expected one of {', '.join(PUBLISHED)}")
+        if len({run.key for run in self.runs}) < len(self.runs):
+            raise ValueError("a run occurs twice")
+        checks = [finding.name for finding in self.runs[0].findings] if self.runs else []
+        for run in self.runs:
+            if run.row not in PUBLISHED[self.table] or run.row not in self.trust_images:
+                raise ValueError(f"it has a run of {run.row!r} with seed {run.seed}, which is not a row of the table")
+            if [finding.name for finding in run.findings] != checks:
+                raise ValueError(f"{run.row}, seed {run.seed} has other sanity checks than the first run")
+
+    @property
+    def rows(self) -> list[str]:
+        """Return the rows that have runs, in the order of the paper."""
+        present = {run.row for run in self.runs}
+        return [row for row in PUBLISHED[self.table] if row in present]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Return the seeds of all runs."""
+        return sorted({run.seed for run in self.runs})
+
+    @property
+    def printed(self) -> dict[str, dict[str, float]]:
+        """Return the accuracies in the paper by row and condition."""
+        return PUBLISHED[self.table]
+
+    def find_runs(self, row: str) -> list[RunResult]:
+        """Return the runs of a row, by seed.
+
+        Raises:
+            RunError: there are none.
+        """
+        found = sorted((run for run in self.runs if run.row == row), key=lambda run: run.seed)
+        if not found:
+            raise RunError(f"the record of {self.table} has no run of {row!r}; run `noiseprop reproduce` again")
+        return found
+
+    def has_run(self, job: Job) -> bool:
+        """Return whether a job of this table is among its runs."""
+        return any(run.key == (job.row.name, job.seed) for run in self.runs)
+
+    def spread(self, row: str, condition: str, state: State | None = None, draws: int | None = None) -> Spread:
+        """Return mean and standard deviation over seeds; arguments as for `RunResult.find_scores`."""
+        return mean_std([run.accuracy(condition, state, draws) for run in self.find_runs(row)])
+
+    def format_cell(self, row: str, condition: str, state: State | None = None, draws: int | None = None) -> str:
+        """Return mean ± standard deviation over seeds, or the accuracy of a single seed ± `image_error`."""
+        runs = self.find_runs(row)
+        if len(runs) > 1:
+            return str(self.spread(row, condition, state, draws))
+        return f"{runs[0].accuracy(condition, state, draws):.3f} ± {runs[0].image_error(condition, state, draws):.3f}"
+
+
+def make_table_result(spec: TableSpec, runs: Sequence[FinishedRun], existing: TableResult | None = None) -> TableResult:
+    """Return the result of a table: finished runs, and those of an existing result, which stay as they are."""
+    empty = existing or _describe_table(spec, dict(runs[0].evaluation.versions) if runs else {})
+    by_key = {run.key: run for run in (*(_summarize_run(run, empty.made_with) for run in runs), *empty.runs)}
+    images, present = describe_test_images(spec.first_job)[0], {row for row, _ in by_key}
+    order = [row.name for row in TABLES[spec.table]]
+    trust_images = {
+        row.name: min(spec.make_job(row, 0).settings.trust_images, images)
+        for row in TABLES[spec.table]
+        if row.name in present
     }
+    ordered = sorted(by_key.values(), key=lambda run: (run.seed, order.index(run.row)))
+    return msgspec.structs.replace(empty, trust_images=trust_images, runs=tuple(ordered))
 
 
-def head(plan: Plan) -> dict[str, Any]:
-    """What the record of a plan tells of all its runs: what they were asked for, and on which data."""
-    job = plan.job(TABLES[plan.table][0], 0)
-    parts, (images, digest) = parts_of(job), judged_on(job)
-    return {
-        "format": FORMAT,
-        "table": plan.table,
-        "protocol": plan.protocol.name,
-        "departures": sorted(plan.protocol.departures),
-        "data": {"name": plan.data, "test_images": images, "digest": digest},
-        "epochs": plan.epochs,
-        "precision": plan.precision,
-        "seeds": [],
-        "settings": asdict(job.settings),
-        "made_with": {},
-        "recipe": asdict(recipe_of(job)),
-        "judged_in": plan.judged_in,
-        "source": without_folder(parts.test.source),
-        "images": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
-        "classes": len(parts.test.classes),
-    }
+def _describe_table(spec: TableSpec, made_with: dict[str, Scalar]) -> TableResult:
+    """Return the result of a table without runs."""
+    job = spec.first_job
+    parts, (images, digest) = load_parts(job), describe_test_images(job)
+    data = TableData(
+        spec.data,
+        remove_folder(parts.test.source),
+        len(parts.test.classes),
+        len(parts.train),
+        len(parts.validation),
+        len(parts.test),
+        images,
+        digest,
+    )
+    return TableResult(
+        spec.table,
+        spec.protocol.name,
+        tuple(sorted(spec.protocol.departures)),
+        data,
+        spec.epochs,
+        spec.precision,
+        spec.judged_in,
+        job.settings,
+        job.recipe,
+        {},
+        made_with,
+        (),
+    )
 
 
-def without_folder(source: str) -> str:
-    """A data set's source without the folder, which means nothing on another machine.
+def remove_folder(source: str) -> str:
+    """Return the source of a data set without its folder, which means nothing on another machine.
 
     Examples:
-        >>> without_folder("Two: 2 images from /data/my files/two.zip, which is not the official archive")
+        >>> remove_folder("Two: 2 images from /data/my files/two.zip, which is not the official archive")
         'Two: 2 images from two.zip, which is not the official archive'
     """
     return re.sub(r"(?<= from )[^,]*/", "", source)
 
 
-def _run_record(run: Run, made_with: Mapping[str, Any]) -> dict[str, Any]:
-    versions = dict(run.evaluation.versions)
-    return {
-        "row": run.job.row.name,
-        "seed": run.job.seed,
-        "noisy": run.evaluation.noisy,
-        "seconds_per_epoch": round(median(epoch.seconds for epoch in run.epochs), 3),
-        "course": _course(run),
-        "figures": _figures(run.evaluation),
-        "findings": [{"name": f.name, "outcome": f.outcome, "sentence": f.sentence} for f in run.evaluation.findings],
-        **({} if versions == made_with else {"made_with": versions}),
+def _summarize_run(run: FinishedRun, made_with: dict[str, Scalar]) -> RunResult:
+    versions, epochs = dict(run.evaluation.versions), run.epochs
+    sigma = {
+        layer.removesuffix(".noise"): SigmaCourse(
+            _shorten(epoch.sigma[layer].mean for epoch in epochs),
+            _shorten(epoch.sigma[layer].min for epoch in epochs),
+            _shorten(epoch.sigma[layer].max for epoch in epochs),
+        )
+        for layer in epochs[0].sigma
     }
+    course = TrainingCourse(
+        _shorten(epoch.train_loss for epoch in epochs),
+        _shorten(epoch.train_accuracy for epoch in epochs),
+        _shorten(epoch.validation_loss for epoch in epochs),
+        _shorten(epoch.validation_accuracy for epoch in epochs),
+        sigma,
+        tuple(run.test_accuracy),
+    )
+    return RunResult(
+        run.job.row.name,
+        run.job.seed,
+        run.evaluation.noisy,
+        round(median(epoch.seconds for epoch in epochs), 3),
+        course,
+        _summarize_scores(run.evaluation),
+        tuple(CheckResult(f.name, f.outcome, f.sentence) for f in run.evaluation.findings),
+        None if versions == made_with else versions,
+    )
 
 
-def _course(run: Run) -> dict[str, Any]:
-    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-    course: dict[str, Any] = {name: [_short(getattr(epoch, name)) for epoch in run.epochs] for name in names}
-    layers = run.epochs[0].sigma
-    course["sigma"] = {
-        layer.removesuffix(".noise"): {
-            key: [_short(getattr(epoch.sigma[layer], key)) for epoch in run.epochs] for key in ("mean", "min", "max")
-        }
-        for layer in layers
-    }
-    return course | {"test_accuracy": run.test_accuracy}
-
-
-def _figures(evaluation: Evaluation) -> dict[str, list[float]]:
-    return {
-        "/".join(map(str, m.key)): [
-            int(m.correct.sum()),
-            int(m.correct.size),
-            _short(m.interval.low),
-            _short(m.interval.high),
-        ]
+def _summarize_scores(evaluation: Evaluation) -> tuple[Score, ...]:
+    return tuple(
+        Score(*m.key, int(m.correct.sum()), m.correct.size, *_shorten((m.interval.low, m.interval.high)))
         for m in evaluation.measurements
-    }
+    )
 
 
-def _short(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")
+def _shorten(values: Any) -> tuple[float, ...]:
+    """Return numbers rounded to six significant digits."""
+    return tuple(float(f"{value:.6g}") for value in values)
 
 
-def write_record(record: Record, path: Path) -> None:
-    """Write a record aside as sealed JSON with a line for each run, then rename it.
+def write_table(result: TableResult, path: Path) -> None:
+    """Write a result as JSON with a checksum, one line for each run; `path` never holds a partial file.
 
     Raises:
         RunError: the file cannot be written; an older one stays as it was.
     """
-    head = {key: value for key, value in add_checksum(record).items() if key != "runs"}
-    text = json.dumps(head, indent=1, allow_nan=False)
-    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in record["runs"])
-    text = f'{text[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    document = add_checksum(msgspec.to_builtins(result))
+    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in document.pop("runs"))
+    head = json.dumps(document, indent=1, allow_nan=False)[:-2]
+    write_aside(path, lambda aside: aside.write_text(f'{head},\n "runs": [\n  {runs}\n ]\n}}\n', encoding="utf-8"))
 
 
-def read_record(path: Path) -> Record:
-    """Read what `write_record` wrote.
+def read_table(path: Path) -> TableResult:
+    """Read what `write_table` wrote.
 
     Raises:
-        RunError: there is no such file, or it is too large, damaged or no record.
+        RunError: the file does not exist, is too large, damaged or not the result of a table.
     """
     try:
-        record = read_json(path)
-        record = verify_checksum(record) if isinstance(record, dict) else record
+        result = parse_record(read_text(path), TableResult)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); run `noiseprop reproduce` first") from error
     except ValueError as error:
-        raise damaged(path, error) from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise RunError(f"{path} is no record of format {FORMAT!r}; {_NEXT}")
-    try:
-        check_record(record)
-    except ValueError as error:
-        raise damaged(path, error) from error
-    return cast(Record, record)
+        raise RunError(f"{path} is damaged ({error}); {_NEXT}") from error
+    if not result.runs:
+        raise RunError(f"{path} is damaged (it has no run); {_NEXT}")
+    return result
 
 
-def damaged(path: Path, why: object) -> RunError:
-    """The error that a record is damaged."""
-    return RunError(f"{path} is damaged ({why}); {_NEXT}")
+def read_finished_runs(spec: TableSpec) -> list[FinishedRun]:
+    """Return all finished runs of a table, including those of other rows or more seeds than requested."""
+    found: list[FinishedRun] = []
+    for row in TABLES[spec.table]:
+        folders = spec.make_job(row, 0).folder.parent.glob(f"{row.slug}-seed*")
+        seeds = sorted(int(number) for folder in folders if (number := folder.name.split("-seed")[1]).isdecimal())
+        jobs = [spec.make_job(row, seed) for seed in seeds]
+        found += [read_finished(job) for job in jobs if is_finished(job)]
+    return sorted(found, key=lambda run: run.job.seed)
 
 
-def runs_of(record: Record, row: str) -> list[Record]:
-    """The runs of a row, by seed.
+def extend_table(path: Path, spec: TableSpec, runs: Sequence[FinishedRun]) -> TableResult:
+    """Add finished runs to the results file of a table, which is made if there is none; existing runs stay.
 
-    Raises:
-        RunError: there are none.
-    """
-    found = sorted((run for run in record["runs"] if run["row"] == row), key=lambda run: run["seed"])
-    if not found:
-        raise RunError(f"the record of {record['table']} has no run of {row!r}; run `noiseprop reproduce` again")
-    return found
-
-
-def accuracy(run: Record, condition: str, *, state: str | None = None, draws: int | None = None) -> float:
-    """A run's accuracy under a condition, averaged over a corruption's severities.
-
-    Args:
-        run: of a record.
-        condition: one of CONDITIONS.
-        state: "off", "one" or "vote"; "one" of a random network and "off" of any other where None.
-        draws: of the attack (EOT); the most there are where None.
+    Returns:
+        All known runs of the table; if there are none, no file is written.
 
     Raises:
-        RunError: nothing of this kind is recorded.
+        RunError: the file is damaged, holds runs with other settings or data, or cannot be written.
     """
-    found = _found(run, condition, state, draws)
-    return sum(right / n for right, n, _, _ in found) / len(found)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # of commands with other --runs
+        existing = _read_existing(path, spec)
+        result = make_table_result(spec, runs, existing)
+        if len(result.runs) > (len(existing.runs) if existing else 0):
+            write_table(result, path)
+            return result
+        return existing or result
 
 
-def image_interval(
-    run: Record, condition: str, *, state: str | None = None, draws: int | None = None
-) -> tuple[float, float]:
-    """What the choice of images leaves open of `accuracy`: the ends of Wilson's 95 % interval.
-
-    Severities of a corruption share their images, so the ends of their average are at most as far as those of theirs
-    on average.
-    """
-    found = _found(run, condition, state, draws)
-    low, high = (sum(figure[end] for figure in found) / len(found) for end in (2, 3))
-    return low, high
-
-
-def image_error(run: Record, condition: str, *, state: str | None = None, draws: int | None = None) -> float:
-    """Half of `image_interval`."""
-    low, high = image_interval(run, condition, state=state, draws=draws)
-    return (high - low) / 2
-
-
-def count(run: Record, condition: str, *, state: str, draws: int) -> int:
-    """Of how many images a figure is; arguments as for `accuracy`."""
-    return int(_found(run, condition, state, draws)[0][1])
-
-
-def _found(run: Record, condition: str, state: str | None, draws: int | None) -> list[list[float]]:
-    """The figures of a condition, one or five: right, all, and the ends of the interval."""
-    state = state or ("one" if run["noisy"] else "off")
-    found: dict[int, list[list[float]]] = {}
-    for key, figure in run["figures"].items():
-        name, of_state, attack_draws, _ = key.split("/")
-        if (name, of_state) == (condition, state):
-            found.setdefault(int(attack_draws), []).append(figure)
-    draws = max(found, default=0) if draws is None else draws
-    if len(found.get(draws, ())) != (5 if condition in CORRUPTIONS else 1):
+def _read_existing(path: Path, spec: TableSpec) -> TableResult | None:
+    if not path.exists():
+        return None
+    existing = read_table(path)
+    expected, found = (
+        flatten_document(json.loads(msgspec.json.encode(result))) for result in (_describe_table(spec, {}), existing)
+    )
+    by_row = {f"settings.{name}" for name in EVERYWHERE_LIMITS.get(spec.table, ())}
+    skipped = by_row | {"runs", "made_with", "trust_images"}
+    skipped |= {"data.source", "recipe.epochs", "recipe.precision"}  # implied by data.digest, epochs and precision
+    different = [
+        f"{key} is {found.get(key)!r} there and {value!r} now"
+        for key, value in expected.items()
+        if key not in skipped and found.get(key) != value
+    ]
+    if different:
         raise RunError(
-            f"{run['row']}, seed {run['seed']}: no accuracy for {condition}, {state}, EOT-{draws} is recorded"
+            f"{path} holds runs with other settings: {', '.join(different)}; use the same or choose another folder "
+            "with --out"
         )
-    return found[draws]
+    try:
+        for run in existing.runs:
+            _check_complete(run, spec)
+    except (ValueError, RunError) as error:
+        raise RunError(f"{path} is damaged ({error}); {_NEXT}") from error
+    return existing
 
 
-def spread(record: Record, row: str, condition: str, *, state: str | None = None, draws: int | None = None) -> Spread:
-    """Mean and standard deviation over the seeds; arguments as for `accuracy`."""
-    return mean_std([accuracy(run, condition, state=state, draws=draws) for run in runs_of(record, row)])
-
-
-def cell(record: Record, row: str, condition: str, *, state: str | None = None, draws: int | None = None) -> str:
-    """The figure as tables show it: mean ± standard deviation over seeds, or a single seed's ± `image_error`."""
-    runs = runs_of(record, row)
-    if len(runs) > 1:
-        return str(spread(record, row, condition, state=state, draws=draws))
-    value, error = (of(runs[0], condition, state=state, draws=draws) for of in (accuracy, image_error))
-    return f"{value:.3f} ± {error:.3f}"
+def _check_complete(run: RunResult, spec: TableSpec) -> None:
+    """Check that a run has all epochs and scores, so that no run is skipped because of a damaged record."""
+    job = spec.first_job
+    epochs, done = job.recipe.epochs, run.course.epochs
+    if not (done == epochs or ("early-stopping" in spec.protocol and done < epochs)):
+        raise ValueError(f"{run.row}, seed {run.seed} has {done} of {epochs} epochs")
+    if run.row not in {row.name for row in TABLES[spec.table]}:
+        raise ValueError(f"it has a run of {run.row!r} with seed {run.seed}")
+    for condition in job.settings.conditions:
+        run.find_scores(condition)

@@ -1,112 +1,100 @@
-"""Tables of a record: our figures with their ± beside the paper's."""
+"""Tables of a result: accuracies with their ± beside those of the paper, states of the noise, and sanity checks."""
 
 from collections.abc import Sequence
 
+from noiseprop.evaluation.results import State
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
-from noiseprop.paper.published import COLUMNS, PUBLISHED
-from noiseprop.paper.results import Record, cell, count, runs_of
+from noiseprop.paper.published import COLUMNS
+from noiseprop.paper.results import TableResult
 
 Rows = list[list[str]]
 
-STATES = {"off": "noise off", "one": "one draw", "vote": "vote"}
-
-# the paper's columns, in tables that fit a page
+_STATE_NAMES: dict[State, str] = {"off": "noise off", "one": "one draw", "vote": "vote"}
 _GROUPS = {"white box": ("clean", *ATTACKS), "corrupted": CORRUPTIONS, "black box": TRANSFERS}
 
 
-def rows_of(record: Record) -> list[str]:
-    """The table's rows that the record has, in the paper's order."""
-    there = {run["row"] for run in record["runs"]}
-    return [row for row in PUBLISHED[record["table"]] if row in there]
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
+def join_names(names: Sequence[str]) -> str:
+    """Return names as in a sentence.
 
     Examples:
-        >>> listed(["MLP", "MLP+", "MLPN"]), listed(["MLP"])
+        >>> join_names(["MLP", "MLP+", "MLPN"]), join_names(["MLP"])
         ('MLP, MLP+ and MLPN', 'MLP')
     """
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def main_table(record: Record) -> Rows:
-    """The paper's table: for each row our mean ± standard deviation over seeds, the paper's number in brackets.
+def tabulate_accuracies(record: TableResult) -> Rows:
+    """Return the table of the paper: for each row our mean ± standard deviation over seeds, then the printed number.
 
-    A random network is scored by one draw; its white-box attacks averaged over the most draws that there are.
+    A random network is scored by one draw; white-box attacks on it average over the largest number of draws.
     """
     rows = [["", *COLUMNS.values()]]
-    for name in rows_of(record):
-        cells = [f"{cell(record, name, c)} ({PUBLISHED[record['table']][name][c]:.3f})" for c in COLUMNS]
+    for name in record.rows:
+        cells = [f"{record.format_cell(name, c)} ({record.printed[name][c]:.3f})" for c in COLUMNS]
         rows.append([name, *cells])
     return rows
 
 
-def main_tables(record: Record) -> list[Rows]:
-    """The same in three tables, each named in its corner: clean and white box, corrupted, black box."""
-    head, *rows = main_table(record)
-    places = {condition: place for place, condition in enumerate(COLUMNS, 1)}
+def split_accuracies(record: TableResult, *, mark: bool = False) -> list[Rows]:
+    """Return the same in three tables: clean and white box, corrupted, black box; `mark` adds † for failed checks."""
+    head, *rows = tabulate_accuracies(record)
+    failed = (
+        {run.row for run in record.runs if any(f.outcome == "failed" for f in run.findings)} if mark else set[str]()
+    )
+    columns = {condition: column for column, condition in enumerate(COLUMNS, 1)}
     tables: list[Rows] = []
     for title, group in _GROUPS.items():
-        kept = [places[condition] for condition in group]
-        heading = [title, *(head[i].removesuffix(f", {title}") for i in kept)]
-        tables.append([heading, *([row[0], *(row[i] for i in kept)] for row in rows)])
+        chosen = [columns[condition] for condition in group]
+        heading = [title, *(head[i].removesuffix(f", {title}") for i in chosen)]
+        body = [[row[0] + " †" * (row[0] in failed), *(row[i] for i in chosen)] for row in rows]
+        tables.append([heading, *body])
     return tables
 
 
-def marked_tables(record: Record) -> list[Rows]:
-    """The same with † at networks of which a check of `trust` found something doubtful."""
-    doubtful = {run["row"] for run in record["runs"] if any(f["outcome"] == "failed" for f in run["findings"])}
-    return [
-        [[name + (" †" if name in doubtful else ""), *cells] for name, *cells in table] for table in main_tables(record)
-    ]
+def tabulate_states(record: TableResult) -> list[Rows]:
+    """Return random networks in each state: under white-box attacks of each number of draws, and on other images.
 
-
-def states_tables(record: Record) -> list[Rows]:
-    """Random networks in each of their states: under white-box attacks of each number of draws, and on other images.
-
-    Figures of fewer images than with the noise off come with their n.
+    Figures over fewer images than with the noise off state their n.
     """
     others = ("clean", *CORRUPTIONS, *TRANSFERS)
     white: Rows = [["", "scored by", "attack", *(COLUMNS[c] for c in ATTACKS)]]
     rest: Rows = [["", "scored by", *(COLUMNS[c] for c in others)]]
-    for name in rows_of(record):
-        if not runs_of(record, name)[0]["noisy"]:
+    for name in record.rows:
+        if not record.find_runs(name)[0].noisy:
             continue
-        for state, says in STATES.items():
-            for draws in record["settings"]["attack_draws"] if state != "off" else [0]:
-                cells = [_cell_and_n(record, name, c, state, draws) for c in ATTACKS]
-                white.append([name, says, f"EOT-{draws}" if draws else "without noise", *cells])
-            rest.append([name, says, *(_cell_and_n(record, name, c, state, 0) for c in others)])
+        for state, text in _STATE_NAMES.items():
+            for draws in record.settings.attack_draws if state != "off" else (0,):
+                cells = [_format_with_count(record, name, c, state, draws) for c in ATTACKS]
+                white.append([name, text, f"EOT-{draws}" if draws else "without noise", *cells])
+            rest.append([name, text, *(_format_with_count(record, name, c, state, 0) for c in others)])
     return [white, rest] if len(rest) > 1 else []
 
 
-def _cell_and_n(record: Record, name: str, condition: str, state: str, draws: int) -> str:
-    run, shown = runs_of(record, name)[-1], cell(record, name, condition, state=state, draws=draws)
-    n = count(run, condition, state=state, draws=draws)
-    return shown if n >= count(run, condition, state="off", draws=0) else f"{shown} (n = {n:,})"
+def _format_with_count(record: TableResult, name: str, condition: str, state: State, draws: int) -> str:
+    run, shown = record.find_runs(name)[-1], record.format_cell(name, condition, state, draws)
+    n = run.find_scores(condition, state, draws)[0].images
+    return shown if n >= run.find_scores(condition, "off", 0)[0].images else f"{shown} (n = {n:,})"
 
 
-def findings_table(record: Record) -> Rows:
-    """For each row and check of `trust`, in how many of the runs it failed."""
-    checks = [finding["name"] for finding in record["runs"][0]["findings"]]
+def tabulate_findings(record: TableResult) -> Rows:
+    """Return for each row and sanity check the number of runs in which it failed."""
+    checks = [finding.name for finding in record.runs[0].findings]
     rows = [["", *checks]]
-    for name in rows_of(record):
-        runs = runs_of(record, name)
+    for name in record.rows:
         cells: list[str] = []
         for number in range(len(checks)):
-            outcomes = [run["findings"][number]["outcome"] for run in runs]
+            outcomes = [run.findings[number].outcome for run in record.find_runs(name)]
             applied = [outcome for outcome in outcomes if outcome != "not applicable"]
             cells.append(f"{applied.count('failed')} of {len(applied)}" if applied else "–")
         rows.append([name, *cells])
     return rows
 
 
-def markdown(rows: Rows) -> str:
-    """A Markdown table; the first row is its heading. No line is broken between a figure and its ±.
+def format_markdown(rows: Rows) -> str:
+    """Return a Markdown table whose first row is the heading; no line breaks between a figure and its ±.
 
     Examples:
-        >>> print(markdown([["", "clean"], ["MLP", "0.97"]]))
+        >>> print(format_markdown([["", "clean"], ["MLP", "0.97"]]))
         |   | clean |
         | --- | ---: |
         | MLP | 0.97 |

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.paper.documents import to_builtins, to_document
 
 from noiseprop.errors import RunError
 from noiseprop.evaluation import settings
-from noiseprop.paper import protocol
-from noiseprop.paper.kept import extend, holds
-from noiseprop.paper.plan import Plan
-from noiseprop.paper.protocol import PROTOCOLS, Row
-from noiseprop.paper.reproduction import EVALUATION, Run, do, finished, is_finished, judged_on
-from noiseprop.paper.results import read_record, write_record
+from noiseprop.files.checksum import add_checksum
+from noiseprop.paper import specs
+from noiseprop.paper.job import TableSpec, describe_test_images
+from noiseprop.paper.results import extend_table, read_finished_runs, read_table
+from noiseprop.paper.run_job import EVALUATION, FinishedRun, is_finished, read_finished, run_job
+from noiseprop.paper.specs import PROTOCOLS, Row
 
 ROWS = (Row("MLP"), Row("MLPN"))
 FEW = {
@@ -36,25 +37,25 @@ def plan(tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(settings.SETTINGS, "mnist-5k", replace(settings.SETTINGS["mnist-5k"], **FEW))
-        patch.setitem(protocol.TABLES, "table3", ROWS)
+        patch.setitem(specs.TABLES, "table3", ROWS)
         root = tmp_path_factory.mktemp("runs")
-        yield Plan("table3", PROTOCOLS["paper"], "mnist-5k", None, 1, "fp32", "table1", 100, root)
+        yield TableSpec("table3", PROTOCOLS["paper"], "mnist-5k", None, 1, "fp32", "table1", 100, root)
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def runs(plan) -> list[Run]:
+def runs(plan) -> list[FinishedRun]:
     """Both rows with seed 0, and the first with seed 1."""
-    jobs = [plan.job(ROWS[0], 0), plan.job(ROWS[1], 0), plan.job(ROWS[0], 1)]
+    jobs = [plan.make_job(ROWS[0], 0), plan.make_job(ROWS[1], 0), plan.make_job(ROWS[0], 1)]
     for job in jobs:
-        do(job, lambda done, total, what: None)
-    return [finished(job) for job in jobs]
+        run_job(job, lambda done, total, what: None)
+    return [read_finished(job) for job in jobs]
 
 
 @pytest.fixture
 def path(plan, runs, tmp_path) -> Path:
     """A results file with the first two."""
-    extend(tmp_path / "table3-paper-mnist-5k.json", plan, runs[:2])
+    extend_table(tmp_path / "table3-paper-mnist-5k.json", plan, runs[:2])
     return tmp_path / "table3-paper-mnist-5k.json"
 
 
@@ -63,34 +64,37 @@ def keys(record: Any) -> list[tuple[str, int]]:
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> bytes:
-    record = dict(read_record(path))
-    change(record)
-    write_record(record, path)
+    document = to_document(read_table(path))
+    change(document)
+    path.write_text(
+        json.dumps(add_checksum(to_builtins(document) if isinstance(document["runs"][0], dict) else document))
+    )
     return path.read_bytes()
 
 
 def test_a_file_grows_and_loses_nothing(plan, runs, path, tmp_path):
-    both = read_record(path)
+    both = to_document(read_table(path))
     assert keys(both) == [("MLP, ReLU", 0), ("MLPN, ReLU", 0)]
     assert both["trust_images"] == {"MLP, ReLU": 8, "MLPN, ReLU": 8}
     edit(path, lambda record: record["runs"][0].update(seconds_per_epoch=99.0))  # as another machine measured it
-    record = extend(path, plan, [runs[2], runs[0]])
-    assert record == read_record(path)
+    record = extend_table(path, plan, [runs[2], runs[0]])
+    assert record == read_table(path)
+    record = to_document(record)
     assert keys(record) == [("MLP, ReLU", 0), ("MLPN, ReLU", 0), ("MLP, ReLU", 1)]
-    assert record["seeds"] == [0, 1]
+    assert read_table(path).seeds == [0, 1]
     assert record["runs"][0]["seconds_per_epoch"] == 99.0
     assert record["runs"][1] == both["runs"][1]
-    assert [holds(record, plan.job(row, 1)) for row in ROWS] == [True, False]
+    assert [read_table(path).has_run(plan.make_job(row, 1)) for row in ROWS] == [True, False]
     one_by_one = tmp_path / "other.json"
     for run in reversed(runs):
-        extend(one_by_one, plan, [run])
-    extend(tmp_path / "at once.json", plan, runs)
+        extend_table(one_by_one, plan, [run])
+    extend_table(tmp_path / "at once.json", plan, runs)
     assert one_by_one.read_bytes() == (tmp_path / "at once.json").read_bytes()
 
 
 def test_evaluation_files_alone_hold_every_figure(runs, path):
     """Read by a few lines that know nothing of noiseprop but the file's words."""
-    record = read_record(path)
+    record = to_document(read_table(path))
     for run, kept in zip(runs, record["runs"], strict=False):
         document = json.loads((run.job.folder / EVALUATION).read_text())
         figures: dict[str, list[int]] = {}
@@ -110,50 +114,41 @@ def test_tables_are_made_without_the_networks(plan, path, tmp_path, monkeypatch)
     root = tmp_path / "runs"
     shutil.copytree(plan.root, root, ignore=shutil.ignore_patterns("*.safetensors", "surrogates"))
     assert not list(root.rglob("*.safetensors"))
-    monkeypatch.setattr("noiseprop.paper.reproduction.build_row", None)
+    monkeypatch.setattr("noiseprop.paper.run_job.build_row", None)
     elsewhere = replace(plan, root=root)
-    extend(tmp_path / "table3.json", elsewhere, elsewhere.finished())
-    assert read_record(tmp_path / "table3.json")["runs"][:2] == read_record(path)["runs"]
+    extend_table(tmp_path / "table3.json", elsewhere, read_finished_runs(elsewhere))
+    assert read_table(tmp_path / "table3.json").runs[:2] == read_table(path).runs
 
 
 def test_without_new_runs_nothing_is_written(plan, runs, path, tmp_path):
     before = path.stat()
-    assert keys(extend(path, plan, runs[:1])) == keys(read_record(path))
+    assert extend_table(path, plan, runs[:1]) == read_table(path)
     assert path.stat() == before
-    assert extend(tmp_path / "none.json", plan, [])["runs"] == []
+    assert extend_table(tmp_path / "none.json", plan, []).runs == ()
     assert not (tmp_path / "none.json").exists()
 
 
 def test_a_run_tells_what_it_was_made_with_where_the_file_tells_otherwise(plan, runs, path):
     edit(path, lambda record: record["made_with"].update(torch="2.0.0"))
-    record = extend(path, plan, runs)
+    record = to_document(extend_table(path, plan, runs))
     assert record["made_with"]["torch"] == "2.0.0"
     assert [run.get("made_with") for run in record["runs"]] == [None, None, dict(runs[2].evaluation.versions)]
 
 
-def test_older_files_that_do_not_tell_all_are_accepted(plan, runs, path):
-    def older(record: Any) -> None:
-        for name in ("recipe", "judged_in", "source", "images", "trust_images"):
-            del record[name]
-        del record["data"]["digest"]
-        del record["settings"]["eot_images"], record["settings"]["vote_images"]
-
-    before = edit(path, older)
-    assert keys(extend(path, plan, [])) == [("MLP, ReLU", 0), ("MLPN, ReLU", 0)]
-    assert path.read_bytes() == before
-    with pytest.raises(RunError, match="other settings: judged_in is 'fp32' there and 'bf16' now; use the same"):
-        extend(path, replace(plan, judged_in="bf16"), [])
-    record = extend(path, plan, runs)
-    assert len(record["runs"]) == 3
-    assert record["data"] == {"name": "mnist-5k", "test_images": 100}  # unknown as before
+def test_a_file_that_lacks_a_field_is_damaged(plan, path):
+    for name in ("recipe", "judged_in", "trust_images"):
+        text = path.read_text()
+        edit(path, lambda record, name=name: record.pop(name))
+        with pytest.raises(RunError, match=f"is damaged .Object missing required field `{name}`"):
+            extend_table(path, plan, [])
+        path.write_text(text)
 
 
-def test_sources_are_compared_where_digests_cannot_be(plan, path):
-    edit(path, lambda record: record.update(source="the same digits from another file"))
-    extend(path, plan, [])
-    edit(path, lambda record: record["data"].pop("digest"))
-    with pytest.raises(RunError, match="source is 'the same digits from another file' there and 'MNIST: the 5,000"):
-        extend(path, plan, [])
+def test_the_digest_identifies_the_images_and_not_their_source(plan, path):
+    edit(path, lambda record: record["data"].update(source="the same digits from another file"))
+    extend_table(path, plan, [])
+    with pytest.raises(RunError, match="judged_in is 'fp32' there and 'bf16' now; use the same"):
+        extend_table(path, replace(plan, judged_in="bf16"), [])
 
 
 @pytest.mark.parametrize(
@@ -164,15 +159,15 @@ def test_sources_are_compared_where_digests_cannot_be(plan, path):
         ({"precision": "bf16"}, "settings: precision is 'fp32' there and 'bf16' now; use"),
         ({"judged_in": "bf16"}, "settings: judged_in is 'fp32' there and 'bf16' now; use"),
         ({"test_images": 50}, "settings: data.test_images is 100 there and 50 now, data.digest is"),
-        ({"recipe": "fast"}, "recipe.name is 'table1' there and 'fast' now"),
+        ({"recipe_name": "fast"}, "recipe.name is 'table1' there and 'fast' now"),
     ],
 )
 def test_other_settings_are_refused(change, says, plan, runs, path):
     before = path.read_bytes()
     with pytest.raises(RunError) as error:
-        extend(path, replace(plan, **change), runs)
+        extend_table(path, replace(plan, **change), runs)
     assert says in str(error.value)
-    assert str(error.value).startswith(f"{path} holds runs of other settings: ")
+    assert str(error.value).startswith(f"{path} holds runs with other settings: ")
     assert path.read_bytes() == before
 
 
@@ -183,49 +178,55 @@ def test_other_settings_are_refused(change, says, plan, runs, path):
         (lambda r: r["settings"].update(pgd_steps=7), "settings: settings.pgd_steps is 7 there and 10 now; use"),
         (lambda r: r["departures"].append("conv-mean"), "settings: departures is ['conv-mean'] there and [] now; use"),
         (lambda r: r["recipe"].update(lr=0.5), "settings: recipe.lr is 0.5 there and 0.001 now; use"),
-        (lambda r: r["images"].update(train=9), "settings: images.train is 9 there and "),
-        (lambda r: r.update(table="table4"), "settings: table is 'table4' there and 'table3' now; use"),
+        (lambda r: r["data"].update(train=9), "settings: data.train is 9 there and "),
     ],
 )
 def test_files_of_other_settings_are_refused(change, says, plan, path):
     edit(path, change)
     with pytest.raises(RunError) as error:
-        extend(path, plan, [])
+        extend_table(path, plan, [])
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda r: r["runs"].append(r["runs"][0]), "a run is there twice"),
+        (lambda r: r["runs"].append(r["runs"][0]), "a run occurs twice"),
+        (
+            lambda r: r.update(table="table4"),
+            "it has a run of 'MLP, ReLU' with seed 0, which is not a row of the table",
+        ),
         (lambda r: r["runs"][0].update(row="CNN"), "it has a run of 'CNN' with seed 0"),
-        (lambda r: r["runs"][0].update(seed=True), "it has runs[0].seed True, expected int"),
-        (lambda r: r["runs"][0].pop("figures"), "runs[0] does not tell figures"),
+        (lambda r: r["runs"][0].update(seed=True), "Expected `int`, got `bool` - at `$.runs[0].seed`"),
+        (lambda r: r["runs"][0].pop("figures"), "Object missing required field `scores` - at `$.runs[0]`"),
         (lambda r: r["runs"][1]["figures"].pop("contrast/one/0/3"), "no accuracy for contrast, one, EOT-0 is recorded"),
         (
             lambda r: r["runs"][0]["figures"].update({"clean/off/0/0": [3, 2, 0, 1]}),
-            "clean/off/0/0 is [3, 2, 0, 1], no share of its images",
+            "clean: 3 of 2 is not within 0.0 to 1.0 - at `$.runs[0].scores",
         ),
         (
             lambda r: r["runs"][0]["figures"].update({"clean/off/0/0": [0, 0, 0, 1]}),
-            "clean/off/0/0 is [0, 0, 0, 1], no share of its images",
+            "Expected `int` >= 1 - at `$.runs[0].scores",
         ),
-        (lambda r: r["runs"][0]["course"].update(train_loss=[]), "MLP, ReLU, seed 0 has courses of different lengths"),
+        (
+            lambda r: r["runs"][0]["course"].update(train_loss=[]),
+            "a course has curves of different lengths or of none - at `$.runs[0].course`",
+        ),
         (
             lambda r: r["runs"][0]["course"].update(test_accuracy=["0.9"]),
-            "it has runs[0].course.test_accuracy[0] '0.9', expected int or float",
+            "Expected `float`, got `str` - at `$.runs[0].course.test_accuracy[0]`",
         ),
-        (lambda r: r.update(data=5), "it has data 5, expected dict"),
-        (lambda r: r.update(runs=[None]), "it has runs[0] None, expected dict"),
+        (lambda r: r.update(data=5), "Expected `object`, got `int` - at `$.data`"),
+        (lambda r: r.update(runs=[None]), "Expected `object`, got `null` - at `$.runs[0]`"),
     ],
 )
 def test_damage_is_told_and_nothing_lost(change, says, plan, runs, path):
     before = edit(path, change)
     with pytest.raises(RunError) as error:
-        extend(path, plan, runs)
+        extend_table(path, plan, runs)
     assert str(error.value).startswith(f"{path} is damaged (")
     assert says in str(error.value)
-    assert str(error.value).endswith("); put back an intact one, or move it away and run `noiseprop reproduce` again")
+    assert str(error.value).endswith("); restore an intact copy, or move it away and run `noiseprop reproduce` again")
     assert path.read_bytes() == before
 
 
@@ -234,13 +235,13 @@ def test_a_cut_file_and_one_with_nan_are_damaged(plan, path):
     for other in (text[:-10], text.replace('"noisy": false', '"noisy": NaN')):
         path.write_text(other)
         with pytest.raises(RunError, match="is damaged"):
-            extend(path, plan, [])
+            extend_table(path, plan, [])
 
 
 def test_other_images_are_another_evaluation(plan, runs):
     job = runs[0].job
     assert is_finished(job)
-    assert judged_on(job)[0] == 100
+    assert describe_test_images(job)[0] == 100
     assert not is_finished(replace(job, test_images=50))
     with pytest.raises(RunError, match="the run is not finished"):
-        finished(replace(job, test_images=50))
+        read_finished(replace(job, test_images=50))

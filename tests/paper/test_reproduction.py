@@ -168,7 +168,7 @@ def test_the_released_code_runs_as_a_whole(root):
         ("lbfgs-transfer", "one", 0, 0),
         ("lbfgs-transfer", "vote", 0, 0),
     }
-    assert json.loads((this.folder / "config.json").read_text())["settings"]["departures"]
+    assert json.loads((this.folder / "config.json").read_text())["settings"]["extra"]["departures"]
     model, epochs = train_network(this, quiet)
     assert epochs == 2
     measured = loss_and_accuracy(model, split(load("mnist-5k")).test)[1]

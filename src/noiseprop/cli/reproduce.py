@@ -192,7 +192,7 @@ def _bars(title: str, runs: int) -> "Generator[ShowProgress]":
             if what != DONE:
                 drawn.update(tasks[name], completed=done, total=total, note=what)
                 if not error_console.is_terminal:
-                    plain[name].tell(done, total, what)
+                    plain[name].print_line(done, total, what)
                 return
             ended += 1
             drawn.remove_task(tasks[name])

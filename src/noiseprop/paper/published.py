@@ -1,4 +1,4 @@
-"""The paper's own numbers: Tables 3 to 6 of Xiao, Zhang and Peng (2021), as printed."""
+"""Printed numbers of the paper: Tables 3 to 6 of Xiao, Zhang and Peng (2021), as printed."""
 
 COLUMNS = {
     "clean": "clean",

@@ -22,7 +22,7 @@ import noiseprop
 from measure import write
 from noiseprop.data import load, split
 from noiseprop.noise.likelihood_ratio import likelihood_ratio_loss
-from noiseprop.noise.stream import noise_streams
+from noiseprop.noise.stream import find_sources
 
 Estimate = Callable[[nn.Module, Tensor, Tensor], Tensor]
 SIZES = (784, 100, 50, 10)
@@ -58,7 +58,7 @@ def pathwise(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def without_baseline(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The likelihood ratio as it stands in Williams (1992) with b = 0."""
     losses = cross_entropy(net(x), y, reduction="none")
-    scores = [score for stream in noise_streams(net) for score in stream.scores]
+    scores = [score for scope in {source.scope for source in find_sources(net)} for score in scope.scores]
     return losses.mean() + sum((score @ losses.detach() for score in scores), torch.zeros(())) / len(losses)
 
 

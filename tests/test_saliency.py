@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from noiseprop import add_noise, noise_layers, sampling
 from noiseprop.errors import InputError
 from noiseprop.models import resnet18
-from noiseprop.noise.stream import noise_streams
+from noiseprop.noise.stream import find_sources
 from noiseprop.saliency import smoothgrad
 
 
@@ -115,7 +115,7 @@ def test_one_seed_gives_one_map_and_the_model_is_left_as_found():
         assert (p.grad is None) if before is None else torch.equal(p.grad, before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), rng)
-    assert noise_streams(model)
+    assert find_sources(model)
 
 
 def test_it_works_under_no_grad_and_leaves_the_model_after_an_error():

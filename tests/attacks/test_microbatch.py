@@ -7,7 +7,7 @@ from torch import nn
 from noiseprop.attacks.microbatch import split_batch
 from noiseprop.models import cnn, mlp
 from noiseprop.noise.attach.add_noise import add_noise, noise_layers
-from noiseprop.noise.stream import noise_streams
+from noiseprop.noise.stream import find_sources
 
 module = sys.modules[split_batch.__module__]
 
@@ -63,7 +63,7 @@ def test_draws_that_repeat_the_input_count_all_that_is_repeated(batch, monkeypat
 def test_the_trial_pass_leaves_no_trace(noisy_conv, batch):
     def state():
         layers = noise_layers(noisy_conv).values()
-        return [stream.key.tolist() for stream in noise_streams(noisy_conv)], [len(m._forward_hooks) for m in layers]
+        return [source.key.tolist() for source in find_sources(noisy_conv)], [len(m._forward_hooks) for m in layers]
 
     before = state()
     split_batch(noisy_conv, batch[0], 20)

@@ -109,7 +109,7 @@ def test_noise_is_added_where_it_is_asked_for():
     ((path, layer),) = noise_layers(net).items()
     assert (path, layer.sigma.tolist()) == ("1.noise", 0.5)
     assert isinstance(layer.sigma, nn.Parameter)
-    assert layer.stream.key.tolist()[:2] == [4, 0]
+    assert layer.key.tolist()[:2] == [4, 0]
     fixed = make_user_model("ownnets:fixed", image=IMAGE, classes=3, noise=("linear",), learn=False)
     assert list(noise_layers(fixed)) == ["1.noise", "3.noise"]
     assert not any("sigma" in name for name, _ in fixed.named_parameters())
@@ -117,7 +117,7 @@ def test_noise_is_added_where_it_is_asked_for():
 
 def test_noise_of_the_function_s_own_follows_the_seed():
     net = make_user_model("ownnets:noisy", image=IMAGE, classes=3, seed=4)
-    assert noise_layers(net)["1.noise"].stream.key.tolist()[:2] == [4, 0]
+    assert noise_layers(net)["1.noise"].key.tolist()[:2] == [4, 0]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_sigma_and_mu_stay_wide_when_the_model_is_cast(cast):
         for parameter in (layer.sigma, layer.mu):
             assert parameter.dtype == parameter.grad.dtype == wide
     assert torch.equal(net[0].noise.sigma, plain[0].noise.sigma.to(wide))
-    assert net[0].noise.stream.key.dtype == torch.int64
+    assert net[0].noise.key.dtype == torch.int64
     torch.testing.assert_close(y.float(), plain(X), rtol=0.05, atol=0.05)
 
 
@@ -50,9 +50,9 @@ def test_a_move_and_a_cast_at_once():
     net = network().to("meta", torch.bfloat16)
     assert net[0].weight.dtype == torch.bfloat16
     assert {(p.device.type, p.dtype) for p in sigmas(net)} == {("meta", torch.float32)}
-    assert net[0].noise.stream.key.is_meta
+    assert net[0].noise.key.is_meta
     assert {p.device.type for p in net.to_empty(device="cpu").parameters()} == {"cpu"}
-    assert net[0].noise.stream.key.dtype == torch.int64
+    assert net[0].noise.key.dtype == torch.int64
 
 
 @pytest.mark.parametrize("cast", ["to bfloat16", "half", "double"])

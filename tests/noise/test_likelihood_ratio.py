@@ -14,7 +14,7 @@ from noiseprop.errors import InputError, NoisepropError
 from noiseprop.noise import likelihood_ratio
 from noiseprop.noise.layer import Estimator, NeuronNoise
 from noiseprop.noise.likelihood_ratio import likelihood_ratio_loss
-from noiseprop.noise.stream import NoiseStream
+from noiseprop.noise.sampling_state import PassScope
 
 RATIO: Estimator = "likelihood-ratio"
 PATHWISE: Estimator = "pathwise"
@@ -99,12 +99,12 @@ def test_gradients_are_those_of_the_normal_log_density(
     x = torch.randn(10, *shape, dtype=torch.float64, requires_grad=True)
     sigma = torch.randn(of_sigma, dtype=torch.float64, requires_grad=True)  # of both signs
     mu = torch.randn(of_sigma, dtype=torch.float64, requires_grad=True) if with_mean else None
-    weight, key, stream = torch.randn(10, dtype=torch.float64), torch.tensor([5, 2, 1]), NoiseStream(0)
+    weight, key, scope = torch.randn(10, dtype=torch.float64), torch.tensor([5, 2, 1]), PassScope()
     wanted = [t for t in (x, sigma, mu) if t is not None]
 
-    y = likelihood_ratio.sample(x, sigma, mu, key, 2, stream)
+    y = likelihood_ratio.sample_with_score(x, sigma, mu, key, 2, scope)
     assert torch.equal(y, noiseprop.gaussian_noise(x, sigma, mu=mu, key=key, draws=2))
-    (score,) = stream.scores
+    (score,) = scope.scores
     assert torch.equal(score, torch.zeros(10, dtype=torch.float64))
     ours = torch.autograd.grad(score @ weight, wanted)
 
@@ -114,13 +114,13 @@ def test_gradients_are_those_of_the_normal_log_density(
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)  # eps itself is a float32
 
 
-def test_value_is_the_mean_loss_and_advantages_leave_themselves_out() -> None:
+def test_value_is_the_mean_loss_and_compute_advantages_leave_themselves_out() -> None:
     losses = torch.tensor([1.0, 2.0, 6.0])
-    assert likelihood_ratio._advantages(losses).tolist() == [1 - 4, 2 - 3.5, 6 - 1.5]
+    assert likelihood_ratio._compute_advantages(losses).tolist() == [1 - 4, 2 - 3.5, 6 - 1.5]
     draws = torch.tensor([[1.0, 10.0], [3.0, 20.0]])
-    assert likelihood_ratio._advantages(draws).tolist() == [[-2, -10], [2, 10]]
-    assert likelihood_ratio._advantages(losses[None]).tolist() == [[1 - 4, 2 - 3.5, 6 - 1.5]]
-    assert likelihood_ratio._advantages(losses[:1]).tolist() == [1.0]
+    assert likelihood_ratio._compute_advantages(draws).tolist() == [[-2, -10], [2, 10]]
+    assert likelihood_ratio._compute_advantages(losses[None]).tolist() == [[1 - 4, 2 - 3.5, 6 - 1.5]]
+    assert likelihood_ratio._compute_advantages(losses[:1]).tolist() == [1.0]
     net = small_net(Sign())
     losses = squared_error(net, X.expand(7, 2))
     assert likelihood_ratio_loss(net, losses).item() == pytest.approx(losses.mean().item(), rel=1e-12)
@@ -130,10 +130,10 @@ def test_half_precision_keeps_the_dtype_and_its_gradients_are_those_of_full() ->
     sigma = torch.tensor([0.5, 2.0], requires_grad=True)
     got = []
     for dtype in (torch.float32, torch.bfloat16):
-        x, stream = torch.zeros(8, 2, dtype=dtype, requires_grad=True), NoiseStream(0)
-        y = likelihood_ratio.sample(x, sigma, None, torch.tensor([1]), 1, stream)
+        x, scope = torch.zeros(8, 2, dtype=dtype, requires_grad=True), PassScope()
+        y = likelihood_ratio.sample_with_score(x, sigma, None, torch.tensor([1]), 1, scope)
         assert y.dtype == dtype
-        got.append(torch.autograd.grad(stream.scores[0].sum(), (sigma, x)))
+        got.append(torch.autograd.grad(scope.scores[0].sum(), (sigma, x)))
         assert got[-1][1].dtype == dtype
     torch.testing.assert_close(got[0][0], got[1][0])
 
@@ -212,7 +212,7 @@ def test_the_baseline_lowers_the_variance() -> None:
 
     def without() -> Tensor:
         losses = squared_error(net, X.expand(50, 2))
-        (score,) = net[0].noise.stream.scores
+        (score,) = net[0].noise.scope.scores
         return losses.mean() + score @ losses.detach() / 50
 
     plain = estimates(net, without, 200)[1][:8]
@@ -257,7 +257,7 @@ def test_a_checkpointed_block_gives_the_same_gradients() -> None:
         for _ in range(2):
             loss = likelihood_ratio_loss(net, squared_error(net, torch.ones(6, 3)))
         got.append(gradient(loss, net))
-        assert not net.block.noise.stream.scores
+        assert not net.block.noise.scope.scores
     assert torch.equal(*got)
 
 
@@ -273,7 +273,7 @@ def test_attached_layers_may_run_twice_in_a_pass() -> None:
     net = noiseprop.add_noise(Twice(), where=["inner"], example=torch.zeros(1, 3))
     net.inner.noise.estimator = RATIO
     losses = net(torch.ones(5, 3)).sum(1)
-    assert len(net.inner.noise.stream.scores) == 2
+    assert len(net.inner.noise.scope.scores) == 2
     likelihood_ratio_loss(net, losses).backward()
     assert net.inner.noise.sigma.grad.abs().min() > 0
 
@@ -292,7 +292,7 @@ def test_passes_without_gradients_or_noise_leave_nothing_behind() -> None:
     net = small_net(Sign())
     with torch.no_grad():
         squared_error(net, X[None])
-    assert not net[0].noise.stream.scores
+    assert not net[0].noise.scope.scores
     with noiseprop.sampling(net, "off"):
         losses = squared_error(net, X[None])
     with pytest.raises(NoisepropError, match="drew no noise"):

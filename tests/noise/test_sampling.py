@@ -122,14 +122,24 @@ class Graph(nn.Module):
 
 
 @pytest.mark.parametrize("edges", [[[0, 1, 3], [1, 2, 0]], [[0, 0, 0], [1, 1, 1]]])
-def test_samples_that_depend_on_each_other_are_refused_rather_than_mixed_up(edges):
+def test_samples_that_depend_on_each_other_get_separate_passes(edges):
     """In the second graph a part of two nodes can be called, but its copies would be without edges."""
     model, edges = add_noise(Graph(), ["lin"], init=1e-3, example=(X, torch.tensor(edges))), torch.tensor(edges)
-    key = model.lin.noise.stream.key.clone()
-    with sampling(model, draws=5), pytest.raises(InputError, match=r"Graph cannot be .*once per draw: torch.stack"):
-        model(X, edges)
-    assert model(X, edges).shape == (4, 3)
-    assert model.lin.noise.stream.key[1] == key[1] + 1
+    reset_noise(model, 2)
+    separate = torch.stack([model(X, edges) for _ in range(5)])
+    reset_noise(model, 2)
+    with sampling(model, draws=5):
+        with pytest.warns(UserWarning, match="made by separate passes"):
+            together = model(X, edges)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert model(X, edges).shape == (5, 4, 3)
+    assert torch.equal(together, separate)
+    assert int(model.lin.noise.key[1]) == 10
+    with sampling(model, "frozen", key=3, draws=4):
+        frozen = model(X, edges)
+    reset_noise(model, 3)
+    assert torch.equal(frozen, torch.stack([model(X, edges) for _ in range(4)]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -253,7 +263,7 @@ def test_blocks_nest_and_restore_also_after_an_exception():
         assert model(X).shape == (2, 4, 5)
     assert model(X).shape == (4, 5)
     assert (len(model._forward_hooks), len(model._forward_pre_hooks)) == hooks
-    assert "_sampling" not in model.__dict__
+    assert model.conv.noise.state.sampling is None
 
 
 def test_a_wrapped_model_gets_its_draws_at_the_wrapper():

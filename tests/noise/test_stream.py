@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from noiseprop import NeuronNoise, NoisepropError, add_noise, reset_noise, sampling
 from noiseprop.noise.kernels.philox import standard_normal
-from noiseprop.noise.stream import noise_of, noise_streams
+from noiseprop.noise.stream import find_sources, noise_of
 
 X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -79,7 +79,7 @@ def test_the_state_dict_carries_the_stream_on():
     model(X)
     other.load_state_dict(model.state_dict())
     assert torch.equal(model(X), other(X))
-    assert [k for k in model.state_dict() if "stream" in k] == ["0.noise.stream.key"]
+    assert [k for k in model.state_dict() if k.endswith("key")] == ["0.noise.key", "2.noise.key"]
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -89,8 +89,9 @@ def test_copies_have_streams_of_their_own_that_go_on_alike(duplicate):
     other = duplicate(model)
     assert torch.equal(model(X), other(X))
     model(X)
-    assert noise_streams(model)[0] is not noise_streams(other)[0]
-    assert other[2].noise.stream is other[0].noise.stream
+    assert find_sources(model)[0].key is not find_sources(other)[0].key
+    assert other[2].noise.scope is other[0].noise.scope
+    assert other[2].noise.scope is not model[2].noise.scope
     assert not torch.equal(model(X), other(X))
 
 

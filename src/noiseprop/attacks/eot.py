@@ -51,8 +51,8 @@ def is_random(model: nn.Module) -> bool:
     """Return whether passes of the model differ: a noise layer acts, and its noise is neither off nor frozen."""
     for layer in model.modules():
         if isinstance(layer, NeuronNoise) and (layer.training or layer.at_inference):
-            stream = layer.stream
-            if stream.frozen is None and not (stream.sampling is not None and stream.sampling.off):
+            state = layer.state
+            if state.frozen is None and not (state.sampling is not None and state.sampling.off):
                 return True
     return False
 

@@ -71,6 +71,15 @@ def gaussian_noise(
     return torch.ops.noiseprop.gaussian_noise(x, sigma, mu, key, draws)
 
 
+def copy_key(key: Tensor) -> Tensor:
+    """Return a copy of a key that is about to be advanced.
+
+    To torch.compile the copy is an opaque op. It would compute a plain clone again in the backward pass, from the key
+    that the forward pass has advanced.
+    """
+    return torch.ops.noiseprop.copy_key(key) if torch.compiler.is_compiling() else key.clone()
+
+
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, sigma, mu, key, ctx.draws = inputs
     ctx.save_for_backward(key)
@@ -121,14 +130,17 @@ def _register() -> torch.library.Library:
     """One functional op each way, so that torch.compile and torch.export see nothing of what is inside."""
     library = torch.library.Library("noiseprop", "DEF")
     library.define("gaussian_noise(Tensor x, Tensor sigma, Tensor? mu, Tensor key, int draws) -> Tensor")
+    library.define("copy_key(Tensor key) -> Tensor")
     library.define("sigma_gradient(Tensor grad, Tensor key, SymInt[] shape, int draws) -> Tensor")
     library.impl("gaussian_noise", kernels.add_gaussian_noise, "CompositeExplicitAutograd")
+    library.impl("copy_key", torch.clone, "CompositeExplicitAutograd")
     library.impl("sigma_gradient", kernels.compute_sigma_gradient, "CompositeExplicitAutograd")
     torch.library.register_fake(
         "noiseprop::gaussian_noise",
         lambda x, *rest: torch.empty_like(x, memory_format=select_memory_format(x)),
         lib=library,
     )
+    torch.library.register_fake("noiseprop::copy_key", torch.empty_like, lib=library)
     torch.library.register_fake(
         "noiseprop::sigma_gradient",
         lambda grad, key, shape, draws: grad.new_empty(shape, dtype=noise_dtype(grad)),

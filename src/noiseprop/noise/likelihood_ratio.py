@@ -1,7 +1,7 @@
-"""The likelihood-ratio estimator: gradients through noise whose consequences cannot be differentiated.
+"""Likelihood-ratio estimator: gradients through noise that is followed by functions without derivatives.
 
-Where an activation has no useful derivative (a sign, a threshold, a sampled decision), Eq. 3 finds nothing, yet the
-expected loss is smooth in sigma and in the weights. For ``z ~ N(x + mu, sigma^2)`` and the loss L of a sample
+If an activation has no useful derivative (a sign, a threshold, a sampled decision), the gradient of Eq. 3 is zero, yet
+the expected loss is smooth in sigma and in the weights. With ``z ~ N(x + mu, sigma^2)`` and the loss L of a sample
 
     d E[L] / d sigma = E[ (L - b) (eps^2 - 1) / sigma ]        d E[L] / d x = E[ (L - b) eps / sigma ]
 
@@ -10,7 +10,7 @@ algorithms", REINFORCE; Glynn, 1990: "Likelihood ratio gradient estimation"; Sch
 using stochastic computation graphs", for several layers of it, and for a mixture with the pathwise estimator).
 """
 
-# torch tells only its private parts whether a graph is being run backwards:
+# torch has no public way to ask whether a graph is being run backwards:
 # pyright: reportPrivateUsage=false
 
 from typing import Any
@@ -20,19 +20,20 @@ from torch import Tensor, nn
 
 from noiseprop.errors import InputError, NoisepropError
 from noiseprop.noise.gaussian_noise import gaussian_noise
-from noiseprop.noise.stream import NoiseStream, noise_streams
+from noiseprop.noise.sampling_state import PassScope
+from noiseprop.noise.stream import find_sources
 
 
 def likelihood_ratio_loss(model: nn.Module, losses: Tensor) -> Tensor:
-    """The mean loss, with a gradient that needs no derivative of what comes after the noise.
+    """Return the mean loss, with a gradient that needs no derivative of the layers after the noise.
 
-    To be called once after each forward pass of a model with layers of ``estimator="likelihood-ratio"``. Each loss is
-    compared with a baseline that leaves itself out: the mean of the same sample's other draws, or, with one draw, of
-    the batch's other samples. Parameters that the losses do depend on differentiably, such as those after the last
-    noise, and layers of the pathwise estimator get their ordinary gradients.
+    Call it once after each forward pass of a model with layers of ``estimator="likelihood-ratio"``. Each loss is
+    compared with a baseline that excludes it: the mean over the other draws of the same sample, or, with one draw, over
+    the other samples of the batch. Parameters on which the losses depend differentiably, such as those after the last
+    noise, and layers with the pathwise estimator get their ordinary gradients.
 
     Args:
-        model: the network that gave the losses in its last pass.
+        model: the network that computed the losses in its last pass.
         losses: one loss per sample (B,), or (K, B) under ``sampling(model, draws=K)``. A sample's loss must depend
             on no other sample's noise.
 
@@ -51,28 +52,26 @@ def likelihood_ratio_loss(model: nn.Module, losses: Tensor) -> Tensor:
         >>> net[0].weight.grad.shape, net[1].sigma.grad.shape
         (torch.Size([3, 2]), torch.Size([3]))
     """
-    streams = noise_streams(model)
-    scores = [score for stream in streams for score in stream.scores]
-    for stream in streams:
-        stream.scores = []
-    _check(model, losses, scores)
-    advantages = _advantages(losses.detach()).flatten()
+    scopes = {id(source.scope): source.scope for source in find_sources(model)}
+    scores = [score for scope in scopes.values() for score in scope.take_scores()]
+    _check_losses(model, losses, scores)
+    advantages = _compute_advantages(losses.detach()).flatten()
     return losses.mean() + torch.stack([score @ advantages.to(score.dtype) for score in scores]).sum() / len(advantages)
 
 
-def sample(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int, stream: NoiseStream) -> Tensor:
-    """``x + mu + sigma * eps`` with the noise of `gaussian_noise`; its log-density is noted in the stream."""
+def sample_with_score(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, draws: int, scope: PassScope) -> Tensor:
+    """Return ``x + mu + sigma * eps`` with the noise of `gaussian_noise`, and record its log-density in the scope."""
     if not torch.is_grad_enabled():
         return gaussian_noise(x, sigma, mu=mu, key=key, draws=draws)
     y, score = _Sample.apply(x, sigma, mu, key, draws)  # pyright: ignore[reportGeneralTypeIssues]
     if torch._C._current_graph_task_id() == -1:  # not when a checkpointed block is run again
-        stream.scores.append(score)
+        scope.scores.append(score)
     return y
 
 
-def check_used(stream: NoiseStream) -> None:
-    """Refuse to forget the scores of a layer that stands alone, to which every call is a pass of its own."""
-    if stream.scores and torch.is_grad_enabled():
+def check_scores_were_used(scope: PassScope) -> None:
+    """Raise an error rather than forget the scores of a layer outside `add_noise`, for which every call is a pass."""
+    if scope.scores and torch.is_grad_enabled():
         raise NoisepropError(
             "a NeuronNoise with estimator='likelihood-ratio' was called again before likelihood_ratio_loss; if it is "
             "used twice in a pass, let add_noise attach it; if the first pass was no training, use torch.no_grad()"
@@ -80,7 +79,7 @@ def check_used(stream: NoiseStream) -> None:
 
 
 class _Sample(torch.autograd.Function):
-    """The sample y, which passes no gradient on, and per row a zero whose gradient is that of y's log-density."""
+    """Return the sample y without gradient, and per row a zero whose gradient is that of the log-density of y."""
 
     @staticmethod
     def forward(
@@ -98,13 +97,13 @@ class _Sample(torch.autograd.Function):
     def backward(ctx: Any, to_y: Tensor | None, to_score: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if to_score is None:
             raise NoisepropError(
-                "a noise layer with estimator='likelihood-ratio' passes no gradient on; back-propagate "
+                "a noise layer with estimator='likelihood-ratio' has no pathwise gradient; back-propagate "
                 "likelihood_ratio_loss(model, losses), or set the layer's estimator to 'pathwise'"
             )
         sigma, key = ctx.saved_tensors
         if bool((sigma == 0).any()):
             raise InputError(
-                "a sigma is 0, where the likelihood-ratio estimator does not exist; use the pathwise estimator, or "
+                "a sigma is 0, where the likelihood-ratio estimator is undefined; use the pathwise estimator, or "
                 "keep sigma away from 0 with noise.objectives.Floor"
             )
         eps = gaussian_noise(torch.zeros(**ctx.zeros), sigma.new_ones(()), key=key, draws=ctx.draws)
@@ -115,17 +114,17 @@ class _Sample(torch.autograd.Function):
         return to_x, to_sigma, to_mu, None, None
 
 
-def _advantages(losses: Tensor) -> Tensor:
-    """Each loss minus the mean of the others: of the same sample's draws where there are several, else of the batch."""
+def _compute_advantages(losses: Tensor) -> Tensor:
+    """Subtract from each loss the mean of the others: other draws of the sample, or other samples with one draw."""
     others = losses.shape[0] - 1
     if others == 0 and losses.dim() == 2:  # one draw of each sample
-        return _advantages(losses[0])[None]
+        return _compute_advantages(losses[0])[None]
     if others == 0:
-        return losses  # nothing to compare with: no baseline
+        return losses  # a single loss has no baseline
     return (losses - losses.mean(0)) * (1 + 1 / others)
 
 
-def _check(model: nn.Module, losses: Tensor, scores: list[Tensor]) -> None:
+def _check_losses(model: nn.Module, losses: Tensor, scores: list[Tensor]) -> None:
     if not scores:
         raise NoisepropError(
             "the model's last pass drew no noise with estimator='likelihood-ratio'; choose it for its layers, "
@@ -139,6 +138,6 @@ def _check(model: nn.Module, losses: Tensor, scores: list[Tensor]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise InputError(
-                f"{name} is a batch norm in training mode, through which a sample's noise reaches others' losses; "
+                f"{name} is a batch norm in training mode, so the noise of a sample affects the losses of others; "
                 "call .eval() on it"
             )

@@ -2,68 +2,54 @@
 
 import warnings
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from itertools import chain, combinations
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
-from noiseprop.noise.stream import NoiseStream, noise_streams, seed_key
+from noiseprop.noise.sampling_state import Sampling, repeat_batch
+from noiseprop.noise.stream import NoiseSource, derive_seeds, find_sources, wrap_seed
 
 Mode = Literal["fresh", "off", "frozen"]
+DrawPlan = Literal["share", "repeat", "separate"]
+"""Repeat the batch at the first noise layer, repeat the inputs, or make K separate passes."""
 
-# by model, and by which of its noise layers act
-_shares_prefix: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], bool]]" = weakref.WeakKeyDictionary()
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+_PlanKey = tuple[tuple[bool, ...], tuple[int, ...]]  # layers that act, and inputs with as many rows as the batch
+_Plan = tuple[DrawPlan, tuple[int, ...]]  # and the inputs that are batched
 
-
-class Sampling:
-    """What one `sampling` block asks of the noise layers inside it.
-
-    Attributes:
-        off: no layer adds noise.
-        draws: K, or None when logits keep their shape.
-    """
-
-    def __init__(self, *, off: bool, draws: int | None) -> None:
-        self.off = off
-        self.draws = draws
-        self.repeated = False
-
-    def first(self) -> bool:
-        """Whether it is the first noise layer of a pass that asks; that one repeats its batch."""
-        first, self.repeated = not self.repeated, True
-        return first
-
-    def repeat(self, x: Tensor) -> Tensor:
-        """K copies of a batch (B, ...), one after another: (K*B, ...)."""
-        assert self.draws is not None
-        return _repeat(x, self.draws)
+_plans: "weakref.WeakKeyDictionary[nn.Module, dict[_PlanKey, _Plan]]" = weakref.WeakKeyDictionary()
+_innermost: "weakref.WeakKeyDictionary[nn.Module, Sampling]" = weakref.WeakKeyDictionary()  # block of a model
 
 
 @contextmanager
 def sampling(
     model: nn.Module, mode: Mode = "fresh", *, draws: int | None = None, key: int | None = None
 ) -> Generator[None]:
-    """Choose what the noise of a model does, and how many draws of it a pass makes.
+    """Select the noise of a model, and the number of draws per pass.
 
-    With ``draws=K`` the first noise layer that runs repeats its batch K times, so that all before it (a whole
-    convolutional trunk, where noise is only in the head) runs once, forward and backward. With equal keys the result
-    equals K separate passes. Where sharing would change the result (a noisy branch that meets a noise-free one, as
-    in residual blocks) the input is repeated instead, and a warning says so once per model.
+    With ``draws=K`` the first noise layer that runs repeats its batch K times, so everything before it (a whole
+    convolutional trunk, if only the head has noise) runs once, forward and backward. With equal keys the result equals
+    K separate passes. If sharing would change the result (a noisy branch that meets a noise-free one, as in residual
+    blocks), the input is repeated instead. If samples depend on each other, or the batch cannot be told apart from
+    other inputs, K separate passes are made. A warning reports either once per model.
 
     Args:
-        model: any module, noisy or not.
-        mode: "fresh" noise in every pass, "off", or "frozen": the same noise in every pass, chosen by `key`.
+        model: any module, noisy or not: a model, a part of one, or a wrapper. All noise layers inside it are affected.
+        mode: "fresh" noise in every pass, "off", or "frozen": the same noise in every pass, selected by `key`.
         draws: K; outputs then have shape (K, B, ...). None keeps (B, ...).
         key: the seed of frozen noise.
 
     Raises:
-        InputError: an unknown mode, draws < 1, a frozen mode without a key, or draws with batch norm in training mode.
+        InputError: an unknown mode, draws < 1, a frozen mode without a key, draws with batch norm in training mode, or
+            draws of a model that returns a loss averaged over the batch.
 
     Examples:
         >>> import noiseprop
@@ -72,29 +58,32 @@ def sampling(
         ...     model(torch.zeros(4, 3)).shape
         torch.Size([5, 4, 2])
     """
-    state = _state(mode, draws, key)
-    streams = noise_streams(model)
-    before = [(stream.sampling, stream.frozen) for stream in streams]
-    handles = [] if draws is None else _shape_hooks(model, state, streams)
-    for number, stream in enumerate(streams):
-        stream.sampling = state
-        stream.frozen = None if key is None else seed_key(key, number)
-        stream.end()
-    outer, model.__dict__["_sampling"] = model.__dict__.get("_sampling"), state
+    state = _make_state(mode, draws, key)
+    sources = find_sources(model)
+    before = [(source.state.sampling, source.state.frozen) for source in sources]
+    handles = _register_hooks(model, state, sources, is_frozen=key is not None)
+    _set_sampling(sources, state, key)
+    outer = _innermost.get(model)
+    _innermost[model] = state
     try:
         yield
     finally:
-        model.__dict__["_sampling"] = outer
         if outer is None:
-            del model.__dict__["_sampling"]
-        for stream, previous in zip(streams, before, strict=True):
-            stream.sampling, stream.frozen = previous
-            stream.end()
+            del _innermost[model]
+        else:
+            _innermost[model] = outer
+        for source, (sampling_before, frozen) in zip(sources, before, strict=True):
+            source.state.sampling, source.state.frozen = sampling_before, frozen
         for handle in handles:
             handle.remove()
 
 
-def _state(mode: Mode, draws: int | None, key: int | None) -> Sampling:
+def forget_plans(model: nn.Module) -> None:
+    """Forget how a model makes several draws, after its noise has changed place."""
+    _plans.pop(model, None)
+
+
+def _make_state(mode: Mode, draws: int | None, key: int | None) -> Sampling:
     if mode not in ("fresh", "off", "frozen"):
         raise InputError(f"sampling got mode {mode!r}; choose 'fresh', 'off' or 'frozen'")
     if draws is not None and (not hasattr(draws, "__index__") or draws < 1):
@@ -104,115 +93,175 @@ def _state(mode: Mode, draws: int | None, key: int | None) -> Sampling:
             f"sampling got mode {mode!r} with key={key}; frozen noise, and only that, needs a key such as key=0"
         )
     if key is not None:
-        seed_key(key)  # refuses what is no whole number before anything is changed
+        wrap_seed(key)  # raises before anything is changed
     return Sampling(off=mode == "off", draws=draws)
 
 
-def _shape_hooks(model: nn.Module, state: Sampling, streams: list[NoiseStream]) -> list[Any]:
-    """Hooks on the model's call: count one pass, and give the outputs their axis of draws."""
-    draws = state.draws
-    assert draws is not None
+def _set_sampling(sources: Sequence[NoiseSource], state: Sampling, key: int | None) -> None:
+    seeds = [None] * len(sources) if key is None else derive_seeds(sources, key)
+    for source, seed in zip(sources, seeds, strict=True):
+        source.state.sampling = state
+        source.state.frozen = None if seed is None else source.compose_key(seed)
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if module.__dict__.get("_sampling") is not state:
-            return None  # an inner block has taken over
-        state.repeated = False
-        _refuse_batch_norm(module)
-        if not streams or state.off or shares_prefix(module, args, kwargs, streams):
-            return None
-        state.repeated = True
-        batch = _batch(args, kwargs)
-        return _map_batch((args, kwargs), batch, lambda x: _repeat(x, draws))
 
-    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if module.__dict__.get("_sampling") is not state:
-            return None
-        if state.repeated:
-            return tree_map_only(Tensor, lambda x: _split(x, draws), output)
-        return tree_map_only(Tensor, lambda x: x.expand(draws, *x.shape), output)
-
+def _register_hooks(model: nn.Module, state: Sampling, sources: Sequence[NoiseSource], *, is_frozen: bool) -> list[Any]:
+    """Register hooks on the model that delimit passes of frozen noise, and give the outputs of K draws their axis."""
+    if state.draws is None:
+        if not is_frozen:
+            return []
+        scopes = {id(source.scope): source.scope for source in sources}.values()
+        starts = [model.register_forward_pre_hook(scope.begin, prepend=True) for scope in scopes]
+        return [*starts, *(model.register_forward_hook(scope.end) for scope in scopes)]
+    runner = _DrawRunner(model, state, sources)
     return [
-        model.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
-        model.register_forward_hook(after, with_kwargs=True),
+        model.register_forward_pre_hook(runner.before_pass, prepend=True, with_kwargs=True),
+        model.register_forward_hook(runner.after_pass, with_kwargs=True),
     ]
 
 
-def shares_prefix(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], streams: list[NoiseStream]) -> bool:
-    """Whether repeating the batch at the first noise layer equals repeating the input; tried once per model."""
-    acting = tuple(m.training or m.at_inference for m in model.modules() if isinstance(m, NeuronNoise))
-    known = _shares_prefix.setdefault(model, {})
-    if acting not in known:
-        agrees = _try_shared(model, args, kwargs, streams)
-        if agrees is None:
-            return True
-        if not agrees:
-            _refuse_time_first(model)
-        told = False in known.values()
-        known[acting] = agrees
-        if not agrees and not told:
-            warnings.warn(
-                f"{type(model).__name__}: a noisy branch meets a noise-free one, so draws cannot share what "
-                "comes before the noise; the input is repeated instead, at the full price of every draw",
-                stacklevel=2,
-            )
-    return known[acting]
+class _DrawRunner:
+    """Hooks that turn one call of a model into K draws.
+
+    Args:
+        model: the module that `sampling` was given.
+        state: of the block, with draws.
+        sources: noise layers of the model.
+    """
+
+    def __init__(self, model: nn.Module, state: Sampling, sources: Sequence[NoiseSource]) -> None:
+        self.state, self.sources = state, sources
+        self.earlier: list[Any] = []  # outputs of separate passes
+        self.plan: DrawPlan | None = None
+        self.is_nested = False
+
+    def before_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Prepare the inputs, or make all separate passes but the last."""
+        state = self.state
+        if _innermost.get(model) is not state or self.is_nested:
+            return None  # a block inside this one has taken over
+        assert state.draws is not None
+        _check_batch_norm(model)
+        state.repeated, state.is_running, state.layer_draws, state.pass_offset = False, True, state.draws, 0
+        self.plan, self.earlier = None, []
+        if state.off or not any(_acts(source) for source in self.sources):
+            return None
+        self.plan, batched = plan_draws(model, (args, kwargs), self.sources)
+        if self.plan == "separate":
+            self._run_earlier_passes(model, args, kwargs)
+            return None
+        if self.plan == "share":
+            return None
+        state.repeated = True
+        return _map_batched((args, kwargs), batched, lambda x: repeat_batch(x, state.draws or 1))
+
+    def _run_earlier_passes(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state = self.state
+        assert state.draws is not None
+        state.layer_draws, self.is_nested = None, True
+        try:
+            for _ in range(state.draws - 1):
+                own_args, own_kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+                self.earlier.append(model(*own_args, **own_kwargs))
+                state.pass_offset += 1
+        finally:
+            self.is_nested = False
+
+    def after_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Give the outputs their axis of draws."""
+        state = self.state
+        if _innermost.get(model) is not state or self.is_nested:
+            return None
+        draws = state.draws or 1
+        state.is_running = False
+        if self.plan == "separate":
+            return _stack_outputs([*self.earlier, output])
+        if state.repeated:
+            return tree_map_only(Tensor, lambda x: _split_draws(x, draws), output)
+        return tree_map_only(Tensor, lambda x: x.expand(draws, *x.shape), output)
 
 
-def forget_prefix(model: nn.Module) -> None:
-    """Try again after the noise of a model has changed place."""
-    _shares_prefix.pop(model, None)
+def _acts(source: NoiseSource) -> bool:
+    return not isinstance(source, NeuronNoise) or source.training or source.at_inference
+
+
+def plan_draws(model: nn.Module, inputs: Inputs, sources: Sequence[NoiseSource]) -> tuple[DrawPlan, tuple[int, ...]]:
+    """Find, once per model and set of acting layers, how it can make several draws, and which inputs are batched.
+
+    Returns:
+        The plan, and the positions of the batched tensors among the leaves of the inputs.
+    """
+    acting = tuple(_acts(source) for source in sources)
+    candidates = _find_batch_candidates(inputs)
+    known = _plans.setdefault(model, {})
+    if (acting, candidates) not in known:
+        plan = _try_plans(model, inputs, candidates, sources)
+        if plan is None:
+            return "share", candidates  # no noise acted; it may in the next pass
+        if plan[0] != "share" and all(other[0] == "share" for other in known.values()):
+            _warn_of_full_cost(model, plan[0])
+        known[acting, candidates] = plan
+    return known[acting, candidates]
+
+
+def _warn_of_full_cost(model: nn.Module, plan: DrawPlan) -> None:
+    name = type(model).__name__
+    if plan == "repeat":
+        message = (
+            f"{name}: a noisy branch meets a noise-free one, so draws cannot share what comes before the noise; the "
+            "input is repeated instead, at the full cost of every draw"
+        )
+    else:
+        message = (
+            f"{name}: samples depend on each other, or the batch cannot be told apart from other inputs; several draws "
+            "are made by separate passes, at the full cost of every draw"
+        )
+    warnings.warn(message, stacklevel=2)
 
 
 @torch.no_grad()
-def _try_shared(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], streams: list[NoiseStream]
-) -> bool | None:
-    """Whether three draws of two samples, shared and repeated, agree; None where no noise acts.
+def _try_plans(
+    model: nn.Module, inputs: Inputs, candidates: tuple[int, ...], sources: Sequence[NoiseSource]
+) -> _Plan | None:
+    """Compare three draws by each plan with three separate passes on two samples; None where no noise acts.
 
     Raises:
-        InputError: neither equals three separate passes, as where edges of a graph lead from sample to sample.
+        InputError: the model returns a loss averaged over the batch.
     """
-    inputs = _map_batch((args, kwargs), _batch(args, kwargs), lambda x: torch.cat([x[:1], x[-1:]]))
-    trial, single = Sampling(off=False, draws=3), Sampling(off=False, draws=None)
-    with _on_trial(model, streams) as run:
-        shared = _tried(run, trial, inputs)
+    with _on_trial(model, sources) as run:
+        outputs = run(Sampling(off=True, draws=None), inputs)
+        _check_no_batch_mean(model, outputs)
+        batched = _find_batched(run, inputs, candidates, outputs)
+        if batched is None or _has_other_batch_axis(model):
+            return "separate", candidates
+        small = _map_batched(inputs, batched, lambda x: torch.cat([x[:1], x[-1:]]))
+        trial, single = Sampling(off=False, draws=3), Sampling(off=False, draws=None)
+        trial.is_running = True
+        shared = _run_safely(run, trial, small)
         if shared is not None and not trial.repeated:
             return None
         trial.repeated = True
-        repeated = _tried(run, trial, _map_batch(inputs, 2, lambda x: _repeat(x, 3)))
+        repeated = _run_safely(run, trial, _map_batched(small, batched, lambda x: repeat_batch(x, 3)))
         if repeated is None:
-            _refuse_time_first(model)
+            return "separate", batched
         try:
-            passes = [run(single, inputs, passes=draw) for draw in range(3)]
-        except (RuntimeError, IndexError) as error:
-            raise InputError(f"{_alone(model)} ({type(error).__name__}: {error}); {_ONE_BY_ONE}") from error
-        if not _close(repeated, _side_by_side(passes)) and _close(passes[0], run(single, inputs, seed=1)):
-            _refuse_time_first(model)
-            raise InputError(f"{_alone(model)}; {_ONE_BY_ONE}")
-    return _close(shared, repeated)
-
-
-_ONE_BY_ONE = "call the model once per draw: torch.stack([model(x) for _ in range(K)])"
-
-
-def _alone(model: nn.Module) -> str:
-    return (
-        f"{type(model).__name__} cannot be given several draws in one pass, as samples depend on each other, like "
-        "the nodes of a graph, or on how many there are"
-    )
+            passes = [run(single, small, passes=draw) for draw in range(3)]
+        except (RuntimeError, IndexError):
+            return "separate", batched
+        if not _are_close(repeated, _join_passes(passes)) and _are_close(passes[0], run(single, small, seed=1)):
+            return "separate", batched
+    return ("share" if _are_close(shared, repeated) else "repeat"), batched
 
 
 @contextmanager
-def _on_trial(model: nn.Module, streams: list[NoiseStream]) -> Generator[Any]:
-    """A way to run the model with noise of the trial's own, which leaves the model and torch's generator alone."""
-    before = [(stream.sampling, stream.frozen) for stream in streams]
-    outer = model.__dict__.get("_sampling")
+def _on_trial(model: nn.Module, sources: Sequence[NoiseSource]) -> Generator[Any]:
+    """Provide a function that runs the model with separate noise, and leaves the model and torch's generator as before."""
+    before = [(source.state.sampling, source.state.frozen) for source in sources]
+    outer = _innermost.get(model)
 
-    def run(state: Sampling, inputs: Any, *, passes: int = 0, seed: int = 0) -> list[Tensor]:
-        model.__dict__["_sampling"] = state  # silences the hooks of the block around
-        for number, stream in enumerate(streams):
-            stream.sampling, stream.frozen = state, seed_key(1, number)
-            stream.frozen[1] = passes
+    def run(state: Sampling, inputs: Inputs, *, passes: int = 0, seed: int = 0) -> list[Tensor]:
+        _innermost[model] = state  # disables the hooks of the block around
+        for source, own in zip(sources, derive_seeds(sources, 1), strict=True):
+            source.state.sampling, source.state.frozen = state, source.compose_key(own, passes)
         args, kwargs = tree_map_only(Tensor, Tensor.clone, inputs)  # the model may change its inputs in place
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -221,41 +270,100 @@ def _on_trial(model: nn.Module, streams: list[NoiseStream]) -> Generator[Any]:
     try:
         yield run
     finally:
-        model.__dict__["_sampling"] = outer
-        for stream, previous in zip(streams, before, strict=True):
-            stream.sampling, stream.frozen = previous
+        if outer is not None:
+            _innermost[model] = outer
+        else:
+            _innermost.pop(model, None)
+        for source, (sampling_before, frozen) in zip(sources, before, strict=True):
+            source.state.sampling, source.state.frozen = sampling_before, frozen
 
 
-def _tried(run: Any, trial: Sampling, inputs: Any) -> list[Tensor] | None:
+def _find_batch_candidates(inputs: Inputs) -> tuple[int, ...]:
+    """Return the positions of the tensors with as many rows as the first one, among the leaves of the inputs."""
+    leaves = tree_leaves(inputs)
+    sizes = {i: leaf.shape[0] for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dim() > 0}
+    if not sizes:
+        raise InputError("sampling with draws needs a model that is called with at least one batched tensor")
+    batch = next(iter(sizes.values()))
+    return tuple(i for i, size in sizes.items() if size == batch)
+
+
+def _find_batched(
+    run: Any, inputs: Inputs, candidates: tuple[int, ...], outputs: list[Tensor]
+) -> tuple[int, ...] | None:
+    """Return which of the candidates are batched: without their other rows, the remaining outputs stay the same.
+
+    A tensor may have as many rows as the batch by chance, such as one prototype for each of five classes beside five
+    images. All candidates are tried first, then fewer, always with the first one. None if no choice fits.
+    """
+    if len(candidates) == 1:
+        return candidates
+    leaves, _ = tree_flatten(inputs)
+    batch = leaves[candidates[0]].shape[0]
+    rows = {1: [0, 0], 2: [0]}.get(batch, [0, batch - 1])
+    first, *others = candidates
+    choices = chain.from_iterable(combinations(others, size) for size in range(len(others), -1, -1))
+    for choice in choices:
+        chosen = (first, *choice)
+        part = _run_safely(run, Sampling(off=True, draws=None), _map_batched(inputs, chosen, lambda x: x[rows]))
+        expected = [leaf[rows] if leaf.dim() and leaf.shape[0] == batch else leaf for leaf in outputs]
+        if _are_close(part, expected):
+            return chosen
+    return None
+
+
+def _check_no_batch_mean(model: nn.Module, outputs: list[Tensor]) -> None:
+    if any(output.dim() == 0 and output.is_floating_point() for output in outputs):
+        raise InputError(
+            f"sampling with draws: {type(model).__name__} returns a single number, such as a loss that is a mean over "
+            "the batch, which cannot be split into draws; call it without labels and compute the loss from the logits "
+            "of each draw, or call it once per draw"
+        )
+
+
+def _has_other_batch_axis(model: nn.Module) -> bool:
+    """Return whether a noise layer has its batch on another axis than the one that would be repeated."""
+    return any(isinstance(module, NeuronNoise) and module.batch_dim for module in model.modules())
+
+
+def _run_safely(run: Any, trial: Sampling, inputs: Inputs) -> list[Tensor] | None:
     try:
         return run(trial, inputs)
     except (RuntimeError, ValueError, IndexError):
         return None
 
 
-def _close(some: list[Tensor] | None, others: list[Tensor] | None) -> bool:
-    """Whether two lists of outputs have equal shapes and nearly equal numbers; NaN, of which others tell, is NaN."""
+def _are_close(some: list[Tensor] | None, others: list[Tensor] | None) -> bool:
+    """Return whether two lists of outputs have equal shapes and nearly equal numbers; NaN equals NaN."""
     if some is None or others is None:
         return False
     return len(some) == len(others) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + _largest(b)), equal_nan=True)
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + _find_largest(b)), equal_nan=True)
         for a, b in zip(some, others, strict=True)
         if a.is_floating_point()
     )
 
 
-def _largest(x: Tensor) -> float:
-    """The size of the largest number in x, NaN and infinities aside."""
+def _find_largest(x: Tensor) -> float:
+    """Return the magnitude of the largest finite number in x."""
     finite = x[x.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def _side_by_side(passes: list[list[Tensor]]) -> list[Tensor]:
-    """The outputs of K passes in the form of K draws."""
+def _join_passes(passes: list[list[Tensor]]) -> list[Tensor]:
+    """Return the outputs of K passes in the form of K draws."""
     return [torch.cat(leaves) if leaves[0].dim() else leaves[0] for leaves in zip(*passes, strict=True)]
 
 
-def _refuse_batch_norm(model: nn.Module) -> None:
+def _stack_outputs(outputs: list[Any]) -> Any:
+    """Return the outputs of K passes with an axis of draws: (K, B, ...)."""
+    flat = [tree_flatten(output) for output in outputs]
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    stacked = [torch.stack(column) if isinstance(column[0], Tensor) else column[-1] for column in columns]
+    return tree_unflatten(stacked, flat[-1][1])
+
+
+def _check_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise InputError(
@@ -263,18 +371,8 @@ def _refuse_batch_norm(model: nn.Module) -> None:
             )
 
 
-def _refuse_time_first(model: nn.Module) -> None:
-    """The inputs of a time-first model have their batch on another axis than the one that would be repeated."""
-    for name, module in model.named_modules():
-        if getattr(module, "batch_dim", 0) and isinstance(getattr(module, "stream", None), NoiseStream):
-            raise InputError(
-                f"{name} has its batch on axis {module.batch_dim}, so it is not known how to repeat the model's input "
-                f"for several draws; {_ONE_BY_ONE}"
-            )
-
-
-def _split(x: Tensor, draws: int) -> Tensor:
-    """(K*B, ...) as (K, B, ...)."""
+def _split_draws(x: Tensor, draws: int) -> Tensor:
+    """Return (K*B, ...) as (K, B, ...)."""
     if x.dim() == 0 or x.shape[0] % draws:
         raise InputError(
             f"the model returns a tensor of shape {tuple(x.shape)}, which has no batch axis to hold {draws} draws; "
@@ -283,19 +381,7 @@ def _split(x: Tensor, draws: int) -> Tensor:
     return x.unflatten(0, (draws, -1))
 
 
-def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return leaf.shape[0]
-    raise InputError("sampling with draws needs a model that is called with at least one batched tensor")
-
-
-def _map_batch(inputs: Any, batch: int, function: Any) -> Any:
-    return tree_map_only(Tensor, lambda x: function(x) if x.dim() > 0 and x.shape[0] == batch else x, inputs)
-
-
-def _repeat(x: Tensor, draws: int) -> Tensor:
-    """K copies of a batch, one after another, in x's memory format: (B, ...) to (K*B, ...)."""
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return x.movedim(1, -1).repeat(draws, 1, 1, 1).movedim(-1, 1)
-    return x.repeat(draws, *[1] * (x.dim() - 1))
+def _map_batched(inputs: Inputs, batched: tuple[int, ...], function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to the leaves of the inputs at some positions."""
+    leaves, structure = tree_flatten(inputs)
+    return tree_unflatten([function(leaf) if i in batched else leaf for i, leaf in enumerate(leaves)], structure)

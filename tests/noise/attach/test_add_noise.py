@@ -112,7 +112,7 @@ def test_granularity(net: Net, granularity: Any, expected: dict[str, tuple[int, 
     example = X if probed or granularity == "neuron" else None
     add_noise(net, list(expected), granularity=granularity, example=example)
     assert shapes(net) == expected
-    assert not noise_layers(net)["fc1.noise"].alone
+    assert noise_layers(net)["fc1.noise"].is_attached
 
 
 def test_channel_fits_any_input_size(net: Net):
@@ -213,14 +213,14 @@ def test_a_second_call_joins_the_stream_of_the_first(net: Net):
     add_noise(net, "fc1", init=0.5, example=X, key=7)
     add_noise(net, "conv", granularity="channel", init=2.0, example=X, key=8)
     assert sorted(noise.number for noise in noise_layers(net).values()) == [0, 1, 2, 3, 4]
-    assert {id(noise.stream) for noise in noise_layers(net).values()} == {id(net.fc1.noise.stream)}
+    assert {id(noise.scope) for noise in noise_layers(net).values()} == {id(net.fc1.noise.scope)}
     seen: list[Tensor] = []
     net.fc1.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     net.fc1.register_forward_hook(lambda m, args, y: seen.append(y))
     net(X)
     hidden = functional.linear(seen[0], net.fc1.weight, net.fc1.bias)
     assert torch.equal(seen[1], noisy(hidden, 0.5, seed=7))  # layer 0 of pass 0 still
-    assert len([name for name in net.state_dict() if name.endswith("stream.key")]) == 1
+    assert [layer.key[:2].tolist() for layer in noise_layers(net).values()] == [[7, 1]] * 5
 
 
 @pytest.mark.parametrize("where", ["all", ["blocks.0", "fc10"], before(nn.ReLU), "*", ""])
@@ -335,7 +335,7 @@ def test_the_probe_counts_no_pass_of_noise_that_is_there(net: Net):
     add_noise(net, "fc1", example=X)
     net.eval()(X)
     add_noise(net, "fc10", example=X)
-    assert net.fc1.noise.stream.key.tolist() == [0, 1, 0, 0, 0]
+    assert net.fc1.noise.key.tolist() == [0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("as_example", [lambda x: (x, x), lambda x: [x, x], lambda x: {"y": x, "x": x}])

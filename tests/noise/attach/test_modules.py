@@ -296,8 +296,11 @@ def test_a_linear_after_a_time_first_module_is_not_guessed():
         "out.noise": (5, 3),
     }
     assert model(tokens(5, 7, 4)).shape == (5, 7, 3)
-    with noiseprop.sampling(model, draws=3), pytest.raises(InputError, match=r"rnn.noise has its batch on axis 1"):
-        model(tokens(5, 2, 4))
+    noiseprop.reset_noise(model, 3)
+    separate = torch.stack([model(tokens(5, 2, 4)) for _ in range(3)])
+    noiseprop.reset_noise(model, 3)
+    with noiseprop.sampling(model, draws=3), pytest.warns(UserWarning, match="made by separate passes"):
+        assert torch.equal(model(tokens(5, 2, 4)), separate)  # their batch is on axis 1
 
 
 # Attention and transformers

@@ -13,7 +13,7 @@ from noiseprop.noise.attach.add_noise import LayerOptions, place_noise, remove_n
 from noiseprop.noise.attach.selectors import before
 from noiseprop.noise.baselines.base import make_shared_key
 from noiseprop.noise.baselines.pni import WeightNoise
-from noiseprop.noise.stream import seed_key
+from noiseprop.noise.stream import make_key
 
 KEY = 11
 
@@ -43,7 +43,7 @@ def test_activations_get_normal_noise_in_proportion_to_their_own_spread() -> Non
 def test_activation_noise_is_alpha_times_the_root_of_the_mean_square_deviation_times_eps(shared: bool) -> None:
     net = baselines.pni(nn.Identity(), [""], on="activations", alpha=0.4, shared=shared, example=torch.zeros(1, 6))
     x = torch.randn(5, 6)
-    eps = noiseprop.gaussian_noise(torch.zeros(1 if shared else 5, 6), torch.ones(()), key=seed_key(KEY))
+    eps = noiseprop.gaussian_noise(torch.zeros(1 if shared else 5, 6), torch.ones(()), key=make_key(KEY))
     apart = x.view(1, -1) if shared else x
     std = (apart - apart.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt()
     torch.testing.assert_close(frozen(net, x), x + 0.4 * std * eps)
@@ -100,7 +100,7 @@ def test_weight_noise_against_a_loop_over_samples_with_noisy_weights(
     level = 0.7 * weight.std(correction=0)
     expected = []
     for draw in range(draws or 1):
-        key = seed_key(KEY)
+        key = make_key(KEY)
         key[1] += draw
         count = 1 if shared else len(x)
         noise = noiseprop.gaussian_noise(
@@ -121,7 +121,7 @@ def test_its_gradients_are_those_of_the_noisy_weight() -> None:
     torch.manual_seed(0)
     net = baselines.pni(nn.Linear(4, 3), [""], shared=True, alpha=0.7, example=torch.zeros(1, 4))
     x, weight = torch.randn(5, 4), torch.randn(5, 3)
-    noise = noiseprop.gaussian_noise(torch.zeros(1, 3, 4), torch.ones(()), key=seed_key(KEY))[0]
+    noise = noiseprop.gaussian_noise(torch.zeros(1, 3, 4), torch.ones(()), key=make_key(KEY))[0]
     alpha = net.noise.sigma
     by_hand = x @ (net.weight + alpha * net.weight.std(correction=0).detach() * noise).T + net.bias
     expected = torch.autograd.grad((by_hand * weight).sum(), [alpha, net.weight, net.bias])

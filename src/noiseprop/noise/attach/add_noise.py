@@ -14,11 +14,12 @@ from torch.nn.parameter import is_lazy
 
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.deferred import DeferredNoise, check_noise_exists, remove_deferred_noise
-from noiseprop.noise.attach.install import LayerOptions, get_own_stream, install_noise, uninstall_noise
+from noiseprop.noise.attach.install import LayerOptions, get_own_scope, install_noise, uninstall_noise
 from noiseprop.noise.attach.noise_specs import NoiseSpec, specify_from_probe, specify_from_types
 from noiseprop.noise.attach.probe import get_batch_size, probe_model, split_example
 from noiseprop.noise.attach.selectors import Site, Where, select_sites
 from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise, is_level
+from noiseprop.noise.stream import draw_seed
 
 
 def add_noise(
@@ -31,9 +32,10 @@ def add_noise(
     mean: bool = False,
     at_inference: bool = True,
     example: Any = None,
-    key: int = 0,
+    key: int | None = 0,
     batch_dim: int = 0,
     estimator: Estimator = "pathwise",
+    same_on_all_ranks: bool = False,
 ) -> nn.Module:
     """Add learned noise to a model in place: ``y + mu + sigma * eps`` on the outputs y of the modules in `where`.
 
@@ -57,11 +59,15 @@ def add_noise(
             a dict of keyword arguments. If omitted, the sizes that the modules declare are used where they suffice
             ("channel" and "layer"). Otherwise noise is added at the model's first call, and sigma does not exist
             before.
-        key: seed of the noise. Models need different keys for independent noise.
+        key: seed of the noise. Models need different keys for independent noise; None draws one from torch's global
+            generator.
         batch_dim: axis of the batch in the outputs, such as 1 in time-first models. It is found automatically for
             RNNs, attention and the layers of nn.Transformer.
         estimator: "pathwise" is Eq. 3. "likelihood-ratio" needs no derivative of the layers after the noise, but
             requires `likelihood_ratio_loss`.
+        same_on_all_ranks: whether all processes of a torch.distributed job draw the same noise. By default the samples
+            of each process have independent noise, as in one process with the whole batch if the loader shards it in
+            order and evenly.
 
     Returns:
         The model itself.
@@ -85,9 +91,10 @@ def add_noise(
         learn,
         mean,
         at_inference,
-        _parse_integer("key", key),
+        draw_seed() if key is None else _parse_integer("key", key),
         _parse_integer("batch_dim", batch_dim),
         estimator,
+        same_on_all_ranks=same_on_all_ranks,
     )
     return place_noise(model, where, options, example)
 
@@ -98,7 +105,7 @@ def place_noise(model: nn.Module, where: Where, options: LayerOptions, example: 
     sites = select_sites(model, where)
     check_sites_are_free(sites)
     _check_options(options, sites[0])
-    get_own_stream(model)
+    get_own_scope(model)
     if example is not None:
         install_noise(model, _specify_by_probe(model, sites, options, *split_example(example)), options)
     elif (specs := specify_from_types(model, sites, options.granularity, options.batch_dim)) is not None:
@@ -123,7 +130,7 @@ def remove_noise(model: nn.Module) -> nn.Module:
     Examples:
         >>> net = add_noise(nn.Linear(4, 3), [""], example=torch.zeros(1, 4))
         >>> list(net.state_dict()), list(remove_noise(net).state_dict())
-        (['weight', 'bias', 'noise.sigma', ...], ['weight', 'bias'])
+        (['weight', 'bias', 'noise.sigma', 'noise.key'], ['weight', 'bias'])
     """
     remove_deferred_noise(model)
     check_noise_exists(model)  # raises if a part of the model has deferred noise

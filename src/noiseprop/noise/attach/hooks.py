@@ -64,7 +64,7 @@ def _get_checked_noise(module: nn.Module) -> Any:
     """Return the noise layer of a module, after a check of its sigma where its noise acts."""
     noise: Any = module.noise
     if not (torch.compiler.is_compiling() or transforms.are_transforms_active()):
-        sampling = noise.stream.sampling
+        sampling = noise.state.sampling
         if sampling is None or not sampling.off:
             noise.check_sigma()
     return noise

@@ -1,4 +1,4 @@
-"""Install noise layers with hooks, child modules and a stream, and uninstall them without a trace."""
+"""Install noise layers with hooks and child modules, and uninstall them without a trace."""
 
 # torch has no public way to list or remove the hooks of a module:
 # pyright: reportPrivateUsage=false
@@ -16,8 +16,8 @@ from noiseprop.noise.attach.hooks import add_by_input, add_to_input, add_to_outp
 from noiseprop.noise.attach.noise_specs import NoiseSpec
 from noiseprop.noise.attach.selectors import Site
 from noiseprop.noise.layer import Estimator, Granularity, Init, NeuronNoise
-from noiseprop.noise.sampling import forget_prefix
-from noiseprop.noise.stream import NoiseStream
+from noiseprop.noise.sampling import forget_plans
+from noiseprop.noise.sampling_state import PassScope
 
 _NESTED_MARK = "_nested_without_noise"  # on encoders whose nested tensors `uninstall_noise` allows again
 _HOOKS = (add_to_output, add_to_input, add_to_sequence, add_by_input)
@@ -36,20 +36,20 @@ class LayerOptions:
     batch_dim: int = 0
     estimator: Estimator = "pathwise"
     make_layer: Callable[..., NeuronNoise] = NeuronNoise
+    same_on_all_ranks: bool = False
 
 
 @torch.inference_mode(False)  # the tensors made here must be trainable, even if the first batch is for inference
-def install_noise(model: nn.Module, specs: Sequence[NoiseSpec], options: LayerOptions) -> NoiseStream:
+def install_noise(model: nn.Module, specs: Sequence[NoiseSpec], options: LayerOptions) -> PassScope:
     """Install noise layers as specified; the caller has checked all that can fail."""
-    stream = get_own_stream(model)
-    first = 1 + max((layer.number for _, layer in find_installed(model)), default=-1)
-    if stream is None:
-        stream = NoiseStream(options.key)
-        stream.to(specs[0].like.device)
+    installed = [layer for _, layer in find_installed(model)]
+    scope = get_own_scope(model) or PassScope()
+    seed, next_pass = (installed[0].seed, int(installed[0].key[1])) if installed else (options.key, 0)
+    first = 1 + max((layer.number for layer in installed), default=-1)
     generator = torch.Generator().manual_seed((options.key + first) % 2**64)
     layers = [_make_layer(spec, options, generator) for spec in specs]
     for number, (spec, layer) in enumerate(zip(specs, layers, strict=True), start=first):
-        layer.bind(stream, number)
+        layer.attach(scope, seed=seed, number=number, next_pass=next_pass)
         module = spec.site.module
         module.add_module("noise", layer)
         if spec.site.before:
@@ -59,30 +59,32 @@ def install_noise(model: nn.Module, specs: Sequence[NoiseSpec], options: LayerOp
         else:  # ahead of hooks that record outputs, as those of transformers do, so that they record the noise too
             hook = add_to_sequence if isinstance(module, nn.RNNBase) else add_to_output
             module.register_forward_hook(hook, prepend=True)
-    if first == 0:
-        model.register_forward_pre_hook(stream.begin, prepend=True)  # ahead of noise on the model's own input
+    if not installed:
+        _remove_hooks(model, _is_of_scope)  # of layers that are gone
+        model.register_forward_pre_hook(scope.begin, prepend=True)  # ahead of noise on the input of the model
+        model.register_forward_hook(scope.end)
     noisy = {module for _, module in _find_noisy_modules(model)}
     for module in model.modules():
         if not noisy.isdisjoint(module.children()) or (module is model and module in noisy):
             mark_for_compiler(module)
     _disable_nested_tensors(model, noisy)
-    forget_prefix(model)
-    return stream
+    forget_plans(model)
+    return scope
 
 
 def uninstall_noise(model: nn.Module) -> None:
     """Undo every `install_noise` on a model."""
-    stream = get_own_stream(model)
+    get_own_scope(model)  # raises if the noise was added to another module
     for _, module in list(_find_noisy_modules(model)):
         _remove_hooks(module, lambda hook: hook in _HOOKS)
         del module.noise
-    _remove_hooks(model, lambda hook: stream is not None and getattr(hook, "__self__", None) is stream)
+    _remove_hooks(model, _is_of_scope)
     for module in model.modules():
         unmark_for_compiler(module)
         if isinstance(module, nn.TransformerEncoder) and hasattr(module, _NESTED_MARK):
             delattr(module, _NESTED_MARK)
             module.use_nested_tensor = True
-    forget_prefix(model)
+    forget_plans(model)
 
 
 def find_installed(model: nn.Module) -> list[tuple[Site, NeuronNoise]]:
@@ -94,8 +96,8 @@ def find_installed(model: nn.Module) -> list[tuple[Site, NeuronNoise]]:
     return sorted(layers, key=lambda entry: entry[1].number)
 
 
-def get_own_stream(model: nn.Module) -> NoiseStream | None:
-    """Return the stream of the noise that was added to this model.
+def get_own_scope(model: nn.Module) -> PassScope | None:
+    """Return the scope of the noise that was added to this model, or None without noise.
 
     Raises:
         InputError: the noise was added to a larger model or to a part of this one.
@@ -103,13 +105,13 @@ def get_own_stream(model: nn.Module) -> NoiseStream | None:
     begun = {id(getattr(hook, "__self__", None)) for hook in model._forward_pre_hooks.values()}
     own = None
     for path, module in _find_noisy_modules(model):
-        stream = cast(NeuronNoise, module.noise).stream
-        if id(stream) not in begun:
+        scope = cast(NeuronNoise, module.noise).scope
+        if id(scope) not in begun:
             raise InputError(
                 f"the noise of {path or 'the model itself'} was not added to this {type(model).__name__} as a whole, "
                 "but to a larger model or to a part of it; call remove_noise on that one first"
             )
-        own = stream
+        own = scope
     return own
 
 
@@ -129,6 +131,7 @@ def _make_layer(spec: NoiseSpec, options: LayerOptions, generator: torch.Generat
             layer.sigma.data.normal_(generator=generator)
         layer.to(spec.like.device, torch.float64 if spec.like.dtype == torch.float64 else torch.float32)
     layer.path, layer.granularity = str(spec.site), options.granularity
+    layer.same_on_all_ranks = options.same_on_all_ranks
     return layer.train(spec.site.module.training)
 
 
@@ -158,3 +161,7 @@ def _remove_hooks(module: nn.Module, ours: Any) -> None:
             if ours(hook):
                 del hooks[number]
                 with_kwargs.pop(number, None)
+
+
+def _is_of_scope(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), PassScope)

@@ -11,7 +11,6 @@ from torch.nn.utils.parametrize import ParametrizationList
 from noiseprop.errors import InputError, suggest_name
 from noiseprop.noise.attach.layouts import GROUPS, get_layout
 from noiseprop.noise.layer import NeuronNoise
-from noiseprop.noise.stream import NoiseStream
 
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 _MAX_LISTED = 20  # modules in an error message
@@ -92,7 +91,7 @@ def _find_candidates(model: nn.Module) -> Generator[tuple[str, nn.Module]]:
     hidden: set[int] = set()
     for module in model.modules():
         # a ModuleList, for example, has no forward
-        if isinstance(module, NeuronNoise | NoiseStream) or type(module).forward is nn.Module.forward:
+        if isinstance(module, NeuronNoise) or type(module).forward is nn.Module.forward:
             hidden.add(id(module))
         elif isinstance(module, nn.MultiheadAttention):  # the Linear inside only holds weights
             hidden.update(id(child) for child in module.modules() if child is not module)

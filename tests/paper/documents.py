@@ -21,6 +21,7 @@ def to_document(record: TableResult) -> dict[str, Any]:
 def to_builtins(document: dict[str, Any]) -> dict[str, Any]:
     """Return a document in the form of the file, without its checksum."""
     document = copy.deepcopy(document)
+    document.pop("seeds", None)
     for run in document["runs"]:
         if run is not None and "figures" in run:
             run["scores"] = [_parse_key(key) + list(figure) for key, figure in run.pop("figures").items()]

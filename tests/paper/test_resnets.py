@@ -27,6 +27,7 @@ from noiseprop.evaluation.statistics import holm, welch, wilson
 from noiseprop.paper import comparison, run_job, specs
 from noiseprop.paper import page as page_module
 from noiseprop.paper.comparison import CLAIMS, Claim, Comparison
+from noiseprop.paper.explanations import StepCost
 from noiseprop.paper.grid import DONE
 from noiseprop.paper.job import TableSpec, load_parts
 from noiseprop.paper.published import COLUMNS, PUBLISHED
@@ -68,8 +69,8 @@ def quiet(done: int, total: int, what: str) -> None:
     pass
 
 
-def page(documents: list[dict[str, Any]]) -> str:
-    return page_module.render_page([to_table(document) for document in documents])
+def page(documents: list[dict[str, Any]], costs: dict[str, StepCost] | None = None) -> str:
+    return page_module.render_page([to_table(document) for document in documents], costs=costs)
 
 
 def comparisons(document: dict[str, Any], claim: Claim) -> list[Comparison]:
@@ -367,7 +368,12 @@ def test_a_network_of_several_seeds_is_tested_over_them(table5):
         if run["row"] != "ResNet18-AN":
             again = dict(copy.deepcopy(run), seed=1)
             right = 700 if run["row"] == "ResNet18-MLPN" else 804
-            again["figures"][f"clean/{'one' if run['noisy'] else 'off'}/0/0"] = [right, 1000, 0.774, 0.823]
+            again["figures"][f"clean/{'one' if run['noisy'] else 'off'}/0/0"] = [
+                right,
+                1000,
+                0.774 if right > 700 else 0.674,
+                0.823,
+            ]
             record["runs"].append(again)
     of_seeds, of_images = comparisons(record, CLAIMS["table5"][0])
     assert [over_seeds(c) for c in (of_seeds, of_images)] == [True, False]
@@ -457,8 +463,7 @@ def test_the_page_tells_course_cost_percentages_and_marks(table5):
     for run, row in ((plain, "ResNet18"), (noisy, "ResNet18-AN")):
         for finding in run["findings"]:
             finding["outcome"] = "failed" if row == "ResNet18-AN" and finding["name"] == "convergence" else "passed"
-    step = {"figures": {"noiseprop": {"median": 1.06, "quartile_1": 1.0, "quartile_3": 1.1, "rounds": 9}}}
-    text = page([record], {}, {"step-resnet18-bf16": step})
+    text = page([record], {"step-resnet18-bf16": StepCost(median=1.06, quartile_1=1.0, quartile_3=1.1, rounds=9)})
     assert "| ResNet18-AN † |" in text
     assert "| ResNet18 † |" not in text
     assert "| FGSM | +67.9% | +25.0% |" in text
@@ -696,7 +701,7 @@ def test_a_network_that_was_trained_otherwise_is_not_taken_for_the_one_asked_for
     one = replace(table5, epochs=1).make_job(TABLES["table5"][4], 0)
     one.folder.parent.mkdir()
     one.folder.symlink_to(job.folder)  # a folder's name is no proof
-    with pytest.raises(RunError, match="was made for 2 epochs, 1 are asked for"):
+    with pytest.raises(RunError, match="was planned for 2 epochs, got 1"):
         load_trained(one)
     other = replace(parts := load_parts(job), train=parts.train[1:])
     monkeypatch.setattr(run_job, "load_parts", lambda job: other)

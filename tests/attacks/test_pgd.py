@@ -80,6 +80,9 @@ def test_random_starts_without_a_generator_follow_torchs_seed_and_do_not_move_it
     assert not torch.equal(results[0], results[2])
 
 
+TRIAL = 16  # images of the trial that finds no randomness: four passes on four images
+
+
 class Counting(nn.Module):
     """Counts the images that pass through a network."""
 
@@ -106,7 +109,7 @@ def test_stopping_when_broken_gives_the_same_verdicts_from_fewer_passes(conv, ba
     assert 0 < broken.sum() < len(x), "the test needs broken images and robust ones"
     still = conv(by_short).argmax(-1) != y
     assert torch.equal(still, broken)
-    assert short.images < 0.8 * full.images
+    assert short.images - TRIAL < 0.8 * full.images
     assert (by_short - x).abs().max() <= eps + 1e-7
 
 
@@ -115,7 +118,7 @@ def test_stopping_returns_images_that_are_broken_already_as_they_are(conv, batch
     wrong = (conv(x).argmax(-1) + 1) % 5
     counting = Counting(conv)
     assert torch.equal(pgd(counting, x, wrong, **SETTINGS, stop_when_broken=True), x)
-    assert counting.images == len(x)
+    assert counting.images == len(x) + TRIAL
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def apgd(
     eps, steps = check_number("eps", eps), check_count("steps", steps)
     restarts, draws = check_count("restarts", restarts), check_count("draws", draws)
 
-    with prepare_for_attack(model):
+    with prepare_for_attack(model, x):
         check_early_stop(model, stop_when_broken)
         low, high = linf_ball(x, eps)
 

@@ -13,12 +13,13 @@ draw, so K is 1. Outside, noise is fresh in every pass. The passes of an attack 
 there had been no attack, and two attacks in a row differ. Their noise follows from the noise state of the model, so
 `reset_noise` before an attack makes its result repeatable.
 
-Only the noise of `NeuronNoise` layers is recognised. A network that draws from torch's generator is attacked as if it
-were deterministic, one pass per step, and advances that generator.
+Any other randomness (dropout that is on, Bayesian layers, random transformations) is found by comparing passes at the
+start of an attack (see `noiseprop.attacks.randomness`). K draws of such a network are K passes, each of which advances
+the generators that the network draws from.
 """
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -26,8 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noiseprop.attacks.microbatch import split_batch
+from noiseprop.attacks.randomness import has_foreign_randomness, keep_random_states, recognise_randomness
 from noiseprop.attacks.validation import check_logits, check_module
 from noiseprop.errors import InputError
+from noiseprop.files.checksum import derive_seed
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.module_state import preserve_modes
 from noiseprop.noise.sampling import sampling
@@ -48,7 +51,12 @@ class LossGradient(NamedTuple):
 
 
 def is_random(model: nn.Module) -> bool:
-    """Return whether passes of the model differ: a noise layer acts, and its noise is neither off nor frozen."""
+    """Return whether passes of the model differ.
+
+    They do if a noise layer acts, and its noise is neither off nor frozen, or if other randomness was found.
+    """
+    if has_foreign_randomness(model):
+        return True
     for layer in model.modules():
         if isinstance(layer, NeuronNoise) and (layer.training or layer.at_inference):
             state = layer.state
@@ -58,24 +66,37 @@ def is_random(model: nn.Module) -> bool:
 
 
 @contextmanager
-def prepare_for_attack(model: nn.Module) -> Generator[None]:
+def prepare_for_attack(model: nn.Module, x: Tensor | None = None) -> Generator[None]:
     """Put a model into the state that attacks need, and restore it afterwards, also after an exception.
 
-    Inside, every module is in eval mode (batch norm uses and keeps its running statistics, dropout is off), except for
-    noise layers in training mode that would fall silent. Parameters need no gradient, so none is computed and `.grad`
+    Inside, a model in training mode is in eval mode (batch norm uses and keeps its running statistics, dropout is off),
+    except for noise layers in training mode that would fall silent. In a model in eval mode, dropout that the user has
+    switched on stays on, and batch norm is in eval mode. Parameters need no gradient, so none is computed and `.grad`
     is not touched. Gradients with respect to the images are recorded even under `torch.no_grad()` and
     `torch.inference_mode()`, and passes draw noise that no pass outside draws.
+
+    Args:
+        model: the network.
+        x: images, to find randomness that noiseprop did not add; without them only noise layers count.
     """
     check_module(model)
     acting = [m for m in model.modules() if isinstance(m, NeuronNoise) and m.training and not m.at_inference]
-    with preserve_modes(model, training=False):
+    keeps_dropout = not model.training and any(m.training and is_dropout(m) for m in model.modules())
+    with preserve_modes(model, training=None if keeps_dropout else False):
+        if keeps_dropout:
+            for module in model.modules():
+                module.training = is_dropout(module) and module.training
         for layer in acting:
             layer.training = True
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         try:
             for parameter in parameters:
                 parameter.requires_grad_(False)
-            with torch.inference_mode(False), torch.enable_grad(), noise_apart(model):
+            with ExitStack() as stack:
+                for context in (torch.inference_mode(False), torch.enable_grad(), noise_apart(model)):
+                    stack.enter_context(context)
+                if x is not None:
+                    stack.enter_context(recognise_randomness(model, x))
                 yield
         finally:
             for parameter in parameters:
@@ -101,6 +122,8 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
     """
     if (draws > 1 or key is not None) and not is_random(model):
         draws, key = 1, None
+    if draws > 1 and has_foreign_randomness(model):
+        return _average_passes([_one_pass(model, x, y, key, draw) for draw in range(draws)])
 
     def compute_part(rows: slice) -> LossGradient:
         part = x[rows].detach().requires_grad_()
@@ -124,9 +147,31 @@ def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> 
     Call it inside `prepare_for_attack(model)`, where nothing needs a gradient, so no graph is built.
     """
     draws = draws if draws == 1 or is_random(model) else 1
+    if draws > 1 and has_foreign_randomness(model):
+        passes = [expected_loss(model, x, y) for _ in range(draws)]
+        return torch.stack([loss for loss, _ in passes]).mean(0), torch.cat([logits for _, logits in passes])
     found = _map_parts(model, x, draws, lambda rows: _compute_logits(model, x[rows], y[rows], draws).detach())
     logits = torch.cat(found, 1)
     return _expected_cross_entropy(logits, y), logits
+
+
+def _one_pass(model: nn.Module, x: Tensor, y: Tensor, key: int | None, draw: int) -> LossGradient:
+    """Return the result of one draw of a network with foreign randomness, fresh or of a key."""
+    if key is None:
+        return loss_gradient(model, x, y)
+    with keep_random_states(derive_seed(key, draw)):
+        return loss_gradient(model, x, y, key=derive_seed(key, draw, "noise"))
+
+
+def _average_passes(passes: list[LossGradient]) -> LossGradient:
+    loss = torch.stack([found.loss for found in passes]).mean(0)
+    gradient = torch.stack([found.gradient for found in passes]).mean(0)
+    return LossGradient(loss, gradient, torch.cat([found.logits for found in passes]))
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Return whether a module is one of torch's dropout layers."""
+    return isinstance(module, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
 
 
 def _map_parts(model: nn.Module, x: Tensor, draws: int, work: Callable[[slice], PartResult]) -> list[PartResult]:

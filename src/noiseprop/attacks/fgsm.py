@@ -39,7 +39,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, draws: int = 1) 
     """
     x, y = check_images(x, y, model)
     eps, draws = check_number("eps", eps), check_count("draws", draws)
-    with prepare_for_attack(model):
+    with prepare_for_attack(model, x):
         gradient = loss_gradient(model, x, y, draws=draws).gradient
         low, high = linf_ball(x, eps)
         return torch.where(gradient > 0, high, torch.where(gradient < 0, low, x))

@@ -60,7 +60,7 @@ def lbfgs(model: nn.Module, x: Tensor, y: Tensor, *, step: float, steps: int, dr
     """
     x, y = check_images(x, y, model)
     step, steps, draws = check_number("step", step), check_count("steps", steps), check_count("draws", draws)
-    with prepare_for_attack(model):
+    with prepare_for_attack(model, x):
         z = x.flatten(1).clone()  # (B, n)
         furthest = math.sqrt(torch.finfo(z.dtype).max)
         move, before, history = torch.zeros_like(z), torch.zeros_like(z), _CurvaturePairs(z)
@@ -160,7 +160,7 @@ def lbfgs_szegedy(
     x, y = check_images(x, y, model)
     steps, draws = check_count("steps", steps), check_count("draws", draws)
     searches = check_count("searches", searches)
-    with prepare_for_attack(model):
+    with prepare_for_attack(model, x):
         x_adv = x.clone()
         logits = expected_loss(model, x, y, draws=SCORE_DRAWS)[1].mean(0)  # (B, classes)
         if target is None:

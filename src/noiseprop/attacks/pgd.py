@@ -67,7 +67,7 @@ def pgd(
     eps, step = check_number("eps", eps), check_number("step", step)
     steps, restarts, draws = check_count("steps", steps), check_count("restarts", restarts), check_count("draws", draws)
 
-    with prepare_for_attack(model):
+    with prepare_for_attack(model, x):
         check_early_stop(model, stop_when_broken)
         low, high = linf_ball(x, eps)
 

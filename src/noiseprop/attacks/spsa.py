@@ -69,7 +69,7 @@ def spsa(
     generator = generator or torch.Generator().set_state(torch.get_rng_state())
     low, high = linf_ball(x, eps)
     x_adv = x.clone()
-    with prepare_for_attack(model), torch.no_grad():
+    with prepare_for_attack(model, x), torch.no_grad():
         for _ in range(steps):
             gradient = torch.zeros_like(x_adv)
             for _ in range(directions):

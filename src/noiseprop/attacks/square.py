@@ -72,7 +72,7 @@ def square(
         raise InputError(f"square: initial_share is {initial_share!r}, expected a share of pixels in (0, 1]")
     generator = generator or torch.Generator().set_state(torch.get_rng_state())
     low, high = linf_ball(x, eps)
-    with prepare_for_attack(model), torch.no_grad():
+    with prepare_for_attack(model, x), torch.no_grad():
         stripes = _draw_signs(generator, len(x), x.shape[1], 1, x.shape[3]).to(x.device)
         best = torch.where(stripes.expand_as(x), high, low)
         total = compute_margin(model, best, y, draws=draws)  # (B,), summed over the queries of the incumbent

@@ -1,7 +1,8 @@
-"""PGD-10 beside torchattacks and foolbox, in one run. `python benchmarks/attacks.py`.
+"""Compare PGD-10 with torchattacks and foolbox in one run: `python benchmarks/attacks.py`.
 
-Claims: on the paper's CNN at least as fast as the fastest of them for equal adversarial images; and at least twice as
-fast for the robust accuracy of a weak deterministic model, where broken images may leave the batch.
+Claims: on the paper's CNN, noiseprop is at least as fast as the faster of the two for equal adversarial images. For the
+robust accuracy of a weak deterministic model, where misclassified images may leave the batch, it is at least twice as
+fast.
 """
 
 import warnings
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from measure import time_in_turn, compare_times, write
+from measure import compare_times, time_in_turn, write_figures
 from noiseprop.attacks import pgd
 from noiseprop.data import batches, load, split
 from noiseprop.models import cnn, mlp
@@ -25,8 +26,8 @@ EPS, STEP, STEPS = 25 / 255, 5 / 255, 10  # Table 2, MNIST
 IMAGES = 500
 
 
-def trained(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
-    """A model trained on clean digits only, and so weak under attack."""
+def train_model(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
+    """Train a model on clean digits only, so that it is weak under attack."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
@@ -37,50 +38,50 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
     return model.eval()
 
 
-def contenders(model: nn.Module, x: Tensor, y: Tensor, *, stop: bool) -> dict[str, Callable[[], Tensor]]:
-    """Each library's PGD-10 from the images themselves; ours first, as the one that the others are compared with."""
-    bounded = foolbox.PyTorchModel(model, bounds=(0, 1))
-    theirs = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS, random_start=False)
+def make_contenders(model: nn.Module, x: Tensor, y: Tensor, *, stop: bool) -> dict[str, Callable[[], Tensor]]:
+    """Return PGD-10 of each library, started at the images; the times are relative to the first one, noiseprop."""
+    bounded_model = foolbox.PyTorchModel(model, bounds=(0, 1))
+    foolbox_attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS, random_start=False)
     return {
         "noiseprop": lambda: pgd(model, x, y, eps=EPS, step=STEP, steps=STEPS, stop_when_broken=stop),
         "torchattacks": lambda: torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=STEPS, random_start=False)(x, y),
-        "foolbox": lambda: theirs.run(bounded, x, foolbox.criteria.Misclassification(y), epsilon=EPS),
+        "foolbox": lambda: foolbox_attack.run(bounded_model, x, foolbox.criteria.Misclassification(y), epsilon=EPS),
     }
 
 
-def compare(model: nn.Module, x: Tensor, y: Tensor, *, stop: bool) -> dict[str, object]:
-    """Times over ours, and how far the results agree."""
-    runs = contenders(model, x, y, stop=stop)
+def compare_tools(model: nn.Module, x: Tensor, y: Tensor, *, stop: bool) -> dict[str, object]:
+    """Return the times relative to noiseprop, and the agreement of the results."""
+    runs = make_contenders(model, x, y, stop=stop)
     times = time_in_turn(runs, warmup=1, rounds=10, most=60, seconds=120)
-    made = {name: run() for name, run in runs.items()}
+    images = {name: run() for name, run in runs.items()}
     with torch.no_grad():
-        robust = {name: float((model(x_adv).argmax(1) == y).float().mean()) for name, x_adv in made.items()}
+        robust = {name: float((model(x_adv).argmax(1) == y).float().mean()) for name, x_adv in images.items()}
     figures: dict[str, object] = {"times over noiseprop": {name: compare_times(times, name) for name in times}}
     figures["robust accuracy"] = robust
     if not stop:
-        ours = made.pop("noiseprop")
-        apart = {name: float(((x_adv - ours).abs() > 1e-6).float().mean()) for name, x_adv in made.items()}
-        figures["share of pixels other than ours"] = apart
+        ours = images.pop("noiseprop")
+        difference = {name: float(((x_adv - ours).abs() > 1e-6).float().mean()) for name, x_adv in images.items()}
+        figures["share of pixels other than ours"] = difference
     return figures
 
 
 def main() -> None:
-    """Time the CNN and the weaker MLP, for whole attacks and for robust accuracy."""
+    """Time whole attacks and robust accuracy on the CNN and the weaker MLP."""
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     digits = split(load("mnist-5k"))
     train = next(batches(digits.train, len(digits.train), generator=None))
     x, y = next(batches(digits.test, IMAGES, generator=None))
-    models = {"CNN": trained(cnn(), *train, epochs=2), "MLP": trained(mlp(), *train, epochs=15)}
+    models = {"CNN": train_model(cnn(), *train, epochs=2), "MLP": train_model(mlp(), *train, epochs=15)}
     figures = {}
     for name, model in models.items():
-        for stop, what in ((False, "equal images"), (True, "robust accuracy")):
-            found = figures[f"{name}, {what}"] = compare(model, x, y, stop=stop)
-            over = {rival: f"{r['median']:.2f}" for rival, r in found["times over noiseprop"].items()}
-            print(f"{name}, {what}: times over noiseprop {over}; robust {found['robust accuracy']}", flush=True)
+        for stop, task in ((False, "equal images"), (True, "robust accuracy")):
+            found = figures[f"{name}, {task}"] = compare_tools(model, x, y, stop=stop)
+            over = {tool: f"{ratio['median']:.2f}" for tool, ratio in found["times over noiseprop"].items()}
+            print(f"{name}, {task}: times over noiseprop {over}; robust {found['robust accuracy']}", flush=True)
             if "share of pixels other than ours" in found:
                 print(f"  share of pixels other than ours: {found['share of pixels other than ours']}", flush=True)
-    write("attacks", "PGD-10 of torchattacks and foolbox on the same images", figures)
+    write_figures("attacks", "PGD-10 of torchattacks and foolbox on the same images", figures)
 
 
 if __name__ == "__main__":

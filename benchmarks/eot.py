@@ -1,33 +1,33 @@
-"""What K draws a step cost: EOT-K over EOT-1 for PGD, here and in other tools. `python benchmarks/eot.py`.
+"""Measure the cost of K draws per step of PGD, EOT-K over EOT-1: `python benchmarks/eot.py`.
 
-Compared with EOTPGD of torchattacks and the expectation wrapper of foolbox, which run the whole network K times.
+The other tools are EOTPGD of torchattacks and the expectation wrapper of foolbox, which run the whole network K times.
 """
 
 from functools import partial
 
 import torch
 
-from measure import time_in_turn, compare_times, write
+from measure import compare_times, time_in_turn, write_figures
 from noiseprop.attacks import pgd
 from noiseprop.models.registry import build
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 2
 
 
-def ours(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> object:
-    """This library's PGD."""
+def run_noiseprop(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> object:
+    """Run PGD of noiseprop."""
     return pgd(model, x, y, eps=EPS, step=STEP, steps=STEPS, draws=draws)
 
 
-def torchattacks_pgd(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> object:
-    """EOTPGD."""
+def run_torchattacks(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> object:
+    """Run EOTPGD of torchattacks."""
     import torchattacks
 
     return torchattacks.EOTPGD(model, eps=EPS, alpha=STEP, steps=STEPS, eot_iter=draws, random_start=False)(x, y)
 
 
-def foolbox_pgd(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> object:
-    """LinfPGD inside the wrapper for expectations."""
+def run_foolbox(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> object:
+    """Run LinfPGD of foolbox inside its wrapper for expectations."""
     import foolbox
 
     wrapped = foolbox.models.ExpectationOverTransformationWrapper(
@@ -38,7 +38,7 @@ def foolbox_pgd(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, draws:
 
 
 def main() -> None:
-    """Time every network and tool at K = 1 and K = 20."""
+    """Time every network and tool at K = 1 and K = 20, and noiseprop also at K = 5."""
     torch.manual_seed(0)
     figures = {}
     for name, shape, batch in (
@@ -48,16 +48,20 @@ def main() -> None:
     ):
         model = build(name).eval()
         x, y = torch.rand(batch, *shape), torch.randint(10, (batch,))
-        for tool, attack in (("noiseprop", ours), ("torchattacks", torchattacks_pgd), ("foolbox", foolbox_pgd)):
+        for tool, attack in (
+            ("noiseprop", run_noiseprop),
+            ("torchattacks", run_torchattacks),
+            ("foolbox", run_foolbox),
+        ):
             if tool != "noiseprop" and name == "ResNet18-MLPN":
-                continue  # twenty whole passes a step tell nothing new, for many minutes
-            ks = (1, 5, 20) if tool == "noiseprop" else (1, 20)
-            runs = {str(k): partial(attack, model, x, y, k) for k in ks}
+                continue  # would take many minutes, and costs 20 times as much by construction
+            counts = (1, 5, 20) if tool == "noiseprop" else (1, 20)
+            runs = {str(k): partial(attack, model, x, y, k) for k in counts}
             times = time_in_turn(runs, warmup=1, rounds=10, most=60, seconds=40)
             figures[f"{name}, {tool}"] = {k: compare_times(times, k) for k in times}
             line = ", ".join(f"K={k}: {compare_times(times, k)['median']:.2f} x" for k in times)
             print(f"{name:14} {tool:13} {line}", flush=True)
-    write("eot", "the same attack with one draw a step, by the same tool", figures)
+    write_figures("eot", "the same attack with one draw per step, by the same tool", figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the cost of noise grows with batch, width and number of noisy layers. `python benchmarks/growth.py`."""
+"""Measure how the cost of noise grows with batch, width and number of noisy layers: `python benchmarks/growth.py`."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from measure import time_in_turn, compare_times, write
+from measure import compare_times, time_in_turn, write_figures
 from noiseprop import SigmaAdam, add_noise, sigmas, weights
 
 
-def step(batch: int, width: int, noisy: int, *, layers: int = 8) -> Callable[[], Tensor]:
-    """One training step of a network of Linear layers, the first `noisy` of which have learned noise."""
+def make_step(batch: int, width: int, noisy: int, *, layers: int = 8) -> Callable[[], Tensor]:
+    """Return a training step of a network of Linear layers, the first `noisy` of which have learned noise."""
     torch.manual_seed(0)
     model = nn.Sequential(
         *(m for _ in range(layers) for m in (nn.Linear(width, width), nn.ReLU())), nn.Linear(width, 10)
@@ -35,7 +35,7 @@ def step(batch: int, width: int, noisy: int, *, layers: int = 8) -> Callable[[],
 
 
 def main() -> None:
-    """Vary one of the three at a time."""
+    """Vary one of batch, width and number of noisy layers at a time."""
     torch.set_flush_denormal(True)
     settings = {
         "batch": [(batch, 256, 8) for batch in (8, 32, 128, 512, 2048)],
@@ -46,7 +46,7 @@ def main() -> None:
     for varied, rows in settings.items():
         figures[varied] = []
         for batch, width, noisy in rows:
-            runs = {"no noise": step(batch, width, 0), "noise": step(batch, width, noisy)}
+            runs = {"no noise": make_step(batch, width, 0), "noise": make_step(batch, width, noisy)}
             times = time_in_turn(runs, warmup=5, rounds=20, most=200, seconds=12, burst=10)
             figure = {"batch": batch, "width": width, "noisy layers": noisy, **compare_times(times, "noise")}
             figure["milliseconds without"] = compare_times(times, "no noise")["milliseconds"]
@@ -56,7 +56,7 @@ def main() -> None:
                 f"{figure['milliseconds without']:8.2f} ms",
                 flush=True,
             )
-    write("growth", "the same network of eight Linear layers without noise", figures)
+    write_figures("growth", "the same network of eight Linear layers without noise", figures)
 
 
 if __name__ == "__main__":

@@ -1,52 +1,52 @@
-"""What noise would cost a ResNet50 on ImageNet over 64 GPUs, on paper: the arithmetic behind docs/scale.md.
+"""Estimate the cost of noise for a ResNet50 on ImageNet with 64 GPUs, for docs/scale.md.
 
-The network is torchvision's ResNet50 (stride in the 3 x 3 convolutions), counted here layer by layer. The GPU is an
-A100 by its data sheet, at its peaks; nothing of this was measured.
+The network is torchvision's ResNet50 (stride in the 3 x 3 convolutions), counted layer by layer. The GPU is an A100 at
+the peak rates of its data sheet. Nothing was measured.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-GPUS, BATCH, IMAGES = 64, 256, 1_281_167  # BATCH: images a GPU and step
-BANDWIDTH = 2.0e12  # bytes a second between a GPU and its memory
-MATRIX = 312e12  # bfloat16 operations a second in its matrix units
-VECTOR = 19.5e12  # 32-bit operations a second in its other units, integer and floating together
-NETWORK = 25e9  # bytes a second from each GPU to the others, 200 Gbit/s
+GPUS, BATCH, IMAGES = 64, 256, 1_281_167  # BATCH: images per GPU and step
+BANDWIDTH = 2.0e12  # bytes per second between a GPU and its memory
+MATRIX = 312e12  # bfloat16 operations per second in its matrix units
+VECTOR = 19.5e12  # 32-bit operations per second in its other units, integer and floating together
+NETWORK = 25e9  # bytes per second from each GPU to the others, 200 Gbit/s
 BF16, FP32 = 2, 4  # bytes
-OPERATIONS = 35  # a normal: 20 on whole numbers and 15 on floats, as compiled for AVX-512
+OPERATIONS = 35  # per normal: 20 on integers and 15 on floats, as compiled for AVX-512
 
-STAGES = ((3, 64, 56), (4, 128, 28), (6, 256, 14), (3, 512, 7))  # blocks, width, side of their maps
+STAGES = ((3, 64, 56), (4, 128, 28), (6, 256, 14), (3, 512, 7))  # blocks, width, side of the feature maps
 CLASSES = 1000
 
 
 class Conv(NamedTuple):
-    """A convolution without bias, with the batch norm behind it."""
+    """Convolution without bias, followed by batch norm."""
 
     inputs: int
     outputs: int
     kernel: int
-    side: int  # of the maps it puts out
+    side: int  # of the output feature maps
 
     @property
     def weights(self) -> int:
-        """Parameters, the batch norm's included."""
+        """Return the number of parameters, including the batch norm's."""
         return self.inputs * self.outputs * self.kernel**2 + 2 * self.outputs
 
     @property
     def products(self) -> int:
-        """Multiplications an image."""
+        """Return the number of multiplications per image."""
         return self.inputs * self.outputs * self.kernel**2 * self.side**2
 
 
 class Place(NamedTuple):
-    """A noisy layer: its channels and the pixels of each."""
+    """Noisy layer with its channels and the pixels of each."""
 
     channels: int
     pixels: int
 
 
-def convolutions() -> Iterator[Conv]:
-    """All of the network's."""
+def list_convolutions() -> Iterator[Conv]:
+    """Yield all convolutions of the network."""
     yield Conv(3, 64, 7, 112)
     inputs, before = 64, 56
     for blocks, width, side in STAGES:
@@ -59,60 +59,60 @@ def convolutions() -> Iterator[Conv]:
             inputs, before = 4 * width, side
 
 
-def weights() -> int:
-    """Parameters of the network."""
-    return sum(conv.weights for conv in convolutions()) + (2048 + 1) * CLASSES
+def count_weights() -> int:
+    """Return the number of parameters of the network."""
+    return sum(conv.weights for conv in list_convolutions()) + (2048 + 1) * CLASSES
 
 
-def products() -> int:
-    """Multiplications of a forward pass of one image."""
-    return sum(conv.products for conv in convolutions()) + 2048 * CLASSES
+def count_products() -> int:
+    """Return the number of multiplications of a forward pass of one image."""
+    return sum(conv.products for conv in list_convolutions()) + 2048 * CLASSES
 
 
 HEAD = [Place(CLASSES, 1)]
 EVERYWHERE = [Place(4 * width, side**2) for blocks, width, side in STAGES for _ in range(blocks)] + HEAD
 
 
-def sigmas(places: list[Place], granularity: str) -> int:
-    """Numbers to learn."""
+def count_sigmas(places: list[Place], granularity: str) -> int:
+    """Return the number of learned sigmas."""
     sizes = {"neuron": lambda p: p.channels * p.pixels, "channel": lambda p: p.channels, "layer": lambda p: 1}
     return sum(sizes[granularity](place) for place in places)
 
 
-def neurons(places: list[Place]) -> int:
-    """Noisy values of one image, n."""
-    return sigmas(places, "neuron")
+def count_neurons(places: list[Place]) -> int:
+    """Return the number n of noisy values of one image."""
+    return count_sigmas(places, "neuron")
 
 
-def traffic(places: list[Place]) -> int:
-    """Bytes that the noise moves a step on each GPU, 3 B n b."""
-    return 3 * BATCH * neurons(places) * BF16
+def count_bytes_moved(places: list[Place]) -> int:
+    """Return the bytes that the noise moves per step and GPU, 3 B n b."""
+    return 3 * BATCH * count_neurons(places) * BF16
 
 
-def operations(places: list[Place]) -> int:
-    """Operations of the noise a step on each GPU, 2 B n a."""
-    return 2 * BATCH * neurons(places) * OPERATIONS
+def count_operations(places: list[Place]) -> int:
+    """Return the operations of the noise per step and GPU, 2 B n a."""
+    return 2 * BATCH * count_neurons(places) * OPERATIONS
 
 
-def sent(numbers: int) -> float:
-    """Bytes that each GPU sends a step to average float32 gradients in a ring, 2 (P - 1) / P times 4 bytes each."""
+def count_bytes_sent(numbers: int) -> float:
+    """Return the bytes that each GPU sends per step to average float32 gradients in a ring, 8 (P - 1) / P each."""
     return 2 * (GPUS - 1) / GPUS * numbers * FP32
 
 
-def network() -> str:
-    """The network's own price, as a sentence."""
-    work = 3 * 2 * BATCH * products()  # a backward pass computes twice as much as a forward one
-    sending = sent(weights()) / NETWORK
+def describe_network() -> str:
+    """Describe the cost of the network without noise."""
+    work = 3 * 2 * BATCH * count_products()  # a backward pass computes twice as much as a forward one
+    sending = count_bytes_sent(count_weights()) / NETWORK
     return (
-        f"The network itself: {weights() / 1e6:.2f} million weights and {2 * products() / 1e9:.1f} GFLOP a forward "
-        f"pass and image; a step on {BATCH} images takes {work / 1e12:.1f} TFLOP, {work / MATRIX * 1e3:.0f} ms at the "
-        f"peak, and each GPU sends {amount(sent(weights()))}, {sending * 1e3:.1f} ms. "
+        f"The network without noise has {count_weights() / 1e6:.2f} million weights and takes "
+        f"{2 * count_products() / 1e9:.1f} GFLOP per image in a forward pass. A step on {BATCH} images takes {work / 1e12:.1f} TFLOP, {work / MATRIX * 1e3:.0f} ms at the "
+        f"peak, and each GPU sends {format_bytes(count_bytes_sent(count_weights()))}, {sending * 1e3:.1f} ms. "
         f"An epoch has {IMAGES / (GPUS * BATCH):.0f} steps."
     )
 
 
-def rows() -> list[list[str]]:
-    """The table: header first."""
+def list_rows() -> list[list[str]]:
+    """Return the rows of the table, the header first."""
     header = ["noise", "one sigma per", "sigmas", "moved", "by memory", "by arithmetic", "stored", "sent"]
     found = [[*header, "sending", "of the weights'"]]
     for name, places, granularity in (
@@ -121,18 +121,20 @@ def rows() -> list[list[str]]:
         ("everywhere", EVERYWHERE, "channel"),
         ("everywhere", EVERYWHERE, "layer"),
     ):
-        count = sigmas(places, granularity)
-        memory, arithmetic = traffic(places) / BANDWIDTH, operations(places) / VECTOR
-        sending = sent(count) / NETWORK
+        count = count_sigmas(places, granularity)
+        memory, arithmetic = count_bytes_moved(places) / BANDWIDTH, count_operations(places) / VECTOR
+        sending = count_bytes_sent(count) / NETWORK
         times = [f"{seconds * 1e3:.2g} ms" for seconds in (memory, arithmetic, sending)]
-        moved, kept, going = (amount(bytes_) for bytes_ in (traffic(places), 4 * count * FP32, sent(count)))
-        found.append([name, granularity, f"{count:,}", moved, *times[:2], kept, going, times[2]])
-        found[-1].append(f"{count / weights() * 100:.2g} %")
+        moved, stored, exchanged = (
+            format_bytes(bytes_) for bytes_ in (count_bytes_moved(places), 4 * count * FP32, count_bytes_sent(count))
+        )
+        found.append([name, granularity, f"{count:,}", moved, *times[:2], stored, exchanged, times[2]])
+        found[-1].append(f"{count / count_weights() * 100:.2g} %")
     return found
 
 
-def amount(count: float) -> str:
-    """Bytes for the eye, in powers of 1000."""
+def format_bytes(count: float) -> str:
+    """Format bytes with a unit, in powers of 1000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -140,6 +142,6 @@ def amount(count: float) -> str:
 
 
 if __name__ == "__main__":
-    print(network())
-    for row in rows():
+    print(describe_network())
+    for row in list_rows():
         print(" | ".join(row))

@@ -1,9 +1,9 @@
-"""Nanoseconds an element: the fused kernels beside torch, NumPy and the memory. `python benchmarks/kernel.py`."""
+"""Measure the fused kernels against torch, NumPy and memory, in ns per element: `python benchmarks/kernel.py`."""
 
 import numpy as np
 import torch
 
-from measure import time_in_turn, compare_times, write
+from measure import compare_times, time_in_turn, write_figures
 from noiseprop.noise.gaussian_noise import gaussian_noise
 from noiseprop.noise.kernels import dispatch as kernels
 from noiseprop.noise.kernels import numba_launch
@@ -12,8 +12,8 @@ SHAPE = (128, 65_536)
 KEY = torch.tensor([2021, 0, 0, 0, 0])
 
 
-def candidates(dtype: torch.dtype, memory_format: torch.memory_format) -> dict[str, object]:
-    """What a user would write instead, and the least that memory allows: one read and one write."""
+def make_candidates(dtype: torch.dtype, memory_format: torch.memory_format) -> dict[str, object]:
+    """Return the fused kernels, plain alternatives, and the limit by memory: one read and one write."""
     shape = SHAPE if memory_format is torch.contiguous_format else (128, 64, 32, 32)
     x = torch.zeros(shape, dtype=dtype).contiguous(memory_format=memory_format)
     y, sigma = torch.empty_like(x), torch.ones(shape[1:])
@@ -34,7 +34,7 @@ def candidates(dtype: torch.dtype, memory_format: torch.memory_format) -> dict[s
 
 
 def main() -> None:
-    """Print and keep the table."""
+    """Print the table and save it."""
     figures = {}
     for dtype, memory_format in (
         (torch.float32, torch.contiguous_format),
@@ -42,20 +42,21 @@ def main() -> None:
         (torch.bfloat16, torch.channels_last),
     ):
         name = f"{str(dtype)[6:]}, {str(memory_format)[6:].removesuffix('_format')}"
-        times = time_in_turn(candidates(dtype, memory_format), rounds=20, warmup=3, seconds=90)
+        times = time_in_turn(make_candidates(dtype, memory_format), rounds=20, warmup=3, seconds=90)
         elements = SHAPE[0] * SHAPE[1]
         figures[name] = {
-            k: compare_times(times, k) | {"nanoseconds": compare_times(times, k)["milliseconds"] * 1e6 / elements} for k in times
+            k: row | {"nanoseconds": row["milliseconds"] * 1e6 / elements}
+            for k, row in ((k, compare_times(times, k)) for k in times)
         }
         print(f"\n{name}, {SHAPE[0]} x {SHAPE[1]} elements, {torch.get_num_threads()} threads")
         for k, figure in figures[name].items():
             print(f"  {k:38} {figure['nanoseconds']:7.2f} ns   {1 / figure['median']:7.2f} x as fast as plain")
-    small(figures)
-    write("kernel", "x + sigma * torch.randn_like(x), the line that a user would write", figures)
+    measure_small_inputs(figures)
+    write_figures("kernel", "x + sigma * torch.randn_like(x), the plain expression", figures)
 
 
-def small(figures: dict[str, object]) -> None:
-    """The price of a call, where there is little to do: the layers of the MLP."""
+def measure_small_inputs(figures: dict[str, object]) -> None:
+    """Measure the cost of a call on small inputs, the layers of the MLP."""
     for neurons in (100, 50, 10):
         x, sigma = torch.zeros(128, neurons, requires_grad=True), torch.ones(neurons, requires_grad=True)
         times = time_in_turn(

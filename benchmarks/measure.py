@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired timing, what they were measured on, and where their figures are kept."""
+"""Common parts of the benchmarks: paired timing, the description of the machine, and the result files."""
 
 import json
 import os
@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from noiseprop.training.timing import time_in_turn as time_in_turn
 from noiseprop.training.timing import compare_times as compare_times
+from noiseprop.training.timing import time_in_turn as time_in_turn
 
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+def describe_machine() -> dict[str, Any]:
+    """Return the machine and the versions that the figures belong to."""
     cpu = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+        (line.split(":")[1].strip() for line in _read_cpuinfo() if line.startswith("model name")), platform.processor()
     )
-    flags = next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")), [])
+    flags = next((line.split(":")[1].split() for line in _read_cpuinfo() if line.startswith("flags")), [])
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -31,18 +31,18 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "numba", "noiseprop")},
-        "commit": _commit(),
+        "commit": _describe_commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _cpuinfo() -> list[str]:
+def _read_cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _commit() -> str:
-    """The commit, and whether the code has changed since; results made meanwhile do not count."""
+def _describe_commit() -> str:
+    """Return the commit, marked "-dirty" if the code differs from it; changed result files do not count."""
     name, changed = (
         subprocess.run(["git", *command.split()], capture_output=True, text=True, check=False)
         for command in ("rev-parse --short HEAD", "diff --quiet HEAD -- src benchmarks")
@@ -50,12 +50,12 @@ def _commit() -> str:
     return (name.stdout.strip() or "unknown") + ("-dirty" if changed.returncode else "")
 
 
-def write(name: str, compared_with: str, figures: Any) -> None:
-    """Keep the figures as results/benchmarks/<name>.json, written aside and renamed."""
+def write_figures(name: str, compared_with: str, figures: Any) -> None:
+    """Write the figures to results/benchmarks/<name>.json, through a temporary file and a rename."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    aside = path.with_suffix(".tmp")
-    content = {"compared_with": compared_with, "machine": machine(), "figures": figures}
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)
-    print(f"written to {path.relative_to(RESULTS.parent.parent)}")
+    temporary = path.with_suffix(".tmp")
+    content = {"compared_with": compared_with, "machine": describe_machine(), "figures": figures}
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+    print(f"saved in {path.relative_to(RESULTS.parent.parent)}")

@@ -1,4 +1,4 @@
-"""Run every benchmark of this folder, one after another: `make bench`. Keep the machine free meanwhile."""
+"""Run every benchmark of this folder, one after another: `make bench`. Run nothing else on the machine."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ NOT_BENCHMARKS = {"run.py", "measure.py", "tables.py", "imagenet.py"}
 
 
 def main() -> int:
-    """Run each script in a process of its own; 1 if any failed."""
+    """Run each script in a separate process; return 1 if any failed."""
     folder = Path(__file__).parent
     failed = []
     for script in sorted(path for path in folder.glob("*.py") if path.name not in NOT_BENCHMARKS):

@@ -1,8 +1,8 @@
-"""What noise adds to a training step: time, bytes kept, peak memory. `python benchmarks/step.py [NETWORK …]`.
+"""Measure time, stored bytes and peak memory of a step with noise: `python benchmarks/step.py [NETWORK …]`.
 
-Every figure is a ratio to the same network without noise, in one run. Compared with what a user would use instead: the
-plain expression, the paper's released code, PNI's noise on weights, and no-op autograd function, which is the price of
-calling one op per site. Learned noise is trained (`SigmaAdam`) in every row that has a sigma.
+Every figure is a ratio to the same network without noise, in one run. The alternatives are the plain expression, the
+paper's released code, PNI's noise on weights, and a no-op autograd function, which is the cost of calling one op per
+site. Every row with a sigma trains it by `SigmaAdam`.
 """
 
 import os
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from measure import time_in_turn, compare_times, write
+from measure import compare_times, time_in_turn, write_figures
 from noiseprop import SigmaAdam, add_noise, noise_layers, sigmas, weights
 from noiseprop.models import cnn, mlp, resnet18
 
@@ -34,59 +34,59 @@ EAGER = ("no noise", "no-op autograd function", "noiseprop", "plain", "released 
 COMPILED = ("no noise", "no noise, compiled", "noiseprop, compiled")
 
 
-class Nothing(torch.autograd.Function):
-    """The price of one op call."""
+class NoOp(torch.autograd.Function):
+    """Identity, which costs one op call."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Give x back."""
+        """Return a view of x."""
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Give the gradient back."""
+        """Return the gradient."""
         return grad
 
 
-class Released(torch.autograd.Function):
-    """The released code's layer: the noise is kept for the backward pass."""
+class ReleasedNoise(torch.autograd.Function):
+    """Noise of the released code, which stores it for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sigma: Tensor) -> Tensor:
-        """``x + |sigma| * eps``."""
+        """Return ``x + |sigma| * eps``."""
         noise = sigma.abs() * torch.randn(x.shape)
         ctx.save_for_backward(noise, sigma)
         return x + noise
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """``grad * noise / |sigma|``, summed over the batch."""
+        """Return ``grad * noise / |sigma|``, summed over the batch."""
         noise, sigma = ctx.saved_tensors
         return grad, (grad * noise / sigma.abs()).sum(0)
 
 
-class Plain(nn.Module):
-    """A sigma per neuron, for the variants written as a user would."""
+class AlternativeNoise(nn.Module):
+    """Noise with a sigma per neuron, by the plain expression or by the released code."""
 
-    def __init__(self, shape: torch.Size, how: str) -> None:
+    def __init__(self, shape: torch.Size, form: str) -> None:
         super().__init__()
-        self.sigma, self.how = nn.Parameter(torch.ones(shape)), how
+        self.sigma, self.form = nn.Parameter(torch.ones(shape)), form
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add noise as `how` says."""
-        if self.how == "plain":
+        """Add noise in the form that was chosen."""
+        if self.form == "plain":
             return x + self.sigma.to(x.dtype) * torch.randn_like(x)
-        return Released.apply(x, self.sigma).to(x.dtype)
+        return ReleasedNoise.apply(x, self.sigma).to(x.dtype)
 
 
-def pni(module: nn.Module, args: Any) -> None:
-    """Noise on the weights, scaled by their standard deviation (He et al., 2019), as a forward pre-hook."""
+def add_weight_noise(module: nn.Module, args: Any) -> None:
+    """Add noise to the weights, scaled by their standard deviation (He et al., 2019), as a forward pre-hook."""
     w = module.raw_weight
     module.weight = w + module.alpha * w.std() * torch.randn_like(w)
 
 
-def variant(network: str, name: str) -> tuple[nn.Module, list[Tensor], list[Tensor], Tensor]:
-    """A network with its noise, the parameters of the two optimizers, and a batch."""
+def make_variant(network: str, name: str) -> tuple[nn.Module, list[Tensor], list[Tensor], Tensor]:
+    """Return a network with noise, the parameters of the two optimizers, and a batch."""
     build, image, where, _, channels_last = NETWORKS[network]
     torch.manual_seed(0)
     model = build()
@@ -97,7 +97,7 @@ def variant(network: str, name: str) -> tuple[nn.Module, list[Tensor], list[Tens
         levels: list[Tensor] = list(sigmas(model))
     elif name in ("plain", "released code"):
         shaped = add_noise(build(), model.sites[where], example=x[:1])
-        noises = [Plain(layer.sigma.shape, name) for layer in noise_layers(shaped).values()]
+        noises = [AlternativeNoise(layer.sigma.shape, name) for layer in noise_layers(shaped).values()]
         for site, noise in zip(sites, noises, strict=True):
             site.register_forward_hook(lambda m, a, out, noise=noise: noise(out))
         levels = [noise.sigma for noise in noises]
@@ -106,22 +106,22 @@ def variant(network: str, name: str) -> tuple[nn.Module, list[Tensor], list[Tens
             raw = nn.Parameter(site.weight.detach())
             del site.weight
             site.raw_weight, site.alpha = raw, nn.Parameter(torch.tensor(0.25))
-            site.register_forward_pre_hook(pni)
+            site.register_forward_pre_hook(add_weight_noise)
         levels = [site.alpha for site in sites]
     else:
         levels = []
         if name == "no-op autograd function":
             for site in sites:
-                site.register_forward_hook(lambda m, a, out: Nothing.apply(out))
+                site.register_forward_hook(lambda m, a, out: NoOp.apply(out))
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     known = {id(level) for level in levels}
     return model, [p for p in weights(model) if id(p) not in known], levels, x
 
 
-def step(network: str, name: str) -> Callable[[], Tensor]:
-    """One training step: both passes and both optimizers."""
-    model, rest, levels, x = variant(network, name)
+def make_step(network: str, name: str) -> Callable[[], Tensor]:
+    """Return a training step: both passes and both optimizers."""
+    model, rest, levels, x = make_variant(network, name)
     low = NETWORKS[network][3]
     optimizers: list[Any] = [torch.optim.Adam(rest, 1e-3, weight_decay=1e-4, fused=True)]
     if levels:
@@ -141,54 +141,55 @@ def step(network: str, name: str) -> Callable[[], Tensor]:
     return run
 
 
-def bytes_saved(run: Callable[[], Tensor]) -> int:
-    """Bytes of all storages that the forward pass keeps for the backward pass."""
-    kept: dict[int, int] = {}
+def count_saved_bytes(run: Callable[[], Tensor]) -> int:
+    """Return the bytes of all storages that the forward pass saves for the backward pass."""
+    sizes: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record_storage(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
         run()
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
-def peak(network: str, name: str) -> float:
-    """Peak memory (MiB) of a process's first whole steps above what it holds after two steps of 8 images.
+def measure_peak(network: str, name: str) -> float:
+    """Return the peak memory (MiB) of a process's first full steps, above its memory after two steps of 8 images.
 
-    Those two import and compile all that there is to.
+    The two small steps trigger all imports and compilation.
     """
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch, step
 memory = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
 step.BATCH = 8
-run = step.step({network!r}, {name!r}); run(); run()
+run = step.make_step({network!r}, {name!r}); run(); run()
 step.BATCH = {BATCH}
-run = step.step({network!r}, {name!r})
+run = step.make_step({network!r}, {name!r})
 before = memory("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 run(); run()
 print(memory("VmHWM") - before)
 """
-    allocator = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}  # freed tensors leave at once
+    # so that freed tensors return to the system at once
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | allocator
     )
     return float(run.stdout)
 
 
-def measure(network: str) -> dict[str, Any]:
-    """All variants of one network."""
-    runs = {name: step(network, name) for name in dict.fromkeys(EAGER + COMPILED)}
-    saved = {name: bytes_saved(runs[name]) for name in EAGER}
+def measure_network(network: str) -> dict[str, Any]:
+    """Measure all variants of one network."""
+    runs = {name: make_step(network, name) for name in dict.fromkeys(EAGER + COMPILED)}
+    saved = {name: count_saved_bytes(runs[name]) for name in EAGER}
     heavy = network.startswith("ResNet")
     often: dict[str, Any] = {"warmup": 2, "rounds": 15} if heavy else {"warmup": 10, "rounds": 30, "burst": 10}
     figures: dict[str, Any] = {}
     times: dict[str, list[float]] = {}
-    # Once a process has compiled anything its eager steps are slower, too: all that are compared come before.
+    # Eager steps are slower in a process that has compiled anything, so they are measured first.
     for names, seconds in ((EAGER, 300 if heavy else 120), (COMPILED, 80 if heavy else 60)):
         times = time_in_turn({name: runs[name] for name in names}, most=2000, seconds=seconds, **often)
         figures = {name: compare_times(times, name) for name in names} | figures
@@ -196,9 +197,9 @@ def measure(network: str) -> dict[str, Any]:
     figures["noiseprop, compiled"]["over no noise, compiled"] = compare_times(pair, "noiseprop, compiled")
     for name, count in saved.items():
         figures[name]["bytes"] = count / saved["no noise"]
-    processes = 1 if heavy else 5  # the system counts pages to 0.1 MiB, which is much to an MLP
+    processes = 1 if heavy else 5  # the system reports memory in steps of 0.1 MiB, a large share for an MLP
     peaks = {
-        name: statistics.median(peak(network, name) for _ in range(processes))
+        name: statistics.median(measure_peak(network, name) for _ in range(processes))
         for name in ("no noise", "plain", "released code", "noiseprop")
     }
     for name, size in peaks.items():
@@ -216,11 +217,11 @@ def measure(network: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the networks named on the command line, or all."""
+    """Measure the networks that the command line names, or all."""
     torch.set_flush_denormal(True)
     chosen = [name for name in NETWORKS if not sys.argv[1:] or name in sys.argv[1:]]
     for name in chosen:
-        write(f"step-{name.lower().replace(' ', '-')}", "the same network without noise", measure(name))
+        write_figures(f"step-{name.lower().replace(' ', '-')}", "the same network without noise", measure_network(name))
 
 
 if __name__ == "__main__":

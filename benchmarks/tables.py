@@ -1,6 +1,6 @@
 """Write the tables of docs/performance.md and docs/scale.md from results/benchmarks/*.json.
 
-`python benchmarks/tables.py [--check] [PAGE …]`; PAGE is performance or scale, both where none is named.
+`python benchmarks/tables.py [--check] [PAGE …]`; PAGE is performance or scale; both if omitted.
 """
 
 import json
@@ -11,79 +11,82 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import imagenet as on_paper
+import imagenet as estimates
 
 ROOT = Path(__file__).parent.parent
 STEPS = ("mlp-fp32", "cnn-fp32", "cnn-bf16", "resnet18-fp32", "resnet18-bf16")
 
 
-def read(name: str) -> dict[str, Any]:
+def read_benchmark(name: str) -> dict[str, Any]:
     """Return the content of one benchmark file."""
     return json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text())
 
 
-def rows(header: list[str], body: list[list[str]]) -> str:
+def format_table(header: list[str], body: list[list[str]]) -> str:
     """Return a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])
 
 
-def spread(figure: dict[str, float]) -> str:
+def format_ratio(figure: dict[str, float]) -> str:
     """Format a median ratio with its quartiles."""
     return f"{figure['median']:.3f} ({figure['quartile_1']:.3f}–{figure['quartile_3']:.3f})"
 
 
-def step_time() -> str:
+def format_step_time() -> str:
     """Return step times relative to the noise-free network."""
-    files = {name: read(f"step-{name}")["figures"] for name in STEPS}
+    files = {name: read_benchmark(f"step-{name}")["figures"] for name in STEPS}
     variants = [v for v in next(iter(files.values())) if v != "no noise"]
     body = []
     for variant in variants:
-        body.append([variant, *(spread(figures[variant]) for figures in files.values())])
+        body.append([variant, *(format_ratio(figures[variant]) for figures in files.values())])
     pair = "noiseprop, compiled"
     body.append(
         [
             "noiseprop over no noise, both compiled",
-            *(spread(f[pair]["over no noise, compiled"]) for f in files.values()),
+            *(format_ratio(f[pair]["over no noise, compiled"]) for f in files.values()),
         ]
     )
     plain = ["no noise, ms", *(f"{figures['no noise']['milliseconds']:.2f}" for figures in files.values())]
     rounds = ["rounds (noiseprop)", *(str(figures["noiseprop"]["rounds"]) for figures in files.values())]
-    return rows(["step time, ×", *STEPS], [plain, *body, rounds])
+    return format_table(["step time, ×", *STEPS], [plain, *body, rounds])
 
 
-def aims() -> str:
+def format_aims() -> str:
     """Return the targets with the measured figures and the amount by which each is missed."""
-    steps = {name: read(f"step-{name}")["figures"] for name in STEPS}
+    steps = {name: read_benchmark(f"step-{name}")["figures"] for name in STEPS}
     nothing = steps["mlp-fp32"]["no-op autograd function"]["median"]
     limits = dict(zip(STEPS, (nothing + 0.10, 1.12, 1.30, 1.03, 1.07), strict=True))
-    aimed = [(f"step time, {name}, ×", limits[name], f["noiseprop"]["median"]) for name, f in steps.items()]
+    targets = [(f"step time, {name}, ×", limits[name], f["noiseprop"]["median"]) for name, f in steps.items()]
     for key, what in (("bytes", "bytes saved"), ("peak", "peak memory")):
-        aimed.append((f"{what}, worst network, ×", 1.01, max(f["noiseprop"][key] for f in steps.values())))
-    ns = {name: figure["nanoseconds"] for name, figure in read("kernel")["figures"]["float32, contiguous"].items()}
+        targets.append((f"{what}, worst network, ×", 1.01, max(f["noiseprop"][key] for f in steps.values())))
+    ns = {
+        name: figure["nanoseconds"]
+        for name, figure in read_benchmark("kernel")["figures"]["float32, contiguous"].items()
+    }
     plain = ns["plain: x + sigma * randn_like(x)"]
     for where, name in (
         ("new tensor", "fused forward"),
         ("existing tensor", "fused forward, into an existing tensor"),
     ):
-        aimed.append((f"kernel forward, {where}, ns", 0.4, ns[name]))
-        aimed.append((f"kernel forward, {where}, over plain", 1 / 16, ns[name] / plain))
-    aimed.append(("kernel backward, ns", 0.5, ns["fused gradient of sigma"]))
-    draws = read("eot")["figures"]
+        targets.append((f"kernel forward, {where}, ns", 0.4, ns[name]))
+        targets.append((f"kernel forward, {where}, over plain", 1 / 16, ns[name] / plain))
+    targets.append(("kernel backward, ns", 0.5, ns["fused gradient of sigma"]))
+    draws = read_benchmark("eot")["figures"]
     for name, limit in (("CNN-MLPN", 1.4), ("ResNet18-MLPN", 1.15)):
-        aimed.append((f"EOT-20 over EOT-1, {name}", limit, draws[f"{name}, noiseprop"]["20"]["median"]))
-    share = read("augment")["figures"]["crop_and_flip"]["share of a step"]
-    aimed.append(("augmentation, share of a ResNet18 step, bf16", 0.03, share))
+        targets.append((f"EOT-20 over EOT-1, {name}", limit, draws[f"{name}, noiseprop"]["20"]["median"]))
+    share = read_benchmark("augment")["figures"]["crop_and_flip"]["share of a step"]
+    targets.append(("augmentation, share of a ResNet18 step, bf16", 0.03, share))
     body = [
         [what, f"{limit:.3f}", f"{got:.3f}", f"{got - limit:.3f}" if got > limit else "met"]
-        for what, limit, got in aimed
+        for what, limit, got in targets
     ]
-    return rows(["", "at most", "measured", "missed by"], body)
+    return format_table(["", "at most", "measured", "missed by"], body)
 
 
-def step_memory() -> str:
+def format_step_memory() -> str:
     """Return bytes saved for the backward pass and peak memory, relative to the noise-free network."""
-    files = {name: read(f"step-{name}")["figures"] for name in STEPS}
+    files = {name: read_benchmark(f"step-{name}")["figures"] for name in STEPS}
     body = []
     for variant in ("plain", "released code", "PNI", "noiseprop"):
         cells = []
@@ -92,38 +95,38 @@ def step_memory() -> str:
             peak = f", {figure['peak']:.3f}" if "peak" in figure else ""
             cells.append(f"{figure['bytes']:.4f}{peak}")
         body.append([variant, *cells])
-    return rows(["bytes saved ×, peak memory ×", *STEPS], body)
+    return format_table(["bytes saved ×, peak memory ×", *STEPS], body)
 
 
-def kernel() -> str:
+def format_kernel() -> str:
     """Return nanoseconds per element."""
-    figures = {name: f for name, f in read("kernel")["figures"].items() if "autograd" not in name}
+    figures = {name: f for name, f in read_benchmark("kernel")["figures"].items() if "autograd" not in name}
     names = list(next(iter(figures.values())))
     body = [[name, *(f"{f[name]['nanoseconds']:.2f}" for f in figures.values())] for name in names]
-    return rows(["ns per element", *figures], body)
+    return format_table(["ns per element", *figures], body)
 
 
-def eot() -> str:
+def format_eot() -> str:
     """Return the time of EOT-K relative to EOT-1."""
     body = []
-    for name, figure in read("eot")["figures"].items():
-        body.append([name, *(spread(figure[k]) if k in figure else "" for k in ("5", "20"))])
-    return rows(["network, tool", "K = 5 over K = 1", "K = 20 over K = 1"], body)
+    for name, figure in read_benchmark("eot")["figures"].items():
+        body.append([name, *(format_ratio(figure[k]) if k in figure else "" for k in ("5", "20"))])
+    return format_table(["network, tool", "K = 5 over K = 1", "K = 20 over K = 1"], body)
 
 
-def growth() -> str:
+def format_growth() -> str:
     """Return step times against batch size, width and number of noisy layers."""
     body = []
-    for varied, figures in read("growth")["figures"].items():
+    for varied, figures in read_benchmark("growth")["figures"].items():
         for figure in figures:
             size = [str(figure[name]) for name in ("batch", "width", "noisy layers")]
-            body.append([varied, *size, f"{figure['milliseconds without']:.2f}", spread(figure)])
-    return rows(["varied", "batch", "width", "noisy layers", "no noise, ms", "noise, ×"], body)
+            body.append([varied, *size, f"{figure['milliseconds without']:.2f}", format_ratio(figure)])
+    return format_table(["varied", "batch", "width", "noisy layers", "no noise, ms", "noise, ×"], body)
 
 
-def estimators() -> str:
+def format_estimators() -> str:
     """Return the variance of the estimators, their cost, and the product."""
-    figures = read("estimators")["figures"]
+    figures = read_benchmark("estimators")["figures"]
     body = []
     for activation in ("tanh", "sign"):
         base = next(row for row in figures[activation] if row["sigma"])
@@ -133,63 +136,65 @@ def estimators() -> str:
                 cost = row[key] * row["ms"] / (base[key] * base["ms"])
                 cells.append(f"{row[key]:.3g} ({cost:,.3g})" if row[key] else "no gradient")
             body.append(cells)
-    return rows(["activation", "estimator", "ms", "variance for sigma (× at equal cost)", "for weights (×)"], body)
+    return format_table(
+        ["activation", "estimator", "ms", "variance for sigma (× at equal cost)", "for weights (×)"], body
+    )
 
 
-def epochs() -> str:
+def format_epochs() -> str:
     """Return seconds per epoch of MNIST."""
     body = []
-    for name, figure in read("train-mnist")["figures"].items():
+    for name, figure in read_benchmark("train-mnist")["figures"].items():
         seconds = figure["seconds"]
         plain = seconds.get("plain loop, fp32")
         cells = [f"{statistics.median(seconds['noiseprop']):.2f}", f"{statistics.median(plain):.2f}" if plain else ""]
         body.append([name, *cells])
-    return rows(["epoch of 50,000 digits", "noiseprop, s", "plain loop, fp32, s"], body)
+    return format_table(["epoch of 50,000 digits", "noiseprop, s", "plain loop, fp32, s"], body)
 
 
-def attacks() -> str:
+def format_attacks() -> str:
     """Return times of other tools relative to noiseprop, and the remaining accuracy."""
     body = []
-    for name, figure in read("attacks")["figures"].items():
+    for name, figure in read_benchmark("attacks")["figures"].items():
         times, left = figure["times over noiseprop"], figure["robust accuracy"]
         ours = f"{times['noiseprop']['milliseconds'] / 1e3:.2f} s; {left['noiseprop']:.3f}"
-        body.append([name, ours, *(f"{spread(times[t])}; {left[t]:.3f}" for t in ("torchattacks", "foolbox"))])
-    return rows(["PGD-10", "noiseprop", "torchattacks, ×", "foolbox, ×"], body)
+        body.append([name, ours, *(f"{format_ratio(times[t])}; {left[t]:.3f}" for t in ("torchattacks", "foolbox"))])
+    return format_table(["PGD-10", "noiseprop", "torchattacks, ×", "foolbox, ×"], body)
 
 
-def corruptions() -> str:
+def format_corruptions() -> str:
     """Return microseconds per image of 32 x 32 pixels, and the speed-up over the loop of the definition."""
     body = []
-    for name, figure in read("corruptions")["figures"].items():
+    for name, figure in read_benchmark("corruptions")["figures"].items():
         times = [f"{figure[f'{whose}, us an image']:,.0f}" for whose in ("definition", "ours")]
         body.append([name.replace("_", " "), *times, f"{figure['ratio']:.1f}"])
-    return rows(["one image of 32 × 32", "definition, µs", "noiseprop, µs", "times as fast"], body)
+    return format_table(["one image of 32 × 32", "definition, µs", "noiseprop, µs", "times as fast"], body)
 
 
-def augment() -> str:
+def format_augment() -> str:
     """Return the cost of random crops and flips."""
-    figures = read("augment")["figures"]
+    figures = read_benchmark("augment")["figures"]
     alone = figures["crop_and_flip"]
     return (
         f"A ResNet18 step in bf16 takes {figures['step']['milliseconds']:.0f} ms, crops and flips of its batch "
         f"{alone['milliseconds']:.2f} ms, {100 * alone['share of a step']:.2f} % of it. A step with them takes "
-        f"{spread(figures['step, augmented'])} times as long as one without."
+        f"{format_ratio(figures['step, augmented'])} times as long as one without."
     )
 
 
-def machine() -> str:
+def format_machine() -> str:
     """Return the machine of the measurements."""
-    m = read("kernel")["machine"]
+    m = read_benchmark("kernel")["machine"]
     return (
         f"{m['cpu']}, {m['cores']} cores ({', '.join(m['vector'])}), {m['threads']} threads, torch {m['torch']}, "
         f"numba {m['numba']}, NumPy {m['numpy']}, Python {m['python']}."
     )
 
 
-def processes() -> str:
+def format_processes() -> str:
     """Return images per second of one process, and the ratios for two."""
     body = []
-    for name, seconds in read("processes")["figures"].items():
+    for name, seconds in read_benchmark("processes")["figures"].items():
         images = seconds["images"]
         speeds = {who: [images / time for time in seconds["seconds"][who]] for who in seconds["seconds"]}
         first = next(iter(speeds.values()))
@@ -199,52 +204,52 @@ def processes() -> str:
             cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})")
         body.append([name, *cells])
     header = ["one process, one thread: images per second", "two processes, one thread each, ×"]
-    return rows(["", *header, "one process, two threads, ×"], body)
+    return format_table(["", *header, "one process, two threads, ×"], body)
 
 
-def imagenet() -> str:
+def format_imagenet() -> str:
     """Return the estimates of benchmarks/imagenet.py."""
-    header, *body = on_paper.rows()
-    return f"{on_paper.network()}\n\n{rows(header, body)}"
+    header, *body = estimates.list_rows()
+    return f"{estimates.describe_network()}\n\n{format_table(header, body)}"
 
 
 PAGES: dict[str, tuple[Callable[[], str], ...]] = {
     "performance": (
-        machine,
-        aims,
-        step_time,
-        step_memory,
-        epochs,
-        kernel,
-        eot,
-        attacks,
-        corruptions,
-        augment,
-        growth,
-        estimators,
+        format_machine,
+        format_aims,
+        format_step_time,
+        format_step_memory,
+        format_epochs,
+        format_kernel,
+        format_eot,
+        format_attacks,
+        format_corruptions,
+        format_augment,
+        format_growth,
+        format_estimators,
     ),
-    "scale": (processes, imagenet),
+    "scale": (format_processes, format_imagenet),
 }
 
 
-def filled(page: str, tables: tuple[Callable[[], str], ...]) -> str:
+def fill_page(page: str, tables: tuple[Callable[[], str], ...]) -> str:
     """Return the page with every table between its markers replaced."""
     for make in tables:
-        name = make.__name__
+        name = make.__name__.removeprefix("format_")
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         page, found = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, page, flags=re.DOTALL)
         if found != 1:
-            raise SystemExit(f"the page has {found} places marked <!-- {name} -->, not one")
+            raise SystemExit(f"the page has {found} places marked <!-- {name} -->, expected 1")
     return page
 
 
 def main() -> int:
     """Update the pages; with --check, exit with 1 if they differ from the results."""
-    asked, same = [name for name in PAGES if name in sys.argv[1:]] or list(PAGES), True
-    for name in asked:
+    chosen, same = [name for name in PAGES if name in sys.argv[1:]] or list(PAGES), True
+    for name in chosen:
         path = ROOT / "docs" / f"{name}.md"
         page = path.read_text()
-        new = filled(page, PAGES[name])
+        new = fill_page(page, PAGES[name])
         same &= new == page
         if "--check" not in sys.argv:
             path.write_text(new)

@@ -18,14 +18,14 @@ def script(name: str, monkeypatch):
 def test_a_page_holds_the_tables_of_the_results(name, monkeypatch):
     tables = script("tables", monkeypatch)
     page = (ROOT / "docs" / f"{name}.md").read_text()
-    assert tables.filled(page, tables.PAGES[name]) == page
+    assert tables.fill_page(page, tables.PAGES[name]) == page
 
 
 def test_the_network_is_resnet50(monkeypatch):
     """Parameters as torchvision states them, and its 4.09 G multiplications."""
     imagenet = script("imagenet", monkeypatch)
-    assert imagenet.weights() == 25_557_032
-    assert imagenet.products() / 1e9 == pytest.approx(4.09, abs=0.005)
-    assert imagenet.neurons(imagenet.EVERYWHERE) == 2_408_448 + 1_605_632 + 1_204_224 + 301_056 + 1000
-    assert imagenet.sigmas(imagenet.EVERYWHERE, "channel") == 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048 + 1000
-    assert imagenet.sigmas(imagenet.EVERYWHERE, "layer") == 17
+    assert imagenet.count_weights() == 25_557_032
+    assert imagenet.count_products() / 1e9 == pytest.approx(4.09, abs=0.005)
+    assert imagenet.count_neurons(imagenet.EVERYWHERE) == 2_408_448 + 1_605_632 + 1_204_224 + 301_056 + 1000
+    assert imagenet.count_sigmas(imagenet.EVERYWHERE, "channel") == 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048 + 1000
+    assert imagenet.count_sigmas(imagenet.EVERYWHERE, "layer") == 17

@@ -63,22 +63,22 @@ def sample_with_score(x: Tensor, sigma: Tensor, mu: Tensor | None, key: Tensor, 
     """Return ``x + mu + sigma * eps`` with the noise of `gaussian_noise`, and record its log-density in the scope."""
     if not torch.is_grad_enabled():
         return gaussian_noise(x, sigma, mu=mu, key=key, draws=draws)
-    y, score = _Sample.apply(x, sigma, mu, key, draws)  # pyright: ignore[reportGeneralTypeIssues]
-    if torch._C._current_graph_task_id() == -1:  # not when a checkpointed block is run again
+    y, score = _SampleWithScore.apply(x, sigma, mu, key, draws)  # pyright: ignore[reportGeneralTypeIssues]
+    if torch._C._current_graph_task_id() == -1:  # not when a checkpointed block is recomputed
         scope.scores.append(score)
     return y
 
 
 def check_scores_were_used(scope: PassScope) -> None:
-    """Raise an error rather than forget the scores of a layer outside `add_noise`, for which every call is a pass."""
+    """Raise an error rather than forget the scores of a layer outside `add_noise`, where every call is a pass."""
     if scope.scores and torch.is_grad_enabled():
         raise NoisepropError(
             "a NeuronNoise with estimator='likelihood-ratio' was called again before likelihood_ratio_loss; if it is "
-            "used twice in a pass, let add_noise attach it; if the first pass was no training, use torch.no_grad()"
+            "used twice in a pass, attach it with add_noise; run passes outside training under torch.no_grad()"
         )
 
 
-class _Sample(torch.autograd.Function):
+class _SampleWithScore(torch.autograd.Function):
     """Return the sample y without gradient, and per row a zero whose gradient is that of the log-density of y."""
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""What keeps sigma from vanishing: on the clean loss alone, less noise is nearly always better.
+"""Training objectives that keep sigma from vanishing: on the clean loss alone, less noise is nearly always better.
 
-Every objective is used in the same way, in two lines of one's own loop:
+Every objective takes two lines of a training loop:
 
     objective = FixedPower(sigmas(model))
     ...
@@ -8,8 +8,8 @@ Every objective is used in the same way, in two lines of one's own loop:
     optimizer.step()
     objective.project()
 
-Those with a schedule also want `objective.start_epoch(epoch)`. Two of them together:
-`one.backward(loss + other.term())`, then both `project()`.
+Objectives with a schedule also need `objective.start_epoch(epoch)`. To combine two objectives, call
+`first.backward(loss + second.term())`, then `project()` of both.
 """
 
 import math
@@ -22,35 +22,35 @@ from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.sigma_adam import sigmas, weights
 
-_ENTROPY_OF_UNIT_NORMAL = 0.5 * math.log(2 * math.pi * math.e)  # nats
+_UNIT_NORMAL_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # nats
 
 
 class Objective:
-    """The plain loss: nothing is added to it, and nothing is put right after a step. The base of all others."""
+    """Plain loss, without a term or a projection; base class of all objectives."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Tell which epoch begins, counted from 1."""
+        """Set the epoch that begins, counted from 1."""
 
     def term(self) -> Tensor | float:
-        """What is added to the loss."""
+        """Return the term that is added to the loss."""
         return 0.0
 
     def backward(self, loss: Tensor, adversarial: Tensor | None = None) -> None:
-        """Add to the gradients of all parameters those of ``loss + adversarial + term()``.
+        """Back-propagate ``loss + adversarial + term()`` to all parameters.
 
         Args:
-            loss: scalar loss on the clean batch, already weighted if there is an adversarial one too.
+            loss: scalar loss on the clean batch, already weighted if there is also an adversarial loss.
             adversarial: scalar loss on adversarial examples, if the loop trains on them.
         """
         total = loss if adversarial is None else loss + adversarial
         (total + self.term()).backward()
 
     def project(self) -> None:
-        """Put sigma back where it is allowed to be; call it after the optimizers' steps."""
+        """Move sigma to the nearest allowed values; call it after the optimizers' steps."""
 
 
 class Floor(Objective):
-    """No sigma below a floor: after a step ``sigma <- sign(sigma) * max(|sigma|, floor)``.
+    """Lower limit on sigma: after a step ``sigma <- sign(sigma) * max(|sigma|, floor)``.
 
     This is the Euclidean projection on the levels with ``|sigma| >= floor``.
 
@@ -59,7 +59,7 @@ class Floor(Objective):
         floor: smallest magnitude, in units of the pre-activation.
 
     Raises:
-        InputError: there is no sigma, or the floor is not above 0.
+        InputError: the list of sigmas is empty, or the floor is not above 0.
 
     Examples:
         >>> sigma = nn.Parameter(torch.tensor([0.5, -0.01]))
@@ -67,33 +67,33 @@ class Floor(Objective):
         >>> sigma.detach()
         tensor([ 0.5000, -0.1000])
 
-    Source: the minimum that Learn2Perturb (Jeddi et al., 2020, Algorithm 1) clips its noise to, here on its own.
+    Source: lower limit of the noise in Learn2Perturb (Jeddi et al., 2020, Algorithm 1), here without its bonus.
     """
 
     def __init__(self, params: Iterable[Tensor], floor: float) -> None:
-        self.sigmas = _listed(params, type(self))
-        self.floor = _positive("floor", floor, type(self))
+        self.sigmas = _list_levels(params, type(self))
+        self.floor = _check_positive("floor", floor, type(self))
 
     @torch.no_grad()
     def project(self) -> None:
-        """Move what is below the floor to it."""
+        """Raise each magnitude below the floor to the floor."""
         for sigma in self.sigmas:
             sigma.copy_(sigma.abs().clamp_min(self.floor).copysign_(sigma))
 
 
 class FixedPower(Objective):
-    """A fixed total noise power ``sum of sigma^2``; what is learned is how the neurons share it.
+    """Fixed total noise power ``sum of sigma^2``: only its distribution over the neurons is learned.
 
     After a step ``sigma <- sigma * sqrt(power / sum of sigma^2)``. This scaling is the Euclidean projection on the
-    sphere of radius ``sqrt(power)``: of a small step nothing but its radial part is lost. Each entry of sigma
-    counts once, however many neurons share it.
+    sphere of radius ``sqrt(power)``, which removes only the radial part of a small step. Each entry of sigma counts
+    once, regardless of how many neurons share it.
 
     Args:
         params: the noise levels that share the power: `sigmas(model)`, or those of some layers.
-        power: in squared units of the pre-activation; what the levels have now if omitted.
+        power: in squared units of the pre-activation; the current power of the levels if omitted.
 
     Raises:
-        InputError: there is no sigma, or the power is not above 0.
+        InputError: the list of sigmas is empty, or the power is not above 0.
 
     Examples:
         >>> sigma = nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -105,21 +105,21 @@ class FixedPower(Objective):
     """
 
     def __init__(self, params: Iterable[Tensor], power: float | None = None) -> None:
-        self.sigmas = _listed(params, type(self))
-        self.power = _positive("power", float(_power(self.sigmas)) if power is None else power, type(self))
+        self.sigmas = _list_levels(params, type(self))
+        self.power = _check_positive("power", float(_sum_squares(self.sigmas)) if power is None else power, type(self))
 
     @torch.no_grad()
     def project(self) -> None:
-        """Scale all levels so that the power is as it was."""
-        scale = (self.power / _power(self.sigmas)).sqrt()
+        """Scale all levels to restore the power."""
+        scale = (self.power / _sum_squares(self.sigmas)).sqrt()
         for sigma in self.sigmas:
             sigma.mul_(scale.to(sigma.dtype))
 
 
 class EntropyBonus(Objective):
-    """Minus the noise's differential entropy per neuron: ``-weight * mean(log|sigma| + log(2 pi e) / 2)``.
+    """Bonus for the noise's differential entropy per neuron: ``-weight * mean(log|sigma| + log(2 pi e) / 2)``.
 
-    Its gradient for each of n levels is ``-weight / (n sigma)``: strong where there is little noise, never gone. A
+    Its gradient for each of n levels is ``-weight / (n sigma)``: strong where there is little noise, and never zero. A
     sigma of exactly 0 has no finite gradient. The source sums over the neurons; the mean makes the weight independent
     of their number.
 
@@ -128,7 +128,7 @@ class EntropyBonus(Objective):
         weight: in units of the loss, per nat.
 
     Raises:
-        InputError: there is no sigma, one of them is 0, or the weight is not above 0.
+        InputError: the list of sigmas is empty, a sigma is 0, or the weight is not above 0.
 
     Examples:
         >>> sigma = nn.Parameter(torch.tensor([1.0, 0.5]))
@@ -140,29 +140,29 @@ class EntropyBonus(Objective):
     """
 
     def __init__(self, params: Iterable[Tensor], weight: float) -> None:
-        self.sigmas = _listed(params, type(self))
-        self.weight = _positive("weight", weight, type(self))
+        self.sigmas = _list_levels(params, type(self))
+        self.weight = _check_positive("weight", weight, type(self))
         if any(bool((sigma == 0).any()) for sigma in self.sigmas):
             raise InputError("EntropyBonus: a sigma is 0, where the entropy has no finite gradient; start above 0")
 
     def term(self) -> Tensor:
-        """The bonus, as something to minimise."""
+        """Return the negative bonus, to be minimised."""
         levels = torch.cat([sigma.flatten() for sigma in self.sigmas])
-        return -self.weight * (levels.abs().log().mean() + _ENTROPY_OF_UNIT_NORMAL)
+        return -self.weight * (levels.abs().log().mean() + _UNIT_NORMAL_ENTROPY)
 
 
 class SquareRootBonus(Objective):
-    """Learn2Perturb: a bonus ``-(weight / tau) * sum of sqrt(sigma)``, ``tau = 1 + 1/2 + ... + 1/epoch``, and a floor.
+    """Learn2Perturb: bonus ``-(weight / tau) * sum of sqrt(sigma)``, ``tau = 1 + 1/2 + ... + 1/epoch``, and a floor.
 
     Args:
         params: the noise levels, `sigmas(model)`.
         weight: gamma, in units of the loss; the authors' code uses 1e-4.
         floor: smallest sigma after a step, in units of the pre-activation; the authors' code uses 0.01.
 
-    The bonus weakens as epochs are announced by `start_epoch`, counted from the first one with noise.
+    The bonus weakens with each epoch that `start_epoch` sets, counted from the first epoch with noise.
 
     Raises:
-        InputError: there is no sigma, or weight or floor is not above 0.
+        InputError: the list of sigmas is empty, or weight or floor is not above 0.
 
     Examples:
         >>> bonus = SquareRootBonus([nn.Parameter(torch.tensor([0.25, 1.0]))], weight=0.1)
@@ -174,8 +174,8 @@ class SquareRootBonus(Objective):
     """
 
     def __init__(self, params: Iterable[Tensor], weight: float = 1e-4, floor: float = 0.01) -> None:
-        self.sigmas = _listed(params, type(self))
-        self.weight = _positive("weight", weight, type(self))
+        self.sigmas = _list_levels(params, type(self))
+        self.weight = _check_positive("weight", weight, type(self))
         self.tau = 1.0
         self._floor = Floor(self.sigmas, floor)
 
@@ -186,26 +186,25 @@ class SquareRootBonus(Objective):
         self.tau = math.fsum(1 / i for i in range(1, epoch + 1))
 
     def term(self) -> Tensor:
-        """The bonus, as something to minimise."""
+        """Return the negative bonus, to be minimised."""
         return -self.weight / self.tau * torch.stack([sigma.abs().sqrt().sum() for sigma in self.sigmas]).sum()
 
     def project(self) -> None:
-        """Move what is below the floor to it."""
+        """Raise each magnitude below the floor to the floor."""
         self._floor.project()
 
 
 class WeightCovarianceAlignment(Objective):
-    """WCA: ``-weight * sum over the classes i of ln(w_i^T Sigma w_i)``, with ``Sigma = diag(sigma^2)``.
+    """Weight-covariance alignment: ``-weight * sum over classes i of ln(w_i^T Sigma w_i)``, ``Sigma = diag(sigma^2)``.
 
-    ``w_i^T Sigma w_i`` is the variance that the noise gives to logit i; the more of it, the smaller the bound on how
-    far an attack raises the probability of an error. The weights are pulled to where the noise is, and the noise to
-    where the weights are, so the readout wants weight decay. The theory holds where the noise reaches the readout
-    unchanged, that is where it is added after the last activation. The paper also learns covariances; here Sigma is
-    diagonal.
+    ``w_i^T Sigma w_i`` is the variance of logit i due to the noise. The larger it is, the smaller is the bound on the
+    increase of the error probability by an attack. The weights grow where the noise is large, and the noise grows where
+    the weights are large, so the readout needs weight decay. The theory requires noise that reaches the readout
+    unchanged, so add it after the last activation. The paper also learns covariances; here Sigma is diagonal.
 
     Args:
-        noise: the layer whose noise the readout reads.
-        readout: the Linear layer after it; w_i are the rows of its weight.
+        noise: noise layer whose output is the input of the readout.
+        readout: Linear layer after the noise; w_i are the rows of its weight.
         weight: lambda, in units of the loss.
 
     Raises:
@@ -218,7 +217,7 @@ class WeightCovarianceAlignment(Objective):
         >>> round(term.item(), 4)
         0.0575
 
-    Source: Eustratiadis, Gouk, Li and Hospedales (2021), Weight-covariance alignment, Theorem 1 and what follows it.
+    Source: Eustratiadis, Gouk, Li and Hospedales (2021), Weight-covariance alignment, Theorem 1 and the text after it.
     """
 
     def __init__(self, noise: NeuronNoise, readout: nn.Linear, weight: float) -> None:
@@ -228,24 +227,24 @@ class WeightCovarianceAlignment(Objective):
                 f"{readout.in_features} inputs; choose the noise layer just before the readout"
             )
         self.noise, self.readout = noise, readout
-        self.weight = _positive("weight", weight, type(self))
+        self.weight = _check_positive("weight", weight, type(self))
 
     def term(self) -> Tensor:
-        """The alignment, as something to minimise; its gradient reaches sigma and the readout's weights."""
+        """Return the negative alignment, to be minimised; its gradient reaches sigma and the readout's weights."""
         variance = self.noise.sigma.flatten().square().expand(self.readout.in_features)
         return -self.weight * (self.readout.weight.square() @ variance).log().sum()
 
 
 class AdversarialSigma(Objective):
-    """Sigma learns from the adversarial loss only, the weights from ``loss + adversarial``.
+    """Adversarial loss alone for sigma, ``loss + adversarial`` for the weights.
 
-    Use `objective.backward(0.5 * clean, 0.5 * adversarial)`; both losses need graphs of their own passes.
+    Use `objective.backward(0.5 * clean, 0.5 * adversarial)`; each loss needs the graph of a separate pass.
 
     Args:
-        model: the noisy network; its `sigmas(model)` are what the clean loss does not move.
+        model: noisy network; the clean loss does not change its `sigmas(model)`.
 
     Raises:
-        InputError: the model has no sigma that is learned.
+        InputError: the model has no learned sigma.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(2, 1), NeuronNoise(1))
@@ -254,18 +253,18 @@ class AdversarialSigma(Objective):
         >>> net[1].sigma.grad, bool(net[0].weight.grad.any())
         (tensor([0.]), True)
 
-    Source: this package, after the ensemble loss of PNI (He, Rakin and Fan, 2019), where the noise learns from both.
+    Source: this package, after the ensemble loss of PNI (He, Rakin and Fan, 2019), where noise learns from both losses.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        _listed(sigmas(model), type(self))
+        _list_levels(sigmas(model), type(self))
         self.model = model
 
     def backward(self, loss: Tensor, adversarial: Tensor | None = None) -> None:
         """Back-propagate each loss to the parameters that learn from it.
 
         Raises:
-            InputError: there is no adversarial loss.
+            InputError: the adversarial loss is missing.
         """
         if adversarial is None:
             raise InputError(
@@ -275,19 +274,19 @@ class AdversarialSigma(Objective):
         adversarial.backward()
 
 
-def _listed(params: Iterable[Tensor], owner: type) -> list[Tensor]:
+def _list_levels(params: Iterable[Tensor], owner: type) -> list[Tensor]:
     levels = list(params)
     if not levels:
         raise InputError(f"{owner.__name__} got no noise levels; call add_noise(model, ..., learn=True) first")
     return levels
 
 
-def _positive(name: str, value: float, owner: type) -> float:
+def _check_positive(name: str, value: float, owner: type) -> float:
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{owner.__name__}: {name} must be a finite number above 0, got {value}")
     return value
 
 
-def _power(levels: list[Tensor]) -> Tensor:
+def _sum_squares(levels: list[Tensor]) -> Tensor:
     """Sum of squares, in float64."""
     return torch.stack([sigma.detach().double().square().sum() for sigma in levels]).sum()

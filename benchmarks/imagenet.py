@@ -103,11 +103,12 @@ def describe_network() -> str:
     """Describe the cost of the network without noise."""
     work = 3 * 2 * BATCH * count_products()  # a backward pass computes twice as much as a forward one
     sending = count_bytes_sent(count_weights()) / NETWORK
+    sent = format_bytes(count_bytes_sent(count_weights()))
     return (
         f"The network without noise has {count_weights() / 1e6:.2f} million weights and takes "
-        f"{2 * count_products() / 1e9:.1f} GFLOP per image in a forward pass. A step on {BATCH} images takes {work / 1e12:.1f} TFLOP, {work / MATRIX * 1e3:.0f} ms at the "
-        f"peak, and each GPU sends {format_bytes(count_bytes_sent(count_weights()))}, {sending * 1e3:.1f} ms. "
-        f"An epoch has {IMAGES / (GPUS * BATCH):.0f} steps."
+        f"{2 * count_products() / 1e9:.1f} GFLOP per image in a forward pass. A step on {BATCH} images takes "
+        f"{work / 1e12:.1f} TFLOP, {work / MATRIX * 1e3:.0f} ms at the peak, and each GPU sends {sent}, "
+        f"{sending * 1e3:.1f} ms. An epoch has {IMAGES / (GPUS * BATCH):.0f} steps."
     )
 
 

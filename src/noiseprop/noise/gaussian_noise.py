@@ -62,7 +62,7 @@ def gaussian_noise(
         sigma = _make_level("sigma", sigma, x)
     if mu is not None and not isinstance(mu, Tensor):
         mu = _make_level("mu", mu, x)
-    _check_arguments(x, sigma, mu, draws)
+    _check_noise_arguments(x, sigma, mu, draws)
     key = _complete_key(key, generator, x)
     if not torch.compiler.is_compiling():
         if transforms.are_transforms_active():
@@ -187,7 +187,7 @@ def _make_level(name: str, value: Any, x: Tensor) -> Tensor:
     return torch.full((), float(value), dtype=noise_dtype(x), device=x.device)
 
 
-def _check_arguments(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
+def _check_noise_arguments(x: Tensor, sigma: Tensor, mu: Tensor | None, draws: int) -> None:
     if not x.is_floating_point() or x.dim() == 0:
         raise InputError(
             f"gaussian_noise expects a floating-point tensor (B, *neurons), got {x.dtype} of shape {tuple(x.shape)}"

@@ -1,4 +1,4 @@
-"""Auto-PGD on the cross-entropy: PGD with momentum whose step size adapts to every image."""
+"""Auto-PGD: PGD with momentum whose step size adapts to every image."""
 
 from dataclasses import dataclass, fields
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.attacks.eot import is_random, loss_gradient, prepare_for_attack
+from noiseprop.attacks.losses import AttackGoal, LossName, Objective
 from noiseprop.attacks.restarts import check_early_stop, compare_candidates, sample_start_points, select_best_restart
 from noiseprop.attacks.validation import check_count, check_images, check_number, linf_ball
 
@@ -23,13 +24,15 @@ def apgd(
     steps: int = 100,
     restarts: int = 1,
     draws: int = 1,
+    loss: LossName = "cross-entropy",
+    objective: Objective = "mean-loss",
     stop_when_broken: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Climb the expected cross-entropy in the ball of radius eps by APGD-CE: no step size to choose.
+    """Climb the expected loss in the ball of radius eps by APGD, which needs no step size.
 
     z       = P(x_t + step * sign(grad L(x_t)))
-    x_{t+1} = P(x_t + 0.75 (z - x_t) + 0.25 (x_t - x_{t-1})),    L(x) = mean_k CE(model(x; noise_k), y)
+    x_{t+1} = P(x_t + 0.75 (z - x_t) + 0.25 (x_t - x_{t-1})),    L(x) = mean_k loss(model(x; noise_k), y)
 
     from a random start, with step = 2 eps at first. At fixed checkpoints the step of an image is halved, and the image
     returns to its best iterate, if its loss rose in too few of the steps since the last checkpoint or its best loss did
@@ -51,6 +54,8 @@ def apgd(
         steps: steps of each run; it makes steps + 1 gradients.
         restarts: number of runs.
         draws: noise draws to average each gradient over (EOT); 1 sees a single draw per step.
+        loss: the loss to climb, as in `noiseprop.attacks.losses.AttackGoal`.
+        objective: "mean-loss" against single draws, "mean-logits" against the vote of many draws.
         stop_when_broken: for the robust accuracy of a deterministic model: an image leaves the batch at its first
             iterate that is misclassified, which saves time. Not for transfer attacks, which need all steps.
         generator: source of the starts; it advances. Without one they come from a copy of torch's global random state,
@@ -76,16 +81,19 @@ def apgd(
     eps, steps = check_number("eps", eps), check_count("steps", steps)
     restarts, draws = check_count("restarts", restarts), check_count("draws", draws)
 
+    goal = AttackGoal(loss, objective)
+
     with prepare_for_attack(model, x):
         check_early_stop(model, stop_when_broken)
         low, high = linf_ball(x, eps)
 
         def run_from(start: Tensor, rows: Tensor) -> Tensor:
-            state = _ApgdState.from_start(model, start, y[rows], low[rows], high[rows], step=2 * eps, draws=draws)
-            return _run_apgd(model, state, steps=steps, draws=draws, stop=stop_when_broken)
+            box = low[rows], high[rows]
+            state = _ApgdState.from_start(model, start, y[rows], *box, step=2 * eps, draws=draws, goal=goal)
+            return _run_apgd(model, state, steps=steps, draws=draws, goal=goal, stop=stop_when_broken)
 
         starts = sample_start_points(x, low, high, eps=eps, restarts=restarts, from_image=False, generator=generator)
-        return select_best_restart(model, y, starts, run_from, draws=draws, stop=stop_when_broken)
+        return select_best_restart(model, y, starts, run_from, draws=draws, stop=stop_when_broken, goal=goal)
 
 
 @dataclass
@@ -110,9 +118,18 @@ class _ApgdState:
 
     @classmethod
     def from_start(
-        cls, model: nn.Module, start: Tensor, y: Tensor, low: Tensor, high: Tensor, *, step: float, draws: int
+        cls,
+        model: nn.Module,
+        start: Tensor,
+        y: Tensor,
+        low: Tensor,
+        high: Tensor,
+        *,
+        step: float,
+        draws: int,
+        goal: AttackGoal,
     ) -> "_ApgdState":
-        loss, gradient, logits = loss_gradient(model, start, y, draws=draws)
+        loss, gradient, logits = loss_gradient(model, start, y, draws=draws, goal=goal)
         return cls(
             y=y,
             low=low,
@@ -135,7 +152,7 @@ class _ApgdState:
         return _ApgdState(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def _run_apgd(model: nn.Module, state: _ApgdState, *, steps: int, draws: int, stop: bool) -> Tensor:
+def _run_apgd(model: nn.Module, state: _ApgdState, *, steps: int, draws: int, goal: AttackGoal, stop: bool) -> Tensor:
     """Return the best iterates of one run, or with `stop` the first misclassified one of each image that has one."""
     random = is_random(model)
     checkpoints = _list_checkpoints(steps)
@@ -143,7 +160,7 @@ def _run_apgd(model: nn.Module, state: _ApgdState, *, steps: int, draws: int, st
     since = 0
     for t in range(steps + 1):
         if t:
-            _take_step(model, state, draws=draws, momentum=t > 1)
+            _take_step(model, state, draws=draws, goal=goal, momentum=t > 1)
             since += 1
         if stop and bool(state.broken.any()):  # before a checkpoint may put another iterate in this one's place
             result[rows[state.broken]] = state.x[state.broken]
@@ -152,24 +169,26 @@ def _run_apgd(model: nn.Module, state: _ApgdState, *, steps: int, draws: int, st
                 return result
         if t in checkpoints:
             if random:
-                better, state.best_loss = compare_candidates(model, state.y, state.x, state.best, draws=draws)
+                better, state.best_loss = compare_candidates(
+                    model, state.y, state.x, state.best, draws=draws, goal=goal
+                )
                 _update_best(state, better)
             _adapt_step_sizes(state, since)
             since = 0
     if random:
-        _update_best(state, compare_candidates(model, state.y, state.x, state.best, draws=draws)[0])
+        _update_best(state, compare_candidates(model, state.y, state.x, state.best, draws=draws, goal=goal)[0])
     result[rows] = state.best
     return result
 
 
-def _take_step(model: nn.Module, state: _ApgdState, *, draws: int, momentum: bool) -> None:
+def _take_step(model: nn.Module, state: _ApgdState, *, draws: int, goal: AttackGoal, momentum: bool) -> None:
     """Take one step for every image, and record its best iterate."""
     x, low, high = state.x, state.low, state.high
     new = (x + state.step * state.gradient.sign()).clamp_(low, high)
     if momentum:
         new = (x + _ALPHA * (new - x) + (1 - _ALPHA) * (x - state.x_before)).clamp_(low, high)
     state.x_before, state.x = x, new
-    loss, state.gradient, logits = loss_gradient(model, new, state.y, draws=draws)
+    loss, state.gradient, logits = loss_gradient(model, new, state.y, draws=draws, goal=goal)
     state.broken = logits.mean(0).argmax(-1) != state.y
     state.rises = state.rises + (loss > state.loss)
     state.loss = loss

@@ -2,7 +2,7 @@
 
 Every attack uses the gradient of
 
-    L(x, y) = 1/K sum_k CE(model(x; noise_k), y)
+    L(x, y) = 1/K sum_k loss(model(x; noise_k), y)
 
 over K independent noise draws, fresh for every image and every draw (expectation over transformation, Athalye et al.
 2018), so that no attack mistakes one lucky draw for the network.
@@ -24,8 +24,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from noiseprop.attacks.losses import AttackGoal
 from noiseprop.attacks.microbatch import split_batch
 from noiseprop.attacks.randomness import has_foreign_randomness, keep_random_states, recognise_randomness
 from noiseprop.attacks.validation import check_logits, check_module
@@ -40,6 +40,8 @@ PartResult = TypeVar("PartResult")
 
 # Draws for the comparison of candidates by expected loss
 SCORE_DRAWS = 32
+
+CROSS_ENTROPY = AttackGoal()
 
 
 class LossGradient(NamedTuple):
@@ -103,8 +105,10 @@ def prepare_for_attack(model: nn.Module, x: Tensor | None = None) -> Generator[N
                 parameter.requires_grad_(True)
 
 
-def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key: int | None = None) -> LossGradient:
-    """Return the expected cross-entropy of each image and its gradient with respect to that image.
+def loss_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key: int | None = None, goal: AttackGoal = CROSS_ENTROPY
+) -> LossGradient:
+    """Return the expected loss of each image and its gradient with respect to that image.
 
     The losses of the batch are summed, never averaged, so that an image's gradient does not depend on its batch.
     Call it inside `prepare_for_attack(model)`.
@@ -115,6 +119,7 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
         y: labels (B,).
         draws: K, the number of noise draws to average over; a deterministic model needs one.
         key: use the same K draws, those of this key, in every call instead of fresh ones.
+        goal: the loss, and how it combines the draws.
 
     Raises:
         InputError: if the model's logits are not finite or of another shape, y is out of range, or the logits do not
@@ -123,44 +128,70 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, key
     if (draws > 1 or key is not None) and not is_random(model):
         draws, key = 1, None
     if draws > 1 and has_foreign_randomness(model):
-        return _average_passes([_one_pass(model, x, y, key, draw) for draw in range(draws)])
+        if goal.objective == "mean-logits":
+            return _differentiate_mean_logits(model, x, y, draws, key, goal)
+        return _average_passes([_run_one_draw(model, x, y, key, draw, goal) for draw in range(draws)])
 
     def compute_part(rows: slice) -> LossGradient:
         part = x[rows].detach().requires_grad_()
         logits = _compute_logits(model, part, y[rows], draws, key)  # (K, b, classes)
-        loss = _expected_cross_entropy(logits, y[rows])
-        gradient = torch.autograd.grad(loss.sum(), part, allow_unused=True)[0] if loss.requires_grad else None
-        if gradient is None:
-            raise InputError(
-                "attacks: the logits carry no gradient to the images; remove .detach(), rounding or no_grad from the "
-                "model's forward pass, or attack by transfer"
-            )
-        return LossGradient(loss.detach(), gradient, logits.detach())
+        loss = goal.compute(logits, y[rows])
+        return LossGradient(loss.detach(), _differentiate(loss, part), logits.detach())
 
     found = _map_parts(model, x, draws, compute_part)
     return found[0] if len(found) == 1 else _concatenate_parts(found)
 
 
-def expected_loss(model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1) -> tuple[Tensor, Tensor]:
-    """Return the expected cross-entropy (B,) of each image over fresh draws, and the logits (K, B, classes).
+def expected_loss(
+    model: nn.Module, x: Tensor, y: Tensor, *, draws: int = 1, goal: AttackGoal = CROSS_ENTROPY
+) -> tuple[Tensor, Tensor]:
+    """Return the expected loss (B,) of each image over fresh draws, and the logits (K, B, classes).
 
     Call it inside `prepare_for_attack(model)`, where nothing needs a gradient, so no graph is built.
     """
     draws = draws if draws == 1 or is_random(model) else 1
     if draws > 1 and has_foreign_randomness(model):
-        passes = [expected_loss(model, x, y) for _ in range(draws)]
-        return torch.stack([loss for loss, _ in passes]).mean(0), torch.cat([logits for _, logits in passes])
+        logits = torch.cat([expected_loss(model, x, y)[1] for _ in range(draws)])
+        return goal.compute(logits, y), logits
     found = _map_parts(model, x, draws, lambda rows: _compute_logits(model, x[rows], y[rows], draws).detach())
     logits = torch.cat(found, 1)
-    return _expected_cross_entropy(logits, y), logits
+    return goal.compute(logits, y), logits
 
 
-def _one_pass(model: nn.Module, x: Tensor, y: Tensor, key: int | None, draw: int) -> LossGradient:
+def _differentiate(loss: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of each image's loss with respect to the images."""
+    gradient = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        raise InputError(
+            "attacks: the logits carry no gradient to the images; remove .detach(), rounding or no_grad from the "
+            "model's forward pass, or attack by transfer"
+        )
+    return gradient
+
+
+def _run_one_draw(model: nn.Module, x: Tensor, y: Tensor, key: int | None, draw: int, goal: AttackGoal) -> LossGradient:
     """Return the result of one draw of a network with foreign randomness, fresh or of a key."""
     if key is None:
-        return loss_gradient(model, x, y)
+        return loss_gradient(model, x, y, goal=goal)
     with keep_random_states(derive_seed(key, draw)):
-        return loss_gradient(model, x, y, key=derive_seed(key, draw, "noise"))
+        return loss_gradient(model, x, y, key=derive_seed(key, draw, "noise"), goal=goal)
+
+
+def _differentiate_mean_logits(
+    model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int | None, goal: AttackGoal
+) -> LossGradient:
+    """Return the gradient of the loss of the mean logits over passes, whose graphs are all kept until then."""
+    leaf = x.detach().requires_grad_()
+    passes: list[Tensor] = []
+    for draw in range(draws):
+        if key is None:
+            passes.append(_compute_logits(model, leaf, y, 1))
+            continue
+        with keep_random_states(derive_seed(key, draw)):
+            passes.append(_compute_logits(model, leaf, y, 1, derive_seed(key, draw, "noise")))
+    logits = torch.cat(passes)  # (K, B, classes)
+    loss = goal.compute(logits, y)
+    return LossGradient(loss.detach(), _differentiate(loss, leaf), logits.detach())
 
 
 def _average_passes(passes: list[LossGradient]) -> LossGradient:
@@ -193,16 +224,6 @@ def _compute_logits(model: nn.Module, x: Tensor, y: Tensor, draws: int, key: int
         return check_logits(model(x.clone()), y)[None]
     with sampling(model, "fresh" if key is None else "frozen", draws=draws, key=key):
         return check_logits(model(x.clone()), y, draws)
-
-
-def _expected_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy over draws: (K, B, classes) and (B,) to (B,), in float32 or wider."""
-    draws, batch, _ = logits.shape
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if draws == 1:
-        return functional.cross_entropy(wide[0], y, reduction="none")
-    losses = functional.cross_entropy(wide.flatten(0, 1), y.repeat(draws), reduction="none")  # (K*B,)
-    return losses.view(draws, batch).mean(0)
 
 
 def _concatenate_parts(found: list[LossGradient]) -> LossGradient:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from noiseprop.attacks.eot import loss_gradient, prepare_for_attack
+from noiseprop.attacks.losses import AttackGoal, LossName, Objective
 from noiseprop.attacks.restarts import check_early_stop, sample_start_points, select_best_restart
 from noiseprop.attacks.validation import check_count, check_images, check_number, linf_ball
 
@@ -19,6 +20,8 @@ def pgd(
     random_start: bool = False,
     restarts: int = 1,
     draws: int = 1,
+    loss: LossName = "cross-entropy",
+    objective: Objective = "mean-loss",
     stop_when_broken: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -43,6 +46,8 @@ def pgd(
         random_start: start uniformly in the ball instead of at x. Restarts after the first always do.
         restarts: number of runs.
         draws: noise draws to average each gradient over (EOT); 1 sees a single draw per step.
+        loss: the loss to climb, as in `noiseprop.attacks.losses.AttackGoal`.
+        objective: "mean-loss" against single draws, "mean-logits" against the vote of many draws.
         stop_when_broken: for the robust accuracy of a deterministic model: an image leaves the batch at its first
             iterate that is misclassified, which saves time. Not for transfer attacks, which need all steps.
         generator: source of random starts; it advances. Without one they come from a copy of torch's global random
@@ -67,18 +72,22 @@ def pgd(
     eps, step = check_number("eps", eps), check_number("step", step)
     steps, restarts, draws = check_count("steps", steps), check_count("restarts", restarts), check_count("draws", draws)
 
+    goal = AttackGoal(loss, objective)
+
     with prepare_for_attack(model, x):
         check_early_stop(model, stop_when_broken)
         low, high = linf_ball(x, eps)
 
         def run_from(start: Tensor, rows: Tensor) -> Tensor:
             box = (low, high) if len(rows) == len(low) else (low[rows], high[rows])
-            return _ascend_loss(model, start, y[rows], *box, step=step, steps=steps, draws=draws, stop=stop_when_broken)
+            return _ascend_loss(
+                model, start, y[rows], *box, step=step, steps=steps, draws=draws, goal=goal, stop=stop_when_broken
+            )
 
         starts = sample_start_points(
             x, low, high, eps=eps, restarts=restarts, from_image=not random_start, generator=generator
         )
-        return select_best_restart(model, y, starts, run_from, draws=draws, stop=stop_when_broken)
+        return select_best_restart(model, y, starts, run_from, draws=draws, stop=stop_when_broken, goal=goal)
 
 
 def _ascend_loss(
@@ -91,13 +100,14 @@ def _ascend_loss(
     step: float,
     steps: int,
     draws: int,
+    goal: AttackGoal,
     stop: bool,
 ) -> Tensor:
     """Return the result of one run from a start (n, ...); with `stop`, an image leaves at its first miss."""
     result, x_adv = torch.empty_like(start), start.clone()
     rows = torch.arange(len(y), device=y.device)
     for _ in range(steps):
-        _, gradient, logits = loss_gradient(model, x_adv, y, draws=draws)
+        _, gradient, logits = loss_gradient(model, x_adv, y, draws=draws, goal=goal)
         if stop and not bool((standing := logits[0].argmax(-1) == y).all()):
             broken, keep = (flags.nonzero()[:, 0] for flags in (~standing, standing))
             result[rows[broken]] = x_adv.index_select(0, broken)

@@ -7,7 +7,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from noiseprop.attacks.eot import SCORE_DRAWS, expected_loss, is_random
+from noiseprop.attacks.eot import CROSS_ENTROPY, SCORE_DRAWS, expected_loss, is_random
+from noiseprop.attacks.losses import AttackGoal
 from noiseprop.errors import InputError
 
 # Runs an attack from a start (n, ...) on the images at the indices `rows` (n,) of the batch, and returns its result.
@@ -17,7 +18,14 @@ _early_stop_forbidden = ContextVar("_early_stop_forbidden", default=False)
 
 
 def select_best_restart(
-    model: nn.Module, y: Tensor, starts: Iterator[Tensor], ascend: Ascent, *, draws: int, stop: bool
+    model: nn.Module,
+    y: Tensor,
+    starts: Iterator[Tensor],
+    ascend: Ascent,
+    *,
+    draws: int,
+    stop: bool,
+    goal: AttackGoal = CROSS_ENTROPY,
 ) -> Tensor:
     """Run an attack from each start and keep, for every image, the result of highest expected loss.
 
@@ -31,27 +39,30 @@ def select_best_restart(
         ascend: the attack, from (start, rows) to adversarial images.
         draws: noise draws of the attack.
         stop: only images that no run has broken yet are run again, and a result that is broken wins.
+        goal: the loss of the attack, by which its runs are compared.
     """
     rows = torch.arange(len(y), device=y.device)
     best = ascend(next(starts), rows)
     score: tuple[Tensor, Tensor] | None = None
     for start in starts:
-        loss, broken = score = score or _score_candidates(model, best, y, draws)
+        loss, broken = score = score or _score_candidates(model, best, y, draws, goal)
         if stop:
             rows = (~broken).nonzero()[:, 0]
             if not len(rows):
                 break
         new = ascend(start[rows], rows)
-        new_loss, new_broken = _score_candidates(model, new, y[rows], draws)
+        new_loss, new_broken = _score_candidates(model, new, y[rows], draws, goal)
         better = (new_loss > loss[rows]) | (new_broken & stop)
         chosen = rows[better]
         best[chosen], loss[chosen], broken[chosen] = new[better], new_loss[better], new_broken[better]
     return best
 
 
-def compare_candidates(model: nn.Module, y: Tensor, new: Tensor, old: Tensor, *, draws: int) -> tuple[Tensor, Tensor]:
+def compare_candidates(
+    model: nn.Module, y: Tensor, new: Tensor, old: Tensor, *, draws: int, goal: AttackGoal = CROSS_ENTROPY
+) -> tuple[Tensor, Tensor]:
     """Return whether `new` (n, ...) has a higher expected loss over fresh draws than `old`, and the higher loss."""
-    (loss_new, _), (loss_old, _) = _score_candidates(model, new, y, draws), _score_candidates(model, old, y, draws)
+    (loss_new, _), (loss_old, _) = (_score_candidates(model, images, y, draws, goal) for images in (new, old))
     return loss_new > loss_old, torch.maximum(loss_new, loss_old)
 
 
@@ -104,8 +115,10 @@ def check_early_stop(model: nn.Module, stop_when_broken: bool) -> None:
         )
 
 
-def _score_candidates(model: nn.Module, x_adv: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+def _score_candidates(
+    model: nn.Module, x_adv: Tensor, y: Tensor, draws: int, goal: AttackGoal
+) -> tuple[Tensor, Tensor]:
     """Return the expected loss (n,) of each image, and whether its mean logits over draws miss the label (n,)."""
     draws = max(draws, SCORE_DRAWS) if is_random(model) else 1
-    loss, logits = expected_loss(model, x_adv, y, draws=draws)
+    loss, logits = expected_loss(model, x_adv, y, draws=draws, goal=goal)
     return loss, logits.mean(0).argmax(-1) != y

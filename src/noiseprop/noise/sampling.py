@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 from noiseprop.errors import InputError
 from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.sampling_state import Sampling, repeat_batch
-from noiseprop.noise.stream import NoiseSource, derive_seeds, find_sources, wrap_seed
+from noiseprop.noise.stream import NoiseSource, derive_seeds, find_sources, noise_kept, wrap_seed
 
 Mode = Literal["fresh", "off", "frozen"]
 DrawPlan = Literal["share", "repeat", "separate"]
@@ -106,39 +106,46 @@ def _set_sampling(sources: Sequence[NoiseSource], state: Sampling, key: int | No
 
 def _register_hooks(model: nn.Module, state: Sampling, sources: Sequence[NoiseSource], *, is_frozen: bool) -> list[Any]:
     """Register hooks on the model that delimit passes of frozen noise, and give the outputs of K draws their axis."""
-    if state.draws is None:
-        if not is_frozen:
-            return []
-        scopes = {id(source.scope): source.scope for source in sources}.values()
-        starts = [model.register_forward_pre_hook(scope.begin, prepend=True) for scope in scopes]
-        return [*starts, *(model.register_forward_hook(scope.end) for scope in scopes)]
-    runner = _DrawRunner(model, state, sources)
+    if state.draws is None and not is_frozen:
+        return []
+    runner = _PassRunner(model, state, sources, is_frozen=is_frozen)
     return [
         model.register_forward_pre_hook(runner.before_pass, prepend=True, with_kwargs=True),
         model.register_forward_hook(runner.after_pass, with_kwargs=True),
     ]
 
 
-class _DrawRunner:
-    """Hooks that turn one call of a model into K draws.
+class _PassRunner:
+    """Hooks that delimit a pass of frozen noise, and that turn one call of a model into K draws.
 
     Args:
         model: the module that `sampling` was given.
-        state: of the block, with draws.
+        state: of the block.
         sources: noise layers of the model.
+        is_frozen: whether all calls of a layer inside one call of the model belong to one pass, as they must where
+            a layer is called several times and the noise was added to another module than this one.
     """
 
-    def __init__(self, model: nn.Module, state: Sampling, sources: Sequence[NoiseSource]) -> None:
+    def __init__(self, model: nn.Module, state: Sampling, sources: Sequence[NoiseSource], *, is_frozen: bool) -> None:
         self.state, self.sources = state, sources
+        self.scopes = list({id(source.scope): source.scope for source in sources}.values()) if is_frozen else []
         self.earlier: list[Any] = []  # outputs of separate passes
         self.plan: DrawPlan | None = None
         self.is_nested = False
 
     def before_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prepare the inputs, or make all separate passes but the last."""
+        if _innermost.get(model) is not self.state:
+            return None  # a block inside this one has taken over, or this is a copy of the model
+        inputs = None
+        if self.state.draws is not None and not self.is_nested:
+            inputs = self._prepare_draws(model, args, kwargs)
+        for scope in self.scopes:
+            scope.begin()
+        return inputs
+
+    def _prepare_draws(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self.state
-        if _innermost.get(model) is not state or self.is_nested:
-            return None  # a block inside this one has taken over
         assert state.draws is not None
         _check_batch_norm(model)
         state.repeated, state.is_running, state.layer_draws, state.pass_offset = False, True, state.draws, 0
@@ -169,9 +176,13 @@ class _DrawRunner:
     def after_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Give the outputs their axis of draws."""
         state = self.state
-        if _innermost.get(model) is not state or self.is_nested:
+        if _innermost.get(model) is not state:
             return None
-        draws = state.draws or 1
+        for scope in self.scopes:
+            scope.end()
+        if state.draws is None or self.is_nested:
+            return None
+        draws = state.draws
         state.is_running = False
         if self.plan == "separate":
             return _stack_outputs([*self.earlier, output])
@@ -212,8 +223,8 @@ def _warn_of_full_cost(model: nn.Module, plan: DrawPlan) -> None:
         )
     else:
         message = (
-            f"{name}: samples depend on each other, or the batch cannot be told apart from other inputs; several draws "
-            "are made by separate passes, at the full cost of every draw"
+            f"{name}: samples depend on each other, the batch cannot be told apart from other inputs, or a noise layer "
+            "makes several passes in a call; several draws are made by separate passes, at the full cost of every draw"
         )
     warnings.warn(message, stacklevel=2)
 
@@ -247,6 +258,8 @@ def _try_plans(
             passes = [run(single, small, passes=draw) for draw in range(3)]
         except (RuntimeError, IndexError):
             return "separate", batched
+        if any(source.next_pass > 3 for source in sources):
+            return "separate", batched  # draws of several passes would not have the noise of separate calls
         if not _are_close(repeated, _join_passes(passes)) and _are_close(passes[0], run(single, small, seed=1)):
             return "separate", batched
     return ("share" if _are_close(shared, repeated) else "repeat"), batched
@@ -254,21 +267,23 @@ def _try_plans(
 
 @contextmanager
 def _on_trial(model: nn.Module, sources: Sequence[NoiseSource]) -> Generator[Any]:
-    """Provide a function that runs the model with separate noise, and leaves the model and torch's generator as before."""
+    """Provide a function that runs the model with other noise; leave the model and torch's generator as before."""
     before = [(source.state.sampling, source.state.frozen) for source in sources]
     outer = _innermost.get(model)
 
     def run(state: Sampling, inputs: Inputs, *, passes: int = 0, seed: int = 0) -> list[Tensor]:
         _innermost[model] = state  # disables the hooks of the block around
         for source, own in zip(sources, derive_seeds(sources, 1), strict=True):
-            source.state.sampling, source.state.frozen = state, source.compose_key(own, passes)
+            source.state.sampling, source.state.frozen = state, None
+            source.key.copy_(source.compose_key(own, passes))
         args, kwargs = tree_map_only(Tensor, Tensor.clone, inputs)  # the model may change its inputs in place
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
     try:
-        yield run
+        with noise_kept(model):
+            yield run
     finally:
         if outer is not None:
             _innermost[model] = outer

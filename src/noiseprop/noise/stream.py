@@ -68,6 +68,11 @@ class NoiseSource(nn.Module):
         self.state = LayerState()
         self.same_on_all_ranks = False
 
+    @property
+    def next_pass(self) -> int:
+        """Number of the pass that the next call starts."""
+        return int(self.key[_PASS])
+
     def set_seed(self, seed: int, *, number: int | None = None, next_pass: int = 0) -> None:
         """Continue with a pass of another seed, and optionally as another layer."""
         self.seed = seed
@@ -217,7 +222,7 @@ def _separate_copies(model: nn.Module, sources: Sequence[NoiseSource]) -> None:
     free = 1 + max(source.number for source in sources)
     for source in sources:
         if (source.seed, source.number) in known:
-            source.set_seed(source.seed, number=free, next_pass=int(source.key[_PASS]))
+            source.set_seed(source.seed, number=free, next_pass=source.next_pass)
             free += 1
         known.add((source.seed, source.number))
     warnings.warn(

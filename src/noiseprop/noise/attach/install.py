@@ -44,7 +44,7 @@ def install_noise(model: nn.Module, specs: Sequence[NoiseSpec], options: LayerOp
     """Install noise layers as specified; the caller has checked all that can fail."""
     installed = [layer for _, layer in find_installed(model)]
     scope = get_own_scope(model) or PassScope()
-    seed, next_pass = (installed[0].seed, int(installed[0].key[1])) if installed else (options.key, 0)
+    seed, next_pass = (installed[0].seed, installed[0].next_pass) if installed else (options.key, 0)
     first = 1 + max((layer.number for layer in installed), default=-1)
     generator = torch.Generator().manual_seed((options.key + first) % 2**64)
     layers = [_make_layer(spec, options, generator) for spec in specs]

@@ -103,15 +103,15 @@ def test_a_reproduction(name, children, reproduce, reproduced, tmp_path, faults)
             faults.add(fault, TOLD)
         else:  # the results need no weights; an evaluation is made again
             assert ended.code == 0, ended
-            assert _figures(record.read_text()) == _figures(text)
+            assert _scores(record.read_text()) == _scores(text)
             if name == "evaluation.json":
                 assert path.read_bytes() == content
                 faults.add(fault, AGAIN)
         path.write_bytes(content)
 
 
-def _figures(text):
-    return [run["figures"] for run in json.loads(text)["runs"]]
+def _scores(text):
+    return [run["scores"] for run in json.loads(text)["runs"]]
 
 
 def test_a_damaged_results_file_is_not_written_over(children, reproduce, reproduced, tmp_path, faults):
@@ -123,7 +123,7 @@ def test_a_damaged_results_file_is_not_written_over(children, reproduce, reprodu
         other = flipped(content, place, 8)
         path.write_bytes(other)
         said = children.run(*reproduce(reproduced / "runs", tmp_path)).told()
-        assert "put back an intact one, or move it away and run `noiseprop reproduce` again" in said
+        assert "restore an intact copy, or move it away and run `noiseprop reproduce` again" in said
         assert path.read_bytes() == other
         faults.add("damage-results", TOLD)
     path.unlink()

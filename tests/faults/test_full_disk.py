@@ -189,7 +189,7 @@ def test_a_worker_with_a_quota(children, reproduce, reproduced, tmp_path, faults
 
 
 def decoding_does_not_fit(ended, cache: Path, why: str) -> None:
-    said = rf"the cache of decoded images cannot be written \({why}\); free \d+ MB or let XDG_CACHE_HOME"
+    said = rf"the cache of decoded images cannot be written \({why}\); free \d+ MB or set XDG_CACHE_HOME"
     assert re.search(said, ended.told())
     assert cached(cache) == {}
 

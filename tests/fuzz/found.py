@@ -94,7 +94,7 @@ FOUND = [
         _replaced(readers.figure_seeds()[0], b"0.75", b"1e308"),
         "a share of 1e308 was an OverflowError in its standard deviation",
     ),
-    Found("figure4", b'{"format": "noiseprop figure 4, version 2"}', "a record without its figures was a KeyError"),
+    Found("figure4", b'{"format": "noiseprop saliency"}', "a record without its figures was a KeyError"),
     Found(
         "curve",
         _replaced(readers.curve_seeds()[0], b"0.25", b"1" * 400),
@@ -103,7 +103,7 @@ FOUND = [
     Found("record", _changed(_RECORD, lambda r: r.pop("data")), "a record without its data was a KeyError"),
     Found(
         "record",
-        _changed(_RECORD, lambda r: r["runs"][0]["figures"].update({"clean/off/0/0": [1]})),
+        _changed(_RECORD, lambda r: r["runs"][0]["scores"].append(["clean", "off", 0, 0, 1])),
         "a figure cut short was a ValueError",
     ),
     Found(

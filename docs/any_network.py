@@ -69,7 +69,7 @@ def prove(architecture: Architecture) -> dict[str, Any]:
 
 
 def _built(architecture: Architecture) -> tuple[nn.Module, Call]:
-    """Build the same model and example every time, and call the model once, because some models initialise in their first call."""
+    """Build the same model and example every time, and call the model once: some initialise in their first call."""
     torch.manual_seed(0)
     call = architecture.example()
     model = architecture.build()
@@ -96,7 +96,7 @@ def _attached(model: nn.Module, architecture: Architecture, call: Call) -> dict[
 
 @torch.no_grad()
 def _noise_acts(model: nn.Module, call: Call) -> dict[str, bool]:
-    """Check that equal samples have equal outputs without noise and different ones with it, and that two passes differ."""
+    """Check that equal samples have equal outputs only without noise, and that two noisy passes differ."""
     one, other = float_leaves(_run(model, call)), float_leaves(_run(model, call))
     with sampling(model, "off"):
         silent = float_leaves(_run(model, call))

@@ -11,20 +11,21 @@ PAGE = ROOT / "docs" / "faults.md"
 
 _HEAD = """# Faults
 
-This page lists the tested faults and their outcomes. `tests/faults/` causes each fault of the table on real processes and files, with small
-networks and images; a different outcome fails the tests.
+This page lists the tested faults and their outcomes. `tests/faults/` causes each fault of the table on real processes
+and files, with small networks and images; a different outcome fails the tests.
 
-- A training resumes from its last finished epoch, an evaluation from its last finished step, a reproduction from both. "Resumed to the same
-  bits" means that the files of weights, optimizers and evaluations equal, byte for byte, those of an undisturbed run.
-- "Reported in one sentence" means exit code 1 and one line on stderr that names the file and the next step; nothing that was finished is
-  lost.
+- A training resumes from its last finished epoch, an evaluation from its last finished step, a reproduction from both.
+  "Resumed to the same bits" means that the files of weights, optimizers and evaluations equal, byte for byte, those of
+  an undisturbed run.
+- "Reported in one sentence" means exit code 1 and one line on stderr that names the file and the next step; nothing
+  that was finished is lost.
 - Every file of a run folder, of the caches and of results carries a SHA-256 of its content.
 - SIGTERM and Ctrl-C stop a training after its step, an evaluation at once, and the workers of a reproduction at their
   next step. The exit codes are 143 and 130.
 - Files are written to a temporary file and renamed, so a full disk never damages an existing file.
 - A folder in use is locked. The system releases the lock when the process ends for any reason.
-- One of three nodes of a Ray cluster is killed during training. Its run resumes on another node, with the results of a local grid. See
-  [Scale](scale.md).
+- One of three nodes of a Ray cluster is killed during training. Its run resumes on another node, with the
+  results of a local grid. See [Scale](scale.md).
 - NaN in a batch stops the training before the epoch is saved; earlier epochs are kept.
 """
 
@@ -49,8 +50,8 @@ def _long_run(long_run: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Long runs",
         "",
-        "Resources of one process during long training and evaluation: `python benchmarks/long_run.py`. Resident memory",
-        "in MB, open file handles, and temporary files in the run folder and in the system's folder; the permanent one",
+        "Resources of one process during long training and evaluation: `python benchmarks/long_run.py`. Resident",
+        "memory in MB, open file handles, and temporary files in the run folder and in the system's folder; the permanent one",
         "is the folder of torch's compiler.",
         "",
         "| after | memory | file handles | temporary files |",

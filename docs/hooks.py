@@ -12,7 +12,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])</\1>', re.DOTALL)
-_REMOTE_SOURCE = re.compile(r"<(?:script|img|iframe|source|video|audio)[^>]*\ssrc=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
+_REMOTE_SOURCE = re.compile(
+    r"<(?:script|img|iframe|source|video|audio)[^>]*\ssrc=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE
+)
 _REMOTE_LINK = re.compile(r"<link\s(?![^>]*rel=[\"']?canonical)[^>]*href=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
 
 

@@ -28,8 +28,8 @@ def fuzz_table(record: Mapping[str, Any]) -> str:
     total = sum(run["executions"] for run in record["readers"])
     versions = ", ".join(f"{name} {number}" for name, number in made.items())
     says = (
-        f"{total:,} executions in all, with {versions}. {record['asked']:,} per reader were requested; a smaller number means "
-        f"that its time ran out. An input may take {limits['seconds']} s of wall-clock time and "
+        f"{total:,} executions in all, with {versions}. {record['asked']:,} per reader were requested; a "
+        f"smaller number means that its time ran out. An input may take {limits['seconds']} s of wall-clock time and "
         f"{limits['memory_mb']:,} MB of address space; memory is the peak of the process above "
         "its start, including the fuzzer."
     )

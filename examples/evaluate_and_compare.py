@@ -12,8 +12,16 @@ import torch
 
 from noiseprop import add_noise
 from noiseprop.data import load, split
-from noiseprop.evaluation import SETTINGS, compare, evaluate, mean_std, read_evaluation, welch, write_evaluation
-from noiseprop.evaluation import format_summary
+from noiseprop.evaluation import (
+    SETTINGS,
+    compare,
+    evaluate,
+    format_summary,
+    mean_std,
+    read_evaluation,
+    welch,
+    write_evaluation,
+)
 from noiseprop.models import mlp
 from noiseprop.training import fast, train
 

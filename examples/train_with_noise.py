@@ -39,8 +39,8 @@ for _ in range(15):
     history.append({path: layer.sigma.mean().item() for path, layer in noise_layers(model).items()})
 
 # %% [markdown]
-# The noise also acts in eval mode unless `sampling` turns it off. One pass is one draw. `draws=20` makes twenty draws in
-# one call; here they vote.
+# The noise also acts in eval mode unless `sampling` turns it off. One pass is one draw. `draws=20` makes twenty draws
+# in one call; here they vote.
 
 # %%
 model.eval()

@@ -13,8 +13,7 @@ import pytest
 from tests.docs.pages import PAGES
 
 from noiseprop import noise_layers
-from noiseprop.noise import baselines
-from noiseprop.noise import objectives
+from noiseprop.noise import baselines, objectives
 
 ROOT = Path(__file__).parents[2]
 PAGE = PAGES["any-network.md"].read_text()

@@ -63,7 +63,14 @@ class Table:
                 tried = sum(outcomes.values())
                 kept[name] = {"name": name, "fault": FAULTS[name], "tried": tried, "outcomes": outcomes}
         rows = [kept[name] for name in FAULTS if name in kept]
-        write_json(path, {"format": "noiseprop faults, version 1", "made_with": msgspec.structs.asdict(describe_environment()), "faults": rows})
+        write_json(
+            path,
+            {
+                "format": "noiseprop faults, version 1",
+                "made_with": msgspec.structs.asdict(describe_environment()),
+                "faults": rows,
+            },
+        )
 
 
 ON = "resumed to the same bits"

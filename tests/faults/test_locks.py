@@ -34,7 +34,7 @@ def test_a_folder_of_reproductions(children, reproduce, tmp_path, few, capsys, f
     command = reproduce(tmp_path / "runs", tmp_path / "out")
     child = children.start(*command).at((tmp_path / "runs" / ".lock").exists)
     assert main(list(map(str, command))) == 1
-    sentence = "another `noiseprop reproduce` is at work there; wait for it or stop it"
+    sentence = "another `noiseprop reproduce` is running there; wait for it or stop it"
     assert capsys.readouterr().err == f"noiseprop: {tmp_path / 'runs'}: {sentence}\n"
     faults.add("lock", TOLD)
     child.send(signal.SIGKILL)

@@ -19,7 +19,7 @@ def test_a_training(name, children, train, undisturbed, tmp_path, faults):
     child = children.start(*train(folder, EPOCHS)).at(lambda: lines(folder / "metrics.jsonl") >= 3)
     child.send(number)
     said = child.end().told(code)
-    assert said == "noiseprop: stopped; what is finished is kept, go on with --resume\n"
+    assert said == "noiseprop: stopped; finished epochs are saved, continue with --resume\n"
     assert (folder / "state.safetensors").exists()
     assert 3 <= lines(folder / "metrics.jsonl") < EPOCHS
     assert children.run(*train(folder, EPOCHS)).code == 0
@@ -34,7 +34,7 @@ def test_an_evaluation(name, children, evaluate, undisturbed, tmp_path, faults):
     partial, command = folder / "evaluation.partial.jsonl", evaluate(folder)
     child = children.start(*command).at(lambda: lines(partial) >= 2)
     child.send(number)
-    assert child.end().told(code) == "noiseprop: stopped; what is finished is kept, the same command goes on\n"
+    assert child.end().told(code) == "noiseprop: stopped; finished parts are saved, repeat the command to continue\n"
     kept = partial.read_text()
     assert not (folder / "evaluation.json").exists()
     child = children.start(*command).at(lambda: not partial.exists() or len(partial.read_text()) > len(kept))
@@ -50,7 +50,7 @@ def test_a_reproduction(name, children, reproduce, reproduced, tmp_path, faults)
     child = children.start(*reproduce(tmp_path / "runs", tmp_path / "out"))
     folder = tmp_path / "runs" / "paper-mnist-fast-30" / "mlpn-relu-seed0"
     child.at(lambda: lines(folder / "metrics.jsonl") >= 3).send(number)
-    assert child.end().told(code) == "noiseprop: stopped; what is finished is kept, the same command goes on\n"
+    assert child.end().told(code) == "noiseprop: stopped; finished parts are saved, repeat the command to continue\n"
     assert lines(folder / "metrics.jsonl") < 30
     assert children.run(*reproduce(tmp_path / "runs", tmp_path / "out")).code == 0
     assert same(folder, reproduced / "runs" / "paper-mnist-fast-30" / folder.name, "evaluation.json")

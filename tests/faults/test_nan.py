@@ -40,7 +40,7 @@ def test_nan(children, train, undisturbed, tmp_path, few, monkeypatch, capsys, f
             assert main(list(map(str, train(folder, EPOCHS)))) == 1
         said = capsys.readouterr().err
         assert said.startswith(f"noiseprop: the loss became nan in epoch {epoch}, so training stopped; ")
-        assert said.endswith("the epochs before it are kept; try a smaller learning rate\n")
+        assert said.endswith("earlier epochs are saved; try a smaller learning rate\n")
         assert said.count("\n") == 1
         if epoch == 1:
             assert not (folder / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Eq. 1 and Eq. 3: three ways to the gradient, and what the op keeps."""
+"""Test Eq. 1 and Eq. 3: three ways to compute the gradient, and the tensors that the op stores."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ KEY = torch.tensor([2021, 3, 1, 0, 0])
 
 @pytest.fixture(params=["kernel", "torch"], autouse=True)
 def path(request, monkeypatch):
-    """Every test runs on both paths."""
+    """Run every test on the compiled kernel and on plain torch operations."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "select_backend", lambda x: "torch")
     elif not kernels.has_numba:
@@ -72,7 +72,7 @@ def test_gradient_is_right_for_any_sign_of_sigma(level):
 
 
 def test_nested_sums_of_eq_5_for_a_three_layer_network():
-    """Every sum of Eq. 5 written out with Python numbers, for each of the three layers' noise."""
+    """Compare with the sums of Eq. 5 as Python loops, for the noise of each of the three layers."""
     sizes, phi, slope = [3, 4, 3, 2], torch.tanh, lambda v: 1 - torch.tanh(v) ** 2
     theta = [double(m, n, seed=m * n).detach() * 0.7 for n, m in itertools.pairwise(sizes)]
     sigma = [double(m, seed=10 + m).requires_grad_() for m in sizes[1:]]
@@ -115,7 +115,7 @@ def test_dtype_follows_x_and_sigma_gets_at_least_float32(dtype):
     torch.testing.assert_close(y.float(), (x + sigma * eps_of(x.float())).to(dtype).float(), rtol=2**-7, atol=1e-3)
 
 
-def test_mu_s_gradient_is_summed_in_float32_too():
+def test_the_gradient_of_mu_is_summed_in_float32():
     x, mu = torch.zeros(300, 1, 16, 16, dtype=torch.bfloat16), torch.zeros(1, 1, 1, requires_grad=True)
     upstream = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     (gradient,) = torch.autograd.grad(gaussian_noise(x, 1.0, mu=mu, key=KEY), mu, upstream)
@@ -137,12 +137,12 @@ def test_pure_function_of_its_key():
     state = torch.get_rng_state()
     first = gaussian_noise(x, sigma, key=KEY)
     assert torch.equal(first, gaussian_noise(x, sigma, key=KEY))
-    assert torch.equal(first, gaussian_noise(x, sigma, key=KEY[:3]))  # what is left out is 0
+    assert torch.equal(first, gaussian_noise(x, sigma, key=KEY[:3]))  # missing numbers are 0
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first, gaussian_noise(x, sigma, key=KEY + 1))
     assert not x.any()  # never in place
-    assert gaussian_noise(x, 0.0, key=KEY).data_ptr() != x.data_ptr()  # nor x itself
-    assert first.unique(dim=0).shape[0] == 6  # every sample its own
+    assert gaussian_noise(x, 0.0, key=KEY).data_ptr() != x.data_ptr()  # a new tensor
+    assert first.unique(dim=0).shape[0] == 6  # each sample has different noise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -168,7 +168,7 @@ def test_without_a_key_the_seed_comes_from_the_generator_or_torch():
 
 
 def test_a_generator_of_another_device_draws_there(monkeypatch):
-    """Torch refuses a generator for a tensor on another device than its own."""
+    """Check the device: torch raises an error for a generator on another device than the tensor."""
 
     class Elsewhere:
         device = torch.device("meta")
@@ -196,7 +196,7 @@ def test_only_the_key_is_saved():
 def test_peak_memory_is_one_output_and_one_gradient(path):
     if path == "torch":
         pytest.skip(
-            "the pure-torch path needs room for its random words; it keeps nothing either (test_only_the_key_is_saved)"
+            "the torch path needs memory for its random words; test_only_the_key_is_saved covers what it stores"
         )
     script = """
 import torch
@@ -239,7 +239,7 @@ def test_opcheck(path):
 @pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs g++; .ci/run installs it"
 )
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by inductor
 def test_compiled_and_eager_agree():
     if not kernels.has_numba:
         pytest.skip("one path is enough")
@@ -301,7 +301,7 @@ def test_an_empty_batch_stays_empty():
     ids=["step", "one sample", "one channel", "transposed", "a part of channels_last", "unaligned", "no neurons"],
 )
 def test_views_of_any_strides_have_the_noise_of_their_copies(dtype, shape, view):
-    """The noise belongs to places in the tensor, not in memory; nor does the gradient's layout matter."""
+    """Check that noise depends on the position in the tensor, not in memory, for any layout of the gradient."""
     x = view(torch.rand(shape).to(dtype))
     sigma = -torch.rand(x.shape[1], 1, 1)
     results = []

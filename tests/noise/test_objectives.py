@@ -23,34 +23,34 @@ def levels(*values: list[float]) -> list[nn.Parameter]:
     return [nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in values]
 
 
-def noisy_net(**options: object) -> nn.Sequential:
+def make_noisy_net(**options: object) -> nn.Sequential:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     noiseprop.add_noise(net, where=["0", "2"], example=torch.zeros(1, 4), init=0.5, **options)
     return net
 
 
-def loss_of(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def compute_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(net(x), y)
 
 
-def gradients(net: nn.Module) -> dict[str, Tensor | None]:
+def collect_gradients(net: nn.Module) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in net.named_parameters()}
 
 
-# the interface ------------------------------------------------------------------------------------------------------
+# interface ------------------------------------------------------------------------------------------------------
 
 
 def test_the_base_is_plain_backpropagation_and_moves_nothing() -> None:
     x, y = torch.randn(8, 4), torch.randint(3, (8,))
-    plain, ours = noisy_net(), noisy_net()
-    (loss_of(plain, x, y) + loss_of(plain, x, y)).backward()
+    plain, ours = make_noisy_net(), make_noisy_net()
+    (compute_loss(plain, x, y) + compute_loss(plain, x, y)).backward()
     objective = Objective()
     objective.start_epoch(1)
-    objective.backward(loss_of(ours, x, y), loss_of(ours, x, y))
+    objective.backward(compute_loss(ours, x, y), compute_loss(ours, x, y))
     objective.project()
-    for name, expected in gradients(plain).items():
-        assert torch.equal(gradients(ours)[name], expected), name
+    for name, expected in collect_gradients(plain).items():
+        assert torch.equal(collect_gradients(ours)[name], expected), name
 
 
 def test_backward_adds_the_terms_gradient_to_the_losses() -> None:
@@ -107,7 +107,7 @@ def test_floor_is_the_nearest_allowed_point() -> None:
 
 
 def test_power_stays_through_training_while_its_distribution_moves() -> None:
-    net = noisy_net()
+    net = make_noisy_net()
     levels_ = noiseprop.sigmas(net)
     objective = FixedPower(levels_)
     assert objective.power == pytest.approx(9 * 0.25, rel=1e-6)
@@ -116,7 +116,7 @@ def test_power_stays_through_training_while_its_distribution_moves() -> None:
     for _ in range(20):
         for o in (optimizer, sigma_optimizer):
             o.zero_grad()
-        objective.backward(loss_of(net, x, y))
+        objective.backward(compute_loss(net, x, y))
         optimizer.step()
         sigma_optimizer.step()
         objective.project()
@@ -135,7 +135,7 @@ def test_power_is_kept_by_scaling_which_is_the_nearest_point_of_the_sphere() -> 
     sphere = sphere / sphere.norm(dim=1, keepdim=True)
     distances = (sphere - start).norm(dim=1)
     assert (moved - start).norm() <= distances.min()
-    assert distances.min() < (moved - start).norm() * 1.001  # the candidates do come near it
+    assert distances.min() < (moved - start).norm() * 1.001  # the sample reaches its neighbourhood
 
 
 def test_power_of_no_noise_is_an_error() -> None:
@@ -161,7 +161,7 @@ def test_gradient_of_entropy() -> None:
     assert torch.autograd.gradcheck(lambda *_: bonus.term(), p)
 
 
-def test_entropy_refuses_a_start_at_zero() -> None:
+def test_entropy_at_zero_is_an_error() -> None:
     with pytest.raises(InputError, match="0"):
         EntropyBonus(levels([1.0], [0.0]), 0.1)
 
@@ -220,34 +220,34 @@ def test_alignment_needs_the_noise_before_the_readout() -> None:
 
 def test_sigma_learns_from_the_adversarial_loss_only() -> None:
     x, z, y = torch.randn(8, 4), torch.randn(8, 4), torch.randint(3, (8,))
-    both, adversarial, ours = noisy_net(mean=True), noisy_net(mean=True), noisy_net(mean=True)
-    (0.5 * loss_of(both, x, y) + 0.5 * loss_of(both, z, y)).backward()
-    loss_of(adversarial, x, y)  # uses up the same pass of the noise
-    (0.5 * loss_of(adversarial, z, y)).backward()
-    AdversarialSigma(ours).backward(0.5 * loss_of(ours, x, y), 0.5 * loss_of(ours, z, y))
-    for name, gradient in gradients(ours).items():
-        expected = gradients(adversarial if name.endswith("sigma") else both)[name]
+    both, adversarial, ours = make_noisy_net(mean=True), make_noisy_net(mean=True), make_noisy_net(mean=True)
+    (0.5 * compute_loss(both, x, y) + 0.5 * compute_loss(both, z, y)).backward()
+    compute_loss(adversarial, x, y)  # advances the noise by the same pass
+    (0.5 * compute_loss(adversarial, z, y)).backward()
+    AdversarialSigma(ours).backward(0.5 * compute_loss(ours, x, y), 0.5 * compute_loss(ours, z, y))
+    for name, gradient in collect_gradients(ours).items():
+        expected = collect_gradients(adversarial if name.endswith("sigma") else both)[name]
         assert gradient is not None
         torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_sigma_on_the_adversarial_loss_needs_one() -> None:
-    net = noisy_net()
+    net = make_noisy_net()
     with pytest.raises(InputError, match="adversarial"):
-        AdversarialSigma(net).backward(loss_of(net, torch.randn(2, 4), torch.tensor([0, 1])))
+        AdversarialSigma(net).backward(compute_loss(net, torch.randn(2, 4), torch.tensor([0, 1])))
     with pytest.raises(InputError, match="add_noise"):
         AdversarialSigma(nn.Linear(2, 2))
 
 
-# what they are for --------------------------------------------------------------------------------------------------
+# effect on training -------------------------------------------------------------------------------------------------
 
 
-def trained_level(objective_of) -> float:
-    """Mean sigma of a regression in which noise only harms."""
+def train_mean_sigma(make_objective) -> float:
+    """Return the mean sigma after training a regression in which noise is only harmful."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 8), NeuronNoise(8, init=0.5), nn.Linear(8, 1))
     x = torch.randn(64, 2)
-    objective = objective_of(net)
+    objective = make_objective(net)
     optimizer = torch.optim.Adam(noiseprop.weights(net), 3e-2)
     sigma_optimizer = noiseprop.SigmaAdam(noiseprop.sigmas(net), 3e-2)
     for _ in range(80):
@@ -260,11 +260,11 @@ def trained_level(objective_of) -> float:
     return float(net[1].sigma.detach().mean())
 
 
-def test_they_keep_noise_that_the_plain_loss_removes() -> None:
-    plain = trained_level(lambda net: Objective())
+def test_objectives_keep_noise_that_the_plain_loss_removes() -> None:
+    plain = train_mean_sigma(lambda net: Objective())
     assert plain < 0.1
-    assert trained_level(lambda net: Floor(noiseprop.sigmas(net), 0.2)) >= 0.2 - 1e-6
-    assert trained_level(lambda net: FixedPower(noiseprop.sigmas(net))) > 0.2
-    assert trained_level(lambda net: EntropyBonus(noiseprop.sigmas(net), 1.0)) > 3 * plain
-    assert trained_level(lambda net: SquareRootBonus(noiseprop.sigmas(net), 0.1)) > 3 * plain
-    assert trained_level(lambda net: WeightCovarianceAlignment(net[1], net[2], 1.0)) > 3 * plain
+    assert train_mean_sigma(lambda net: Floor(noiseprop.sigmas(net), 0.2)) >= 0.2 - 1e-6
+    assert train_mean_sigma(lambda net: FixedPower(noiseprop.sigmas(net))) > 0.2
+    assert train_mean_sigma(lambda net: EntropyBonus(noiseprop.sigmas(net), 1.0)) > 3 * plain
+    assert train_mean_sigma(lambda net: SquareRootBonus(noiseprop.sigmas(net), 0.1)) > 3 * plain
+    assert train_mean_sigma(lambda net: WeightCovarianceAlignment(net[1], net[2], 1.0)) > 3 * plain

@@ -1,4 +1,4 @@
-"""add_noise on networks that nobody here wrote, and the record of it that docs/any-network.md shows."""
+"""Test add_noise on third-party networks, against the record in docs/any-network.md."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ ROWS: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(RECORD
 
 @pytest.fixture(scope="module")
 def script():
-    """docs/any_network.py, which imports its neighbour as a script does."""
+    """Import docs/any_network.py, with its folder in the path, as for a script."""
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         return importlib.import_module("any_network")
@@ -25,18 +25,18 @@ def script():
         sys.path.remove(str(ROOT / "docs"))
 
 
-def need(package: str) -> None:
+def require_package(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{package} is missing, so the proof on its networks cannot run; install noiseprop[proof]")
         pytest.skip(f"{package} is not installed; pip install noiseprop[proof]")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # what torch_geometric uses when imported
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by the import of torch_geometric
 @pytest.mark.parametrize("name", ROWS)
 def test_noise_is_added_trained_and_removed_without_a_trace(script: Any, name: str):
     (architecture,) = (architecture for architecture in script.ARCHITECTURES if architecture.name == name)
-    need(architecture.package)
+    require_package(architecture.package)
     facts = script.prove(architecture)
     assert facts["layers"] > 0
     assert facts["steps"] >= script.STEPS
@@ -48,10 +48,10 @@ def test_noise_is_added_trained_and_removed_without_a_trace(script: Any, name: s
     assert facts["restored untrained"]
     assert facts["restored trained"]
     assert facts["noise reloaded"]
-    assert facts == {key: ROWS[name][key] for key in facts}  # what the record says
+    assert facts == {key: ROWS[name][key] for key in facts}  # as recorded
 
 
-def test_the_record_is_of_these_networks_and_of_the_versions_that_are_installed_here(script: Any):
+def test_the_record_has_these_networks_and_the_pinned_versions(script: Any):
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     extra = re.search(r"^proof = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
     assert extra is not None
@@ -66,8 +66,8 @@ def test_the_record_is_of_these_networks_and_of_the_versions_that_are_installed_
     assert len({row["package"] for row in ROWS.values()}) >= 6
 
 
-def test_the_proof_sees_a_trace(script: Any, monkeypatch: pytest.MonkeyPatch):
-    """With noise that is not taken away, and with noise that never was there."""
+def test_the_proof_detects_noise_that_remains_or_never_acts(script: Any, monkeypatch: pytest.MonkeyPatch):
+    """Leave a sigma behind, and then add noise of sigma 0."""
     (architecture,) = (architecture for architecture in script.ARCHITECTURES if architecture.name == "nn.Transformer")
 
     def leave_sigma(model: Any) -> None:

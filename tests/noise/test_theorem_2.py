@@ -1,4 +1,4 @@
-"""Theorem 2: the estimate of Eq. 3 is unbiased for the derivative of the expected loss, by Monte Carlo."""
+"""Test Theorem 2 by Monte Carlo: Eq. 3 is an unbiased estimate of the derivative of the expected loss."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ def small_cnn():
     ("build", "site", "samples", "passes"), [(small_mlp, "fc", 500, 40), (small_cnn, "all", 120, 12)]
 )
 def test_the_mean_gradient_of_every_layer_is_the_slope_of_the_expected_loss(build, site, samples, passes):
-    """Along one direction a layer, all its sigmas growing: within 4 standard errors of a central difference.
+    """Compare with a central difference along one direction per layer, within 4 standard errors.
 
-    Both sides of a difference have the same noise, and the gradients noise of their own.
+    Both sides of a difference have the same noise; the gradients have independent noise.
     """
     torch.manual_seed(0)
     model, image = build()
@@ -58,4 +58,4 @@ def test_the_mean_gradient_of_every_layer_is_the_slope_of_the_expected_loss(buil
     estimate, difference = torch.stack(estimates), torch.stack(differences)  # (passes, layers)
     error = ((estimate.var(0) + difference.var(0)) / passes).sqrt()
     assert ((estimate.mean(0) - difference.mean(0)).abs() < 4 * error).all()
-    assert (estimate.mean(0).abs() > 4 * error).all()  # no slope is lost in the error
+    assert (estimate.mean(0).abs() > 4 * error).all()  # every slope exceeds its error

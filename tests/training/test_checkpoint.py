@@ -76,6 +76,24 @@ def test_numbers_that_are_no_tensors_are_kept_too(tmp_path):
     assert again.param_groups[0]["lr"] == 0.5
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_step_counts_on_the_device_are_restored(tmp_path, capturable):
+    net, other = mlp((4, 2)), mlp((4, 2))
+    optimizers = [SigmaAdam(model.parameters(), capturable=capturable) for model in (net, other)]
+    for _ in range(3):
+        net(torch.ones(2, 1, 2, 2)).sum().backward()
+        optimizers[0].step()
+    save_state(tmp_path / "state", net, {"sigma": optimizers[0]}, epoch=1)
+    load_state(tmp_path / "state", other, {"sigma": optimizers[1]})
+    assert isinstance(optimizers[1].state[other.fc1.weight]["step"], torch.Tensor) == capturable
+    for model, optimizer in zip((net, other), optimizers, strict=True):
+        model.zero_grad()
+        model(torch.ones(2, 1, 2, 2)).sum().backward()
+        optimizer.step()
+    assert float(optimizers[1].state[other.fc1.weight]["step"]) == 4
+    assert equal(net.state_dict(), other.state_dict())
+
+
 def header_of(tensors, scalars=()):
     """The header that fits tensors."""
     digest = hash_tensors({name: tensors[name] for name in sorted(tensors)})

@@ -15,6 +15,7 @@ from noiseprop.noise.layer import NeuronNoise
 from noiseprop.noise.stream import find_sources
 
 _Row = tuple[Tensor, Tensor, Tensor, Tensor]  # sigma, gradient, h, v
+_Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class SigmaAdam(torch.optim.Optimizer):
@@ -166,8 +167,8 @@ class SigmaAdam(torch.optim.Optimizer):
                 "same bias correction; construct SigmaAdam with capturable=True"
             )
         for sigma in levels:
-            state = self.state.get(sigma)
-            is_ready = state and isinstance(state["step"], Tensor) and state["step"].device == sigma.device
+            state: dict[str, Any] = self.state.get(sigma, {})
+            is_ready = bool(state) and isinstance(state["step"], Tensor) and state["step"].device == sigma.device
             if not (is_ready and _fits_parameter(state, sigma)):
                 raise NoisepropError(
                     "a CUDA graph captures the first SigmaAdam.step, so each replay would reset its state; take at "
@@ -208,13 +209,13 @@ def _update_with_host_count(rows: Sequence[_Row], step: int, group: dict[str, An
     torch._foreach_abs_(levels)
 
 
-def _update_with_device_counts(rows: Sequence[_Row], counts: Sequence[Tensor], group: dict[str, Any]) -> None:
+def _update_with_device_counts(rows: Sequence[_Row], counts: list[Tensor], group: dict[str, Any]) -> None:
     (b1, b2), lr, eps = group["betas"], group["lr"], group["eps"]
     levels, gradients, h, v = (list(column) for column in zip(*rows, strict=True))
     _update_means(h, v, gradients, group["betas"])
     torch._foreach_add_(counts, 1)
-    step = torch.stack(list(counts)).to(torch.float32 if counts[0].device.type == "mps" else torch.float64)
-    corrections2, rates = (1 - b2**step).unbind(), (-lr / (1 - b1**step)).unbind()
+    step = torch.stack(counts).to(torch.float32 if counts[0].device.type == "mps" else torch.float64)
+    corrections2, rates = list((1 - b2**step).unbind()), list((-lr / (1 - b1**step)).unbind())
     root = _compute_root(torch._foreach_div(v, corrections2), eps)
     change = torch._foreach_div(h, root)
     torch._foreach_mul_(change, rates)
@@ -228,7 +229,7 @@ def _update_means(h: list[Tensor], v: list[Tensor], gradients: list[Tensor], bet
     torch._foreach_addcmul_(v, gradients, gradients, 1 - betas[1])
 
 
-def _compute_root(v: Sequence[Tensor], eps: float) -> Sequence[Tensor]:
+def _compute_root(v: _Tensors, eps: float) -> _Tensors:
     """Overwrite v / (1 - b2^N) with the root of Eq. 7, or with infinity where it is 0, so that sigma stays there."""
     torch._foreach_add_(v, eps)
     torch._foreach_sqrt_(v)

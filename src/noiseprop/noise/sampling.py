@@ -106,46 +106,64 @@ def _set_sampling(sources: Sequence[NoiseSource], state: Sampling, key: int | No
 
 def _register_hooks(model: nn.Module, state: Sampling, sources: Sequence[NoiseSource], *, is_frozen: bool) -> list[Any]:
     """Register hooks on the model that delimit passes of frozen noise, and give the outputs of K draws their axis."""
-    if state.draws is None and not is_frozen:
-        return []
-    runner = _PassRunner(model, state, sources, is_frozen=is_frozen)
-    return [
-        model.register_forward_pre_hook(runner.before_pass, prepend=True, with_kwargs=True),
-        model.register_forward_hook(runner.after_pass, with_kwargs=True),
-    ]
+    handles: list[Any] = []
+    if is_frozen:
+        frozen = _FrozenPass(sources)
+        handles.append(model.register_forward_pre_hook(frozen.begin, prepend=True))
+        handles.append(model.register_forward_hook(frozen.end))
+    if state.draws is not None:
+        runner = _DrawRunner(model, state, sources)
+        handles.append(model.register_forward_pre_hook(runner.before_pass, prepend=True, with_kwargs=True))
+        handles.append(model.register_forward_hook(runner.after_pass, with_kwargs=True))
+    return handles
 
 
-class _PassRunner:
-    """Hooks that delimit a pass of frozen noise, and that turn one call of a model into K draws.
+class _FrozenPass:
+    """Hooks of any module that number the calls of each layer inside one call of the module, as a pass does.
+
+    Layers that are called several times would otherwise repeat their frozen noise where the noise was added to another
+    module than this one. Copies and pickles of the module are not affected.
+    """
+
+    def __init__(self, sources: Sequence[NoiseSource]) -> None:
+        self.sources = sources
+
+    def begin(self, *_: Any) -> None:
+        """Start a pass where noise is frozen."""
+        for source in self.sources:
+            if source.state.frozen is not None:
+                source.scope.begin()
+
+    def end(self, *_: Any) -> None:
+        """End the pass."""
+        for source in self.sources:
+            source.scope.end()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the layers from copies and pickles."""
+        return {"sources": ()}
+
+
+class _DrawRunner:
+    """Hooks that turn one call of a model into K draws.
 
     Args:
         model: the module that `sampling` was given.
-        state: of the block.
+        state: of the block, with draws.
         sources: noise layers of the model.
-        is_frozen: whether all calls of a layer inside one call of the model belong to one pass, as they must where
-            a layer is called several times and the noise was added to another module than this one.
     """
 
-    def __init__(self, model: nn.Module, state: Sampling, sources: Sequence[NoiseSource], *, is_frozen: bool) -> None:
+    def __init__(self, model: nn.Module, state: Sampling, sources: Sequence[NoiseSource]) -> None:
         self.state, self.sources = state, sources
-        self.scopes = list({id(source.scope): source.scope for source in sources}.values()) if is_frozen else []
         self.earlier: list[Any] = []  # outputs of separate passes
         self.plan: DrawPlan | None = None
         self.is_nested = False
 
     def before_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prepare the inputs, or make all separate passes but the last."""
-        if _innermost.get(model) is not self.state:
-            return None  # a block inside this one has taken over, or this is a copy of the model
-        inputs = None
-        if self.state.draws is not None and not self.is_nested:
-            inputs = self._prepare_draws(model, args, kwargs)
-        for scope in self.scopes:
-            scope.begin()
-        return inputs
-
-    def _prepare_draws(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self.state
+        if _innermost.get(model) is not state or self.is_nested:
+            return None  # a block inside this one has taken over, or this is a copy of the model
         assert state.draws is not None
         _check_batch_norm(model)
         state.repeated, state.is_running, state.layer_draws, state.pass_offset = False, True, state.draws, 0
@@ -176,13 +194,9 @@ class _PassRunner:
     def after_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Give the outputs their axis of draws."""
         state = self.state
-        if _innermost.get(model) is not state:
+        if _innermost.get(model) is not state or self.is_nested:
             return None
-        for scope in self.scopes:
-            scope.end()
-        if state.draws is None or self.is_nested:
-            return None
-        draws = state.draws
+        draws = state.draws or 1
         state.is_running = False
         if self.plan == "separate":
             return _stack_outputs([*self.earlier, output])

@@ -63,6 +63,7 @@ class NoiseSource(nn.Module):
         super().__init__()
         self.register_buffer("key", make_key(seed, number=number))
         self.register_buffer("_units", torch.eye(KEY_LENGTH, dtype=torch.int64), persistent=False)
+        self.register_buffer("_one_pass", self._units[_PASS].clone(), persistent=False)  # for speed
         self.seed, self.number = seed, number  # as in the key, for use without a copy from a GPU
         self.scope = PassScope() if scope is None else scope
         self.state = LayerState()
@@ -127,8 +128,9 @@ class NoiseSource(nn.Module):
         if state.frozen is not None:
             offset = 0 if state.sampling is None else state.sampling.pass_offset
             return state.frozen + offset * self._units[_PASS] if offset else state.frozen
-        key, one_pass = self._buffers["key"], self._units[_PASS]
+        key, one_pass = self._buffers["key"], self._buffers["_one_pass"]  # faster than attributes
         assert key is not None
+        assert one_pass is not None
         start = copy_key(key)  # before the next line advances it
         if not torch.compiler.is_compiling() and transforms.are_transforms_active():
             transforms.advance_pass(key, one_pass, draws)

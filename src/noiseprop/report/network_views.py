@@ -224,7 +224,9 @@ def _attacked(model: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> lis
     found: list[tuple[str, Tensor]] = []
     for name in ATTACKS:
         reset_noise(model, derive_noise_key(settings.seed, "example", name, "attack"))
-        found.append((name, craft_images(bind_attack(name, settings), model, x, y, draws=draws, rows=settings.batch_size)))
+        found.append(
+            (name, craft_images(bind_attack(name, settings), model, x, y, draws=draws, rows=settings.batch_size))
+        )
     return found
 
 

@@ -196,7 +196,7 @@ def test_torchrun_starts_the_command(tmp_path):
     options = ["--model", "MLPN", "--data", "mnist-5k", "--epochs", "2", "--out"]
     done = torchrun("train", *options, tmp_path / "pair")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Kept in") == 1
+    assert done.stdout.count("Saved in") == 1
     assert main(["train", *options, str(tmp_path / "alone")]) == 0
     for pair, alone in zip(read_metrics(tmp_path / "pair"), read_metrics(tmp_path / "alone"), strict=True):
         assert pair.train_loss == pytest.approx(alone.train_loss, rel=1e-4)
@@ -217,7 +217,7 @@ def test_torchrun_evaluates_as_one_process_does(tmp_path):
     for processes in (1, 2):
         done = torchrun("evaluate", run, processes=processes, XDG_CACHE_HOME=str(tmp_path / str(processes)))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Kept in") == 1
+        assert done.stdout.count("Saved in") == 1
         kept.append((run / "evaluation.json").read_bytes())
         (run / "evaluation.json").unlink()
         assert not (run / "evaluation.partial.jsonl").exists()

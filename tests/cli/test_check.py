@@ -104,6 +104,7 @@ def test_a_network_with_a_wrong_gradient_fails_with_1_and_names_the_layer(capsys
         (["--model", "MLPN", "--data", "cifar10"], "--noise and --data are for module:function"),
         (["--model", "MLPNN"], "(did you mean MLPN?)"),
         (["--model", "check_nets:right"], "check_nets:right does not take images of shape (2, 1, 28, 28)"),
+        (["--init", "-1"], "--init must be at least 0 and finite, or normal, got -1"),
         (["--draws", "1"], "--draws is 1; give 2 or more"),
         (["--images", "0"], "--images is 0; give 2 or more"),
     ],

@@ -16,6 +16,7 @@ from noiseprop.data import load, split
 from noiseprop.errors import RunError
 from noiseprop.evaluation.serialization import read_evaluation
 from noiseprop.files.checksum import add_checksum
+from noiseprop.files.records import read_record
 from noiseprop.paper import NAMES
 from noiseprop.runs.trained_model import load_run, train_run
 from noiseprop.training import fast, loss_and_accuracy, read_metrics
@@ -202,7 +203,7 @@ def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
     assert max(map(len, said.replace(str(run), "").splitlines())) <= 80
     assert evaluation.images == 714
     assert f"{evaluation.accuracy('fgsm', attack_draws=20):.3f}" in said
-    assert "No attacks by transfer" in said
+    assert "No transfer attacks" in said
     assert evaluation.settings.conditions == ("clean", "fgsm")
 
     surrogate = run.parent / "surrogate"
@@ -214,9 +215,9 @@ def test_evaluate_prints_a_table_and_writes_it(run, capsys, monkeypatch):
 
     before = (run / "evaluation.json").read_bytes()
     said = ends(capsys, ["evaluate", str(run)])  # would lose the transfers
-    assert "evaluation.json tells of surrogate MLP-surrogate, seed 0, 1 epochs, fgsm-transfer, which would be" in said
+    assert "evaluation.json records surrogate MLP-surrogate, seed 0, 1 epochs, fgsm-transfer, which would be" in said
     monkeypatch.setitem(settings.SETTINGS, "mnist-5k", replace(few, fgsm_eps=0.2))
-    assert "tells of fgsm_eps 0.1, which" in ends(capsys, ["evaluate", str(run), "--surrogate", str(surrogate)])
+    assert "records fgsm_eps 0.1, which" in ends(capsys, ["evaluate", str(run), "--surrogate", str(surrogate)])
     assert (run / "evaluation.json").read_bytes() == before
     monkeypatch.setitem(settings.SETTINGS, "mnist-5k", few)
     assert main(["evaluate", str(run), "--surrogate", str(surrogate)]) == 0
@@ -270,7 +271,7 @@ def test_evaluate_trains_the_surrogate_of_digits_once(run, capsys, monkeypatch, 
     evaluation = read_evaluation(copy / "evaluation.json")
     assert evaluation.about["surrogate"] == "MLP-surrogate, seed 0, 1 epochs"
     assert f"{evaluation.accuracy('fgsm-transfer'):.3f}" in said
-    assert "No attacks by transfer" not in said
+    assert "No transfer attacks" not in said
     before = (copy / "evaluation.json").read_bytes()
     monkeypatch.setattr("noiseprop.runs.surrogates.train_run", None)
     assert main(["evaluate", str(copy)]) == 0
@@ -311,7 +312,7 @@ def test_evaluate_does_not_write_over_what_it_did_not_write(run, capsys, tmp_pat
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json"))
     (tmp_path / "run" / "evaluation.json").write_text("mine")
     said = ends(capsys, ["evaluate", str(tmp_path / "run")])
-    assert "evaluation.json is not what `noiseprop evaluate` writes and would be lost; move it elsewhere" in said
+    assert "evaluation.json was not written by `noiseprop evaluate` and would be lost; move it elsewhere" in said
     assert (tmp_path / "run" / "evaluation.json").read_text() == "mine"
 
 
@@ -365,7 +366,7 @@ def test_help_fits_one_screen_of_80_columns(command, monkeypatch, capsys):
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= {"train": 40, "reproduce": 35, "evaluate": 26}.get(command, 24)  # they have many options
+    assert len(lines) <= {"train": 46, "reproduce": 35, "evaluate": 26}.get(command, 24)  # they have many options
     assert (f"usage: noiseprop {command}" if command else "usage: noiseprop") in lines[0]
 
 
@@ -382,8 +383,8 @@ def test_help_of_train_names_every_network(monkeypatch, capsys):
 
 def test_interrupts_and_full_disks_are_told(monkeypatch, capsys, tmp_path):
     for error, code, sentence in (
-        (KeyboardInterrupt(), 130, "stopped; what is finished is kept, go on with --resume"),
-        (Terminated(), 143, "stopped; what is finished is kept, go on with --resume"),
+        (KeyboardInterrupt(), 130, "stopped; finished epochs are saved, continue with --resume"),
+        (Terminated(), 143, "stopped; finished epochs are saved, continue with --resume"),
         (OSError(28, "No space left on device", "/there"), 1, "/there: No space left on device"),
         (OSError("the pipe is wet"), 1, "the system: the pipe is wet; check"),
         (OSError(), 1, "the system: OSError; check"),
@@ -423,9 +424,9 @@ def test_the_installed_command_answers(tmp_path):
 
 def test_demo_prints_its_table_and_keeps_picture_and_record(monkeypatch, capsys, tmp_path):
     from noiseprop.paper import demo
-    from noiseprop.paper.demo_table import rows
+    from noiseprop.paper.demo_report import tabulate_demo
 
-    small = demo.Settings(epochs=1, seeds=(0, 1), pgd_steps=2, eot_draws=2, score_draws=2, curve_eps=(0.0, 0.1))
+    small = demo.DemoSettings(epochs=1, seeds=(0, 1), pgd_steps=2, eot_draws=2, curve_eps=(0.0, 0.1))
     original = demo.run_demo
     monkeypatch.setattr(demo, "run_demo", lambda progress: original(small, progress=progress))
     monkeypatch.setenv("COLUMNS", "80")
@@ -437,8 +438,8 @@ def test_demo_prints_its_table_and_keeps_picture_and_record(monkeypatch, capsys,
         f"demo: {2 * n} of 12, training {name}, seed {seed}"
         for n, (seed, name) in enumerate((seed, name) for seed in (0, 1) for name in ("MLP", "MLP+", "MLPN"))
     ]
-    record = json.loads((tmp_path / "a" / "demo" / "demo.json").read_text())
-    assert all(cell in said for row in rows(record) for cell in row)
+    record = read_record(tmp_path / "a" / "demo" / "demo.json", demo.DemoRecord)
+    assert all(cell in said for row in tabulate_demo(record)[1:] for cell in row)
     assert "2 training seeds" in said
     assert str(tmp_path / "a" / "demo" / "demo.png") in said.replace("\n", "")
     assert (tmp_path / "a" / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")

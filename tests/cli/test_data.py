@@ -105,7 +105,7 @@ def test_an_unpacked_folder_must_hold_all_of_its_files(capsys, tmp_path):
         (folder / name).write_bytes(b"0")
     row = listed(capsys, *arguments)["cifar10"]
     assert row["state"] == "damaged"
-    assert row["said"] == f"{folder}: has no test_batch.bin; put back the whole folder, or move it away"
+    assert row["note"] == f"{folder}: has no test_batch.bin; put back the whole folder, or move it away"
     (folder / "test_batch.bin").write_bytes(b"0")
     assert listed(capsys, *arguments)["cifar10"]["state"] == "here"
 
@@ -128,7 +128,7 @@ def test_data_of_one_s_own_are_read_and_described(capsys, tmp_path):
     ("arguments", "says"),
     [
         (["mnits"], "'mnits' is not a data set; choose one of mnist, mnist-5k, cifar10, tiny-imagenet"),
-        (["--fetch"], "--fetch needs the names of what to fetch, of mnist, "),
+        (["--fetch"], "--fetch requires the names of data sets; choose from mnist, "),
         (["mnist", "--data-dir", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
     ],
 )

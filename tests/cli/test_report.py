@@ -65,7 +65,7 @@ def test_what_is_no_run_or_no_report_is_told_in_a_sentence(run, tmp_path, capsys
     out = tmp_path / "mine.html"
     assert "is not a run folder" in fails(capsys, tmp_path, "--out", out)
     assert not out.exists()
-    assert "report needs the folders of runs" in fails(capsys, "--out", out)
+    assert "report requires run folders" in fails(capsys, "--out", out)
     assert "--images is -1; give 0 or more" in fails(capsys, run, "--out", out, "--images", "-1")
     out.write_text("mine")
     said = fails(capsys, run, "--out", out)

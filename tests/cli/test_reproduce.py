@@ -41,7 +41,7 @@ def test_a_table_is_written_printed_and_not_done_twice(few, tmp_path, capsys, mo
         assert len(run.course.test_accuracy) == 1
     assert f"{record.format_cell('MLPN, ReLU', 'clean')} (0.921)" in said.out
     assert max(len(line) for line in said.out.splitlines() if line.startswith("MLP")) <= 110
-    assert "Accuracy: ours, mean ± what the images of one seed leave open (the paper's)." in said.out
+    assert "Accuracy: ours, mean ± uncertainty from the images of one seed (the paper's)." in said.out
     assert record.made_with["threads"] == max(1, grid.count_cores() // 2)  # two processes share the cores
     assert "table3: MLPN, ReLU, seed 0 is done, " in said.err
     assert str(path) in said.out

@@ -59,8 +59,23 @@ def test_exit_codes_and_streams(home):
         assert "Traceback" not in done.stderr
 
 
+def test_parser_errors_read_like_other_errors(home):
+    for arguments, expected in (
+        (("train", "--modle", "MLP", "--out", "x"), "Unrecognized options: --modle, MLP (did you mean --model?)"),
+        (("train",), "requires --out"),
+        (("evaluate",), "requires RUN"),
+        (("data", "--bogus"), "Unrecognized options: --bogus"),
+    ):
+        done = noiseprop(home, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"noiseprop: {arguments[0]}: {expected}; see noiseprop {arguments[0]} --help\n"
+    said = noiseprop(home, "train", "--epochs", "x", "--out", "b").stderr
+    assert said.startswith("noiseprop: train: Error parsing --epochs: ")
+    assert said.count("\n") == 1
+
+
 def test_a_misspelt_command_or_option_is_answered_with_the_near_one(home):
-    assert "'trian' is no command; choose one of demo, train" in noiseprop(home, "trian").stderr
+    assert "'trian' is not a command; choose one of demo, train" in noiseprop(home, "trian").stderr
     assert "(did you mean train?)" in noiseprop(home, "trian").stderr
     assert "--model" in noiseprop(home, "train", "--modle", "MLP", "--out", "x").stderr
 
@@ -130,7 +145,7 @@ def test_ctrl_c_ends_with_one_line_and_the_run_can_go_on(home):
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert said == "noiseprop: stopped; what is finished is kept, go on with --resume\n"
+    assert said == "noiseprop: stopped; finished epochs are saved, continue with --resume\n"
     assert metrics.read_text().count("\n") >= 1
 
 

@@ -172,7 +172,7 @@ def test_evaluate_and_inspect_work_when_the_network_is_named_again(run, tmp_path
     assert evaluation.settings.pgd_eps == 8 / 255
     assert evaluation.about["model"] == "nets_of_mine:small"
     assert evaluation.accuracy("clean") > 0.8
-    assert "No attacks by transfer" in capsys.readouterr().out
+    assert "No transfer attacks" in capsys.readouterr().out
     assert main(["inspect", str(mine), *trust, "--batches", "2"]) == 0
     assert "shades.npz" not in fails(capsys, ["inspect", str(mine)])
 
@@ -196,7 +196,9 @@ def test_code_that_a_run_names_is_not_imported_unless_it_is_named_again(run, tmp
     stranger = copy(run, tmp_path / "stranger")
     sys.modules.pop("nets_of_mine", None)
     said = fails(capsys, [*command, str(stranger)])
-    assert "holds the network nets_of_mine:small, which is code; if you trust it, pass --model nets_of_mine:small" in said
+    assert (
+        "holds the network nets_of_mine:small, which is code; if you trust it, pass --model nets_of_mine:small" in said
+    )
     assert "nets_of_mine" not in sys.modules
     if command[0] != "train":  # there another name is another setting
         fails(capsys, [*command, str(stranger), "--model", "nets_of_mine:other"])
@@ -253,9 +255,7 @@ def test_data_that_have_changed_or_gone_are_told(run, tmp_path, home, capsys):
     config = json.loads((gone / "config.json").read_text())
     config["settings"]["data"]["path"] = str(tmp_path / "gone.npz")
     (gone / "config.json").write_text(json.dumps(add_checksum(config)))
-    assert "no such folder or file; set --data to the path of the data" in fails(
-        capsys, ["inspect", str(gone), *trust]
-    )
+    assert "no such folder or file; set --data to the path of the data" in fails(capsys, ["inspect", str(gone), *trust])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,10 @@ def test_wrong_values_in_config_are_one_sentence(run, tmp_path, capsys, key, val
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--model", "MLPN", "--noise", "all"], "MLPN has its noise by its name; --noise and its options are for"),
+        (["--model", "MLPN", "--noise", "all"], "the name MLPN fixes its noise; --noise and its options are for"),
+        (["--model", "nets_of_mine:small", "--noise", "all", "--init", "-1"], "--init must be at least 0 and finite"),
+        (["--model", "nets_of_mine:small", "--noise", "all", "--init", "nan"], "--init must be at least 0 and finite"),
+        (["--model", "nets_of_mine:small", "--lr", "-1"], "lr is -1.0: Expected `float` >= 0"),
         (["--model", "nets_of_mine:small", "--init", "2"], "require --noise; say where"),
         (["--model", "nets_of_mine:small", "--activation", "relu"], "--activation is for the MLP of the paper"),
         (
@@ -305,6 +308,24 @@ def test_bad_input_of_train_is_one_sentence_and_leaves_no_folder(options, says, 
     assert said.count("\n") == 1
     assert says in said
     assert not (tmp_path / "run").exists()
+
+
+def test_training_options_are_recorded_and_small_data_get_small_batches(tmp_path, capsys):
+    options = ["--data", "shades.npz"]
+    assert main([*TRAIN, *options, "--out", str(tmp_path / "small")]) == 0
+    assert capsys.readouterr().out.count("Batch size 16 for 160 training images; set another with --batch-size.\n") == 1
+    recipe = json.loads((tmp_path / "small" / "config.json").read_text())["settings"]["recipe"]
+    assert (recipe["batch_size"], recipe["lr"], recipe["name"]) == (16, 1e-3, "table1")
+    given = ["--lr", "0.02", "--sigma-lr", "0.5", "--batch-size", "50", "--weight-decay", "0.25"]
+    given += ["--optimizer", "sgd", "--schedule", "one-cycle"]
+    assert main([*TRAIN, *options, *given, "--out", str(tmp_path / "given")]) == 0
+    assert "Batch size" not in capsys.readouterr().out
+    recipe = json.loads((tmp_path / "given" / "config.json").read_text())["settings"]["recipe"]
+    values = {"lr": 0.02, "sigma_lr": 0.5, "batch_size": 50, "weight_decay": 0.25, "optimizer": "sgd", "momentum": 0.9}
+    assert {key: recipe[key] for key in values} == values
+    assert (recipe["schedule"], recipe["name"]) == ("one-cycle", "custom")
+    resume = ["train", "--resume", "--model", "nets_of_mine:small", "--out", str(tmp_path / "given")]
+    assert "recipe.lr = 0.02 there and 0.1 now" in fails(capsys, [*resume, "--lr", "0.1"])
 
 
 def test_json_is_all_that_train_prints_on_stdout(tmp_path, capsys):

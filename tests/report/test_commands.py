@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from noiseprop.cli import COMMANDS
-from noiseprop.cli import _parse as parse
+from noiseprop.cli import _parse_command as parse
 from noiseprop.models.registry import RegisteredModelConfig, build
 from noiseprop.report.commands import commands
 from noiseprop.training import TABLE_1

@@ -6,32 +6,32 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from noiseprop.cli.options import Flag, Granularity, Json, default
+from noiseprop.cli.options import Flag, GranularityName, Json, describe_default
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Time what noise adds to a training step on this machine.
+    """Time the cost of noise in a training step on this machine.
 
-    Beside the same network without noise and with plain torch's. For example:
+    Compares no noise, noise in plain torch, and noiseprop. For example:
       noiseprop bench
       noiseprop bench --model mynets:small --data cifar10 --noise conv
     """
 
     model: Annotated[str, arg(metavar="NAME")] = "CNN-AN"
-    """Of a noisy network, or module:function, yours."""
-    data: Annotated[str | None, default("mnist", "NAME")] = None
-    """Whose images yours takes: a name or a path."""
-    noise: Annotated[tuple[str, ...], default("all, if it has none", "WHERE ...")] = ()
-    """Adds noise to yours: all, linear, conv or module names."""
-    granularity: Annotated[Granularity, arg(metavar="UNIT")] = "neuron"
-    """Of --noise: a sigma per neuron, channel or layer."""
+    """Noisy network, or your module:function."""
+    data: Annotated[str | None, describe_default("mnist", "NAME")] = None
+    """Images for yours: a name or a path."""
+    noise: Annotated[tuple[str, ...], describe_default("all, if it has none", "WHERE ...")] = ()
+    """Noise in yours: all, linear, conv or module names."""
+    granularity: Annotated[GranularityName, arg(metavar="UNIT")] = "neuron"
+    """One sigma of --noise per neuron, channel or layer."""
     batch_size: Annotated[int, arg(metavar="INT")] = 128
-    """Images in a step."""
+    """Images per step."""
     seconds: Annotated[float, arg(metavar="FLOAT")] = 15.0
-    """To measure for, at most."""
+    """Time limit of the measurement."""
     all: Flag = False
-    """Run the benchmarks of this checkout instead: long."""
+    """Run this checkout's benchmarks instead (long)."""
     json: Json = False
     """Print the figures as JSON."""
 
@@ -39,7 +39,7 @@ class Bench:
         """Measure and print, or run the project's benchmarks."""
         from noiseprop.cli.check import describe_noise_kernel
         from noiseprop.cli.console import error_console, out, print_json
-        from noiseprop.cli.network_options import subject
+        from noiseprop.cli.network_options import build_subject
         from noiseprop.environment import describe_machine
         from noiseprop.errors import InputError
         from noiseprop.noise.attach.add_noise import is_noisy
@@ -49,14 +49,14 @@ class Bench:
             return _run_all()
         if self.batch_size < 1 or not 0 < self.seconds < 1e6:
             raise InputError(f"--batch-size is {self.batch_size}, --seconds {self.seconds}; give numbers above 0")
-        chosen = subject(self.model, self.data, self.noise, self.granularity, 1.0)
+        chosen = build_subject(self.model, self.data, self.noise, self.granularity, 1.0)
         if not is_noisy(chosen.model):
             raise InputError(f"{self.model} has no noise, so there is nothing to time; choose a noisy network")
-        x, y = chosen.batch(self.batch_size)
-        doing = f"timing {self.model}, {self.seconds:g} s at most"
+        x, y = chosen.make_batch(self.batch_size)
+        title = f"timing {self.model}, {self.seconds:g} s at most"
         if not error_console.is_terminal:
-            error_console.print(doing, markup=False)
-        with error_console.status(doing):
+            error_console.print(title, markup=False)
+        with error_console.status(title):
             figures = measure_step_cost(chosen.model, x, y, seconds=self.seconds)
         machine = describe_machine() | {"noise kernel": describe_noise_kernel()}
         if self.json:
@@ -73,7 +73,7 @@ class Bench:
 
 
 def _run_all() -> None:
-    """The scripts in the checkout's benchmarks/, each in a process of its own."""
+    """Run the scripts in the checkout's benchmarks/, each in a separate process."""
     import subprocess
     import sys
 
@@ -82,7 +82,7 @@ def _run_all() -> None:
     script = Path(__file__).parents[3] / "benchmarks" / "run.py"
     if not script.is_file():
         raise NoisepropError(
-            "the project's benchmarks are in its checkout, not in the package; clone it, or leave --all out"
+            "the project's benchmarks are in its checkout, not in the package; clone the repository, or omit --all"
         )
     if subprocess.run([sys.executable, str(script)], check=False).returncode:  # noqa: S603
         raise NoisepropError("a benchmark failed; see above")

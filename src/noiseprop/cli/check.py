@@ -5,51 +5,56 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from noiseprop.cli.options import Granularity, Json, default
+from noiseprop.cli.options import GranularityName, Json, check_initial_sigma, describe_default
 
 if TYPE_CHECKING:
     from noiseprop.noise.diagnostics.gradient_check import LayerCheck
 
-_LEGEND = """Theorem 1: relative distance of Eq. 3 from autograd with the same eps, and from
-finite steps of sigma with the noise held. Theorem 2: mean of Eq. 3 as all
-|sigma| grow, the derivative of the expected loss, and how many standard errors
-they are apart; 4 are allowed."""
+_THEOREM_LEGEND = """Theorem 1: relative difference between Eq. 3 and autograd with the same eps, and
+between Eq. 3 and finite differences of sigma with fixed noise. Theorem 2: mean
+of Eq. 3 for a growth of all |sigma|, derivative of the expected loss, and their
+difference in standard errors (at most 4 pass)."""
 
 
 @dataclass(frozen=True)
 class Check:
     """Report the machine, and check Theorems 1 and 2 on a network.
 
-    Theirs are sigma's gradients. Ends with 1 if a layer fails. For example:
+    They concern sigma's gradients. Exits with 1 if a layer fails. Examples:
       noiseprop check
       noiseprop check --model mynets:small --data cifar10 --noise linear
     """
 
     model: Annotated[str, arg(metavar="NAME")] = "MLPN"
-    """Of a noisy network, or module:function, yours."""
-    data: Annotated[str | None, default("mnist", "NAME")] = None
-    """Whose images yours takes: a name or a path."""
-    noise: Annotated[tuple[str, ...], default("all, if it has none", "WHERE ...")] = ()
-    """Adds noise to yours: all, linear, conv or module names."""
-    granularity: Annotated[Granularity, arg(metavar="UNIT")] = "neuron"
-    """Of --noise: a sigma per neuron, channel or layer."""
+    """Noisy network, or your module:function."""
+    data: Annotated[str | None, describe_default("mnist", "NAME")] = None
+    """Images for yours: a name or a path."""
+    noise: Annotated[tuple[str, ...], describe_default("all, if it has none", "WHERE ...")] = ()
+    """Noise in yours: all, linear, conv or module names."""
+    granularity: Annotated[GranularityName, arg(metavar="UNIT")] = "neuron"
+    """One sigma of --noise per neuron, channel or layer."""
     init: Annotated[float | Literal["normal"], arg(metavar="SIGMA")] = 1.0
-    """Of --noise: sigma's start; normal: N(0, 1)."""
+    """Start of sigma for --noise; normal: N(0, 1)."""
     draws: Annotated[int, arg(metavar="INT")] = 200
-    """Of the noise, for each mean of Theorem 2."""
+    """Noise draws per mean of Theorem 2."""
     images: Annotated[int, arg(metavar="INT")] = 8
-    """In the batch."""
+    """Images per batch."""
     json: Json = False
-    """Print all as JSON."""
+    """Print the report as JSON."""
 
     def run(self) -> None:
-        """Print the report and the checks; an error tells if one failed."""
+        """Print the report and the checks.
+
+        Raises:
+            NoisepropError: a check failed.
+        """
         from noiseprop.cli.console import out, print_json, progress_bar
-        from noiseprop.cli.network_options import subject
+        from noiseprop.cli.network_options import build_subject
         from noiseprop.environment import describe_machine
         from noiseprop.errors import InputError, NoisepropError
         from noiseprop.noise.diagnostics.gradient_check import check_theorems
 
+        check_initial_sigma(self.init)
         for name in ("draws", "images"):
             if getattr(self, name) < 2:
                 raise InputError(f"--{name} is {getattr(self, name)}; give 2 or more")
@@ -57,16 +62,16 @@ class Check:
         if not self.json:
             for key, value in machine.items():
                 out.print(f"{key:<14} {value}", markup=False)
-        chosen = subject(self.model, self.data, self.noise, self.granularity, self.init)
-        x, y = chosen.batch(self.images)
+        chosen = build_subject(self.model, self.data, self.noise, self.granularity, self.init)
+        x, y = chosen.make_batch(self.images)
         with progress_bar(f"checking {self.model}") as progress:
             layers = check_theorems(chosen.model, x, y, draws=self.draws, progress=progress)
         failed = [layer.path for layer in layers if not (layer.theorem_1 and layer.theorem_2)]
         if self.json:
-            rows = [_figures(layer) for layer in layers]
+            rows = [_export_layer_check(layer) for layer in layers]
             print_json({"machine": machine, "model": self.model, "layers": rows, "passed": not failed})
         else:
-            out.print(f"\n{_table(layers)}\n\n{_LEGEND}", markup=False)
+            out.print(f"\n{_format_checks(layers)}\n\n{_THEOREM_LEGEND}", markup=False)
         if failed:
             raise NoisepropError(f"{self.model}: the check failed for {', '.join(failed)}")
         if not self.json:
@@ -85,8 +90,8 @@ def describe_noise_kernel() -> str:
     return f"fused, compiled by numba, on {'the threads of torch' if find_gomp_parallel() else 'Python threads'}"
 
 
-def _table(layers: "list[LayerCheck]") -> str:
-    """One line per layer."""
+def _format_checks(layers: "list[LayerCheck]") -> str:
+    """Return a text table with one line per layer."""
     from noiseprop.evaluation.text_summary import format_text_table
 
     rows = [["layer", "sigmas", "same eps", "steps", "Th. 1", "Eq. 3", "d E[loss]", "apart", "Th. 2"]]
@@ -99,8 +104,8 @@ def _table(layers: "list[LayerCheck]") -> str:
     return format_text_table(rows, gap=" ")
 
 
-def _figures(layer: "LayerCheck") -> dict[str, Any]:
-    """One layer for programs; null where a figure is infinite or not there."""
+def _export_layer_check(layer: "LayerCheck") -> dict[str, Any]:
+    """Return one layer's figures for JSON; infinite and missing figures become null."""
     from dataclasses import asdict
     from math import isfinite
 

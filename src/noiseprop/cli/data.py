@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional
 
-from noiseprop.cli.options import Flag, Json, default
+from noiseprop.cli.options import Flag, Json, describe_default
 
 if TYPE_CHECKING:
     from noiseprop.data import Dataset
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """List the data sets, say where they lie, fetch and verify them.
+    """List the data sets and their folders, fetch and verify them.
 
     For example:
       noiseprop data mnist cifar10 --fetch
       noiseprop data photos/
     """
 
-    names: Annotated[Positional[tuple[str, ...]], default("all that have names", "NAMES")] = ()
-    """mnist, mnist-5k, cifar10, tiny-imagenet; or yours: a folder of class folders, or a .npz file, which is read."""
+    names: Annotated[Positional[tuple[str, ...]], describe_default("all that have names", "NAMES")] = ()
+    """mnist, mnist-5k, cifar10, tiny-imagenet; or yours: a folder of class folders, or a .npz file."""
     fetch: Flag = False
-    """Download what is missing over https, and verify it."""
+    """Download missing files over https, and verify them."""
     verify: Flag = False
-    """Read all and compare it with the official files."""
-    data_dir: Annotated[Path | None, default("$NOISEPROP_DATA, else the user's cache", "DIR")] = None
+    """Read all files and compare them with the official ones."""
+    data_dir: Annotated[Path | None, describe_default("$NOISEPROP_DATA, else the user's cache", "DIR")] = None
     """Folder of the official files."""
     json: Json = False
     """Print the list as JSON."""
 
     def run(self) -> None:
-        """Fetch and verify what is asked for, then print a line for each data set."""
+        """Fetch and verify the requested data sets, then print a line for each."""
         from noiseprop.cli.console import error_console, out, print_json
         from noiseprop.data import NAMES
         from noiseprop.data.inventory import fetch_missing
@@ -41,60 +41,60 @@ class Data:
         from noiseprop.errors import DataError, InputError
 
         if self.fetch and not self.names:
-            raise InputError(f"--fetch needs the names of what to fetch, of {', '.join(NAMES)}")
+            raise InputError(f"--fetch requires the names of data sets; choose from {', '.join(NAMES)}")
         names = self.names or NAMES
-        known = {name: resolve_user_data(name) is None for name in names}  # wrong ones are told before anything is fetched
+        known = {name: resolve_user_data(name) is None for name in names}  # wrong names raise before a download
         rows: list[dict[str, Any]] = []
         for name in names:
             if self.fetch and known[name]:
                 fetch_missing(name, self.data_dir)
-            rows.append(self._row(name, known=known[name]))
+            rows.append(self._find_data_set(name, known=known[name]))
         if self.json:
             print_json(rows)
         else:
             for row in rows:
                 size = f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] else ""
                 out.print(f"{row['name']:<14} {row['state']:<12} {size:>10}  {row['where']}", markup=False)
-                if row["said"]:
+                if row["note"]:
                     out.print(f"{'':14} {row['said']}", markup=False)
-        bad = [row["name"] for row in rows if row["state"] == "damaged"]
-        if bad:
+        damaged = [row["name"] for row in rows if row["state"] == "damaged"]
+        if damaged:
             error_console.quiet = False
-            raise DataError(f"{', '.join(bad)} cannot be used; see above")
+            raise DataError(f"{', '.join(damaged)} cannot be used; see above")
 
-    def _row(self, name: str, *, known: bool) -> dict[str, Any]:
-        """What is found of one data set."""
+    def _find_data_set(self, name: str, *, known: bool) -> dict[str, Any]:
+        """Return one data set's row of the list."""
         from noiseprop.data import load
         from noiseprop.data.inventory import find_files
         from noiseprop.data.load import resolve_user_data
         from noiseprop.errors import DataError
 
-        row: dict[str, Any] = {"name": name, "state": "here", "bytes": 0, "where": "", "said": ""}
+        row: dict[str, Any] = {"name": name, "state": "here", "bytes": 0, "where": "", "note": ""}
         if known:
             found = find_files(name, self.data_dir)
             row |= {"bytes": found.size, "where": str(found.where)}
             if found.damage:
-                return row | {"state": "damaged", "said": found.damage}
+                return row | {"state": "damaged", "note": found.damage}
             if not found.is_complete:
-                return row | {"state": "missing", "said": _how_to_get(name, sum(r.size for r in found.missing))}
+                return row | {"state": "missing", "note": _how_to_get(name, sum(r.size for r in found.missing))}
         else:
-            own = resolve_user_data(name)
-            row["where"] = str(own[1]) if own else ""
+            user_data = resolve_user_data(name)
+            row["where"] = str(user_data[1]) if user_data else ""
         if not (self.fetch or self.verify) and known:
             return row
         try:
             data = load(name, self.data_dir)
         except DataError as error:
-            return row | {"state": "damaged", "said": str(error)}
-        return row | {"state": _state(data, known=known), "said": data.source, **_figures(data)}
+            return row | {"state": "damaged", "note": str(error)}
+        return row | {"state": _classify_data(data, known=known), "note": data.source, **_describe_images(data)}
 
 
-def _figures(data: "Dataset") -> dict[str, Any]:
+def _describe_images(data: "Dataset") -> dict[str, Any]:
     return {"images": len(data), "shape": list(data.images.shape[1:]), "classes": len(data.classes)}
 
 
-def _state(data: "Dataset", *, known: bool) -> str:
-    """What reading a data set has shown."""
+def _classify_data(data: "Dataset", *, known: bool) -> str:
+    """Return the state of a data set that was read: readable, unofficial or verified."""
     if not known:
         return "readable"
     return "unofficial" if data.is_official is False else "verified"
@@ -102,5 +102,5 @@ def _state(data: "Dataset", *, known: bool) -> str:
 
 def _how_to_get(name: str, size: int) -> str:
     if name == "mnist-5k":
-        return "it comes with a package: pip install noiseprop[demo]"
+        return "it comes with the extra demo: pip install noiseprop[demo]"
     return f"noiseprop data {name} --fetch downloads {size / 1e6:,.0f} MB"

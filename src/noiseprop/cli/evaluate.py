@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from noiseprop.cli.options import DataDir, Device, Json, OwnData, Run, Trusted, default
+from noiseprop.cli.options import DataDir, Device, Json, OwnData, RunFolder, Trusted, describe_default
 
 if TYPE_CHECKING:
     import torch
@@ -19,22 +19,22 @@ _DIGITS = ("mnist", "mnist-5k")
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a trained network: clean, attacked and corrupted images.
+    """Evaluate a network on clean, attacked and corrupted images.
 
-    Attacks are Table 2's; all is kept in RUN/evaluation.json. For example:
+    Uses Table 2's attacks; writes RUN/evaluation.json. For example:
       noiseprop evaluate runs/mlpn
       noiseprop evaluate runs/x --model mynets:small --surrogate runs/plain
       torchrun --nproc-per-node 2 -m noiseprop evaluate runs/mlpn
     """
 
-    run_dir: Run
-    """A folder that `noiseprop train` wrote."""
-    surrogate: Annotated[Path | None, default("trained once on digits, else none", "RUN")] = None
-    """Of a noise-free network: crafts black-box attacks."""
+    run_dir: RunFolder
+    """Folder that `noiseprop train` wrote."""
+    surrogate: Annotated[Path | None, describe_default("trained once on digits, else none", "RUN")] = None
+    """Noise-free network that crafts black-box attacks."""
     model: Trusted = ()
-    """module:function of runs of yours; its code is run."""
+    """module:function of your network; runs its code."""
     data: OwnData = None
-    """Where data of your own are now."""
+    """New path of your data."""
     data_dir: DataDir = None
     """Folder of the official files."""
     device: Device = "cpu"
@@ -43,7 +43,7 @@ class Evaluate:
     """Print the figures as JSON."""
 
     def run(self) -> None:
-        """Evaluate, show progress, print the table and write the file; of several processes, in the first."""
+        """Evaluate, show progress, print the table and write the file; only the first of several processes prints."""
         from contextlib import nullcontext
 
         from noiseprop.cli.console import error_console, out
@@ -51,13 +51,13 @@ class Evaluate:
         from noiseprop.runs.trained_model import read_run_settings
         from noiseprop.training.run_folder import lock_run
 
-        read_run_settings(self.run_dir)  # for a folder that is no run gets no lock
+        read_run_settings(self.run_dir)  # so that only a run folder is locked
         with join_processes() as world:
             out.quiet = error_console.quiet = not world.is_first
             with lock_run(self.run_dir, resume=True) if world.is_first else nullcontext():
-                self._judge(writes=world.is_first)
+                self._evaluate_run(writes=world.is_first)
 
-    def _judge(self, *, writes: bool) -> None:
+    def _evaluate_run(self, *, writes: bool) -> None:
         from dataclasses import replace
 
         import msgspec
@@ -73,66 +73,70 @@ class Evaluate:
         from noiseprop.runs.trained_model import is_same_data, load_run, load_run_data
         from noiseprop.training import TABLE_1
 
-        where = choose_device(self.device)
+        device = choose_device(self.device)
         model, settings = load_run(self.run_dir, self.model)
         surrogate = load_run(self.surrogate, self.model) if self.surrogate else None
         data = settings.data
         digits = data.name in _DIGITS and data.split_seed == SPLIT_SEED
         if surrogate and not is_same_data(surrogate[1].data, data):
-            raise RunError(f"{self.surrogate} was trained on other data than {self.run_dir}; choose another surrogate")
+            raise RunError(
+                f"{self.surrogate} was trained on different data from {self.run_dir}; choose another surrogate"
+            )
         test = load_run_data(self.run_dir, settings, self.data_dir, self.data).test
         chosen = choose_settings(data.name, tuple(test.images.shape[1:]), own=bool(test.path))
         if surrogate is None and not digits:
             chosen = replace(chosen, conditions=tuple(c for c in chosen.conditions if c not in TRANSFERS))
-        about = _about(self.run_dir, settings)
+        about = _describe_trained_run(self.run_dir, settings)
         if self.surrogate and surrogate:
-            about["surrogate"] = "{model}, seed {seed}, {epochs} epochs".format(**_about(self.surrogate, surrogate[1]))
+            about["surrogate"] = "{model}, seed {seed}, {epochs} epochs".format(
+                **_describe_trained_run(self.surrogate, surrogate[1])
+            )
         elif digits:
             about["surrogate"] = f"MLP-surrogate, seed 0, {TABLE_1[data.name].epochs} epochs"
         target = self.run_dir / "evaluation.json"
         if writes:
-            _refuse_to_lose(target, chosen, about)
-        net = surrogate[0] if surrogate else _surrogate_of(data.name, self.data_dir, where) if digits else None
+            _check_target(target, chosen, about)
+        net = surrogate[0] if surrogate else _load_digit_surrogate(data.name, self.data_dir, device) if digits else None
         partial = self.run_dir / "evaluation.partial.jsonl"
-        with progress_bar(f"judging {self.run_dir}") as progress:
+        with progress_bar(f"evaluating {self.run_dir}") as progress:
             evaluation = evaluate(
-                model.to(where),
+                model.to(device),
                 test,
                 settings=chosen,
-                surrogate=None if net is None else net.to(where),
+                surrogate=None if net is None else net.to(device),
                 about=about,
                 checkpoint=partial,
                 progress=progress,
             )
         if not writes:
             return
-        # Before it is written, so that a full disk does not lose it; its notes are wrapped between words.
+        # Print before writing, so that a full disk does not lose the result; the notes are wrapped between words.
         if self.json:
-            print_json(msgspec.to_builtins(summary_figures(evaluation)) | {"kept": str(target)})
+            print_json(msgspec.to_builtins(summary_figures(evaluation)) | {"saved_in": str(target)})
         else:
             out.print(format_summary(evaluation), markup=False, soft_wrap=False)
             if net is None:
-                out.print("No attacks by transfer: they need --surrogate.")
+                out.print("No transfer attacks: they require --surrogate.")
         write_evaluation(evaluation, target)
         partial.unlink(missing_ok=True)
         if not self.json:
-            out.print(f"Kept in {target}.", markup=False)
+            out.print(f"Saved in {target}.", markup=False)
 
 
-def _surrogate_of(data: str, data_dir: Path | None, device: "torch.device") -> "nn.Module":
-    """The network for attacks by transfer on digits: trained at the first call, in a minute, and then kept."""
+def _load_digit_surrogate(data: str, data_dir: Path | None, device: "torch.device") -> "nn.Module":
+    """Return the network for transfer attacks on digits; the first call trains and saves it, in a minute."""
     from noiseprop.cli.console import progress_bar
     from noiseprop.data import load
     from noiseprop.distributed import act_alone
     from noiseprop.runs.surrogates import load_surrogate
 
-    # one process trains it, and the others wait and read it, so that it is the same whatever their number
+    # One process trains and the others wait and read, so that the number of processes does not change the result.
     with act_alone(), progress_bar("training the surrogate, once") as progress:
         return load_surrogate(load(data, data_dir), progress=progress, device=device)
 
 
-def _about(run_dir: Path, settings: "RunSettings") -> dict[str, Any]:
-    """What the evaluation says of a run."""
+def _describe_trained_run(run_dir: Path, settings: "RunSettings") -> dict[str, Any]:
+    """Return the description of a run that an evaluation records."""
     from noiseprop.training.checkpoint import MODEL, read_epoch
 
     return {
@@ -144,10 +148,10 @@ def _about(run_dir: Path, settings: "RunSettings") -> dict[str, Any]:
     }
 
 
-def _refuse_to_lose(target: Path, settings: "Settings", about: dict[str, Any]) -> None:
-    """Refuse a target that cannot be written, or that tells what the new evaluation would not.
+def _check_target(target: Path, settings: "Settings", about: dict[str, Any]) -> None:
+    """Check that the target can be written and that the new evaluation covers all that it records.
 
-    The same evaluation may be made again, one that measured less or another state of the run's training replaced.
+    A repeated evaluation, one that measured less, or one of an earlier epoch may be replaced.
     """
     from dataclasses import asdict
 
@@ -159,17 +163,19 @@ def _refuse_to_lose(target: Path, settings: "Settings", about: dict[str, Any]) -
     if not target.exists():
         return
     try:
-        there = read_evaluation(target)
+        previous = read_evaluation(target)
     except RunError:
         if is_other_file(target):
             raise RunError(
-                f"{target} is not what `noiseprop evaluate` writes and would be lost; move it elsewhere"
+                f"{target} was not written by `noiseprop evaluate` and would be lost; move it elsewhere"
             ) from None
-        return  # damaged, so nothing is lost
-    new, old = asdict(settings), asdict(there.settings)
+        return  # damaged, so nothing of value is lost
+    new, old = asdict(settings), asdict(previous.settings)
     lost = [condition for condition in old.pop("conditions") if condition not in new["conditions"]]
     other = [f"{key} {value}" for key, value in old.items() if new[key] != value]
-    other += [f"{key} {value}" for key, value in there.about.items() if key != "epochs" and about.get(key) != value]
+    other += [f"{key} {value}" for key, value in previous.about.items() if key != "epochs" and about.get(key) != value]
     if lost or other:
-        told = ", ".join([*other, *lost])
-        raise RunError(f"{target} tells of {told}, which would be lost; move it elsewhere, or evaluate with the same")
+        recorded = ", ".join([*other, *lost])
+        raise RunError(
+            f"{target} records {recorded}, which would be lost; move it elsewhere, or evaluate with the same settings"
+        )

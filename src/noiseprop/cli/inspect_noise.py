@@ -5,35 +5,35 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from noiseprop.cli.options import DataDir, Json, OwnData, Run, Trusted
+from noiseprop.cli.options import DataDir, Json, OwnData, RunFolder, Trusted
 
-_LEGEND = """Medians [10 %, 90 %]. SNR: |mean| / std of one batch's gradient. Less, more: the
-share of sigmas of which the loss wants less or more, beyond 2 standard errors."""
+_NOISE_LEGEND = """Medians [10 %, 90 %]. SNR: |mean| / std of one batch's gradient. Less, more:
+share of sigmas that the loss would lower or raise, beyond 2 standard errors."""
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show a trained network's noise beside its signal, and its trend.
+    """Compare a network's noise with its signal, and show its trend.
 
     Writes RUN/noise.png, and every neuron to RUN/noise.safetensors. For example:
       noiseprop inspect runs/mlpn
     """
 
-    run_dir: Run
-    """A folder that `noiseprop train` wrote."""
+    run_dir: RunFolder
+    """Folder that `noiseprop train` wrote."""
     batches: Annotated[int, arg(metavar="INT")] = 64
-    """Batches of images to measure gradients on."""
+    """Batches for the gradient measurements."""
     model: Trusted = ()
-    """module:function of a run of yours; its code is run."""
+    """module:function of your network; runs its code."""
     data: OwnData = None
-    """Where data of your own are now."""
+    """New path of your data."""
     data_dir: DataDir = None
     """Folder of the official files."""
     json: Json = False
-    """Print the table as JSON: of each layer the deciles 1, 5 and 9."""
+    """Print the table as JSON, with deciles 1, 5 and 9 per layer."""
 
     def run(self) -> None:
-        """Measure, print the table, write the files and say where they are."""
+        """Measure, print the table, write the files and print their paths."""
         from itertools import islice
 
         import torch
@@ -58,16 +58,16 @@ class Inspect:
 
         with progress_bar(f"inspecting {self.run_dir}") as progress:
 
-            def endless():
+            def repeat_epochs():
                 while True:
                     yield from batches(images, size, generator=generator, drop_last=True)
 
-            def told():
-                for done, batch in enumerate(islice(endless(), self.batches)):
+            def report_batches():
+                for done, batch in enumerate(islice(repeat_epochs(), self.batches)):
                     progress(done, self.batches, "batches")
                     yield batch
 
-            layers = inspect_noise(model, told())
+            layers = inspect_noise(model, report_batches())
         title = f"{settings.model.name} on {data.name}: {self.batches} batches of {size}"
         picture, neurons = self.run_dir / "noise.png", self.run_dir / "noise.safetensors"
         draw(layers, picture, title=title)
@@ -78,5 +78,5 @@ class Inspect:
             print_json(found)
             return
         out.print(table(layers), markup=False)
-        out.print(_LEGEND, markup=False)
+        out.print(_NOISE_LEGEND, markup=False)
         out.print(f"The picture is in {picture}, every neuron in {neurons}.")

@@ -1,4 +1,4 @@
-"""The network that `check` and `bench` look at: by name or of the user's own, with noise, for images of some form."""
+"""Noisy network under test in `check` and `bench`: a named or a user-defined one."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """A noisy network, the form (C, H, W) of its images, and how many classes it tells apart."""
+    """Noisy network with the shape (C, H, W) of its images and its number of classes."""
 
     model: "nn.Module"
     image: tuple[int, ...]
     classes: int
 
-    def batch(self, count: int) -> "tuple[Tensor, Tensor]":
-        """Random images in [0, 1] and random labels, the same each time, where the network computes."""
+    def make_batch(self, count: int) -> "tuple[Tensor, Tensor]":
+        """Return the same random images in [0, 1] and random labels at each call, on the network's device."""
         import torch
 
         from noiseprop.evaluation.scoring import model_device
@@ -28,19 +28,21 @@ class Subject:
         return x.to(device), torch.randint(self.classes, (count,), generator=generator).to(device)
 
 
-def subject(model: str, data: str | None, noise: tuple[str, ...], granularity: "Granularity", init: "Init") -> Subject:
-    """Build it.
+def build_subject(
+    model: str, data: str | None, noise: tuple[str, ...], granularity: "Granularity", init: "Init"
+) -> Subject:
+    """Build a noisy network to test.
 
     Args:
-        model: a network's name, or module:function.
-        data: whose images it takes; a network of the paper knows its own.
-        noise: where a network of the user's own gets noise; if empty, everywhere, unless it has some.
-        granularity: of that noise.
-        init: sigma's start there.
+        model: name of a network, or module:function.
+        data: data set that sets the image shape and the classes of a user-defined network.
+        noise: where a user-defined network gets noise; if empty, everywhere, unless it has noise already.
+        granularity: granularity of that noise.
+        init: initial sigma of that noise.
 
     Raises:
-        InputError: there is no such network, or it does not take such images.
-        DataError: the data are not there or damaged.
+        InputError: the network does not exist, or does not take such images.
+        DataError: the data are missing or damaged.
     """
     from noiseprop.errors import InputError
     from noiseprop.models.registry import build, get_architecture
@@ -50,11 +52,9 @@ def subject(model: str, data: str | None, noise: tuple[str, ...], granularity: "
     if not is_user_model(model):
         plain = get_architecture(model)
         if noise or data is not None:
-            raise InputError(
-                f"{model} has its noise and its images by its name; --noise and --data are for module:function"
-            )
+            raise InputError(f"the name {model} fixes noise and images; --noise and --data are for module:function")
         return Subject(build(model), plain.image, plain.classes)
-    image, classes = _form("mnist" if data is None else data)
+    image, classes = _find_image_form("mnist" if data is None else data)
     options: dict[str, Any] = {"image": image, "classes": classes, "granularity": granularity, "init": init}
     net = make_user_model(model, noise=noise, **options)
     if not is_noisy(net):
@@ -62,8 +62,8 @@ def subject(model: str, data: str | None, noise: tuple[str, ...], granularity: "
     return Subject(net, image, classes)
 
 
-def _form(data: str) -> tuple[tuple[int, ...], int]:
-    """The form of a data set's images and the number of its classes; only the user's own is read for it."""
+def _find_image_form(data: str) -> tuple[tuple[int, ...], int]:
+    """Return the image shape and the number of classes of a data set; only user data are read for this."""
     from noiseprop.data import load
     from noiseprop.data.load import IMAGE_FORMS, resolve_user_data
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from noiseprop.cli.options import DataDir, OwnData, Trusted, default
+from noiseprop.cli.options import DataDir, OwnData, Trusted, describe_default
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Make one HTML page of finished runs, to look at, keep and send.
+    """Make one HTML page of finished runs, to view and share.
 
-    Accuracy against eps is measured once and kept in RUN/curve.json. For example:
+    Measures accuracy against eps once, in RUN/curve.json. For example:
       noiseprop report runs/mlp runs/mlpn
       noiseprop report runs/* --out grid.html
     """
@@ -27,18 +27,18 @@ class Report:
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
     """Folders that `noiseprop train` wrote."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
-    """The page; replaces an earlier one."""
-    images: Annotated[int | None, default("200 of grey digits, 50 of others", "INT")] = None
+    """Page; replaces an earlier one."""
+    images: Annotated[int | None, describe_default("200 for grey digits, else 50", "INT")] = None
     """Test images attacked at each eps; 0: no curves."""
     model: Trusted = ()
-    """module:function of runs of yours; its code is run."""
+    """module:function of your network; runs its code."""
     data: OwnData = None
-    """Where data of your own are now."""
+    """New path of your data."""
     data_dir: DataDir = None
     """Folder of the official files."""
 
     def run(self) -> None:
-        """Read, look at the networks with progress shown, write, and say where the page is."""
+        """Read the runs, measure their networks, write the page and print its path."""
         from functools import partial
 
         from noiseprop.cli.console import out, progress_bar
@@ -49,7 +49,7 @@ class Report:
         from noiseprop.report.run_groups import grouped, read_run
 
         if not self.run_dirs:
-            raise InputError("report needs the folders of runs, such as runs/mlpn")
+            raise InputError("report requires run folders, such as runs/mlpn")
         if self.images is not None and self.images < 0:
             raise InputError(f"--images is {self.images}; give 0 or more")
         refuse_to_lose(self.out)
@@ -57,7 +57,7 @@ class Report:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         check_writable(self.out)
         groups = grouped(runs)
-        surrogate_of = partial(_surrogate_of, {}, self.data_dir)
+        surrogate_of = partial(_load_transfer_surrogate, {}, self.data_dir)
         with progress_bar("report") as progress:
             looks = look_at(
                 groups,
@@ -74,18 +74,18 @@ class Report:
         out.print(f"The report of {len(runs)} run{'s' if len(runs) > 1 else ''} is {self.out}.", markup=False)
 
 
-def _surrogate_of(
-    kept: "dict[str, nn.Module]", data_dir: Path | None, run: "Run", test: "Dataset"
+def _load_transfer_surrogate(
+    loaded: "dict[str, nn.Module]", data_dir: Path | None, run: "Run", test: "Dataset"
 ) -> "nn.Module | None":
-    """The network of the run's transfer attacks, where its evaluation used the one that `evaluate` trains and keeps."""
+    """Return the surrogate that `evaluate` trains for digits, if the run's evaluation used it; otherwise None."""
     from noiseprop.data import load
     from noiseprop.runs.surrogates import load_surrogate
     from noiseprop.training import TABLE_1
 
-    told = run.evaluation.about.get("surrogate") if run.evaluation else None
+    surrogate = run.evaluation.about.get("surrogate") if run.evaluation else None
     digits = test.name in ("mnist", "mnist-5k")
-    if not digits or told != f"MLP-surrogate, seed 0, {TABLE_1[test.name].epochs} epochs":
+    if not digits or surrogate != f"MLP-surrogate, seed 0, {TABLE_1[test.name].epochs} epochs":
         return None
-    if test.name not in kept:
-        kept[test.name] = load_surrogate(load(test.name, data_dir))
-    return kept[test.name]
+    if test.name not in loaded:
+        loaded[test.name] = load_surrogate(load(test.name, data_dir))
+    return loaded[test.name]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from noiseprop.cli.options import DataDir, Device, Json, default
+from noiseprop.cli.options import DataDir, Device, Json, describe_default
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Redo a table or figure of the paper, and set it beside its numbers.
+    """Redo a table or figure of the paper, and compare the numbers.
 
-    A stopped one goes on by the same command. For example:
+    Repeat the command to continue a stopped one. For example:
       noiseprop reproduce table5 --recipe fast --precision bf16 --seeds 1
     """
 
@@ -32,26 +32,26 @@ class Reproduce:
     """table3 (MLPs), table4 (CNNs), table5, table6 (ResNets), figure3, or figure4, of Table 6's first runs."""
     seeds: Annotated[int, arg(metavar="INT")] = 5
     """Networks of each kind, with seeds 0, 1, ..."""
-    models: Annotated[tuple[str, ...], default("all", "NAME ...")] = ()
-    """The table's rows to do now, by name."""
+    models: Annotated[tuple[str, ...], describe_default("all", "NAME ...")] = ()
+    """Rows of the table to run, by name."""
     recipe: Annotated[Literal["table1", "fast"], arg(metavar="NAME")] = "table1"
     """table1, the paper's training, or fast."""
-    epochs: Annotated[int | None, default("the recipe's", "INT")] = None
+    epochs: Annotated[int | None, describe_default("the recipe's", "INT")] = None
     """Passes over the training images."""
     jobs: Annotated[int, arg(metavar="INT")] = 2
-    """Processes; they share the cores."""
+    """Processes that share the cores."""
     ray: Annotated[tuple[str] | tuple[()] | None, arg(metavar="[ADDRESS]", help_behavior_hint="")] = None
-    """On this machine's Ray cluster."""
+    """Run on this machine's Ray cluster."""
     protocol: Annotated[Literal["paper", "released-code"], arg(metavar="NAME")] = "paper"
-    """paper, or released-code, its authors'."""
-    switch: Annotated[tuple[str, ...], default("none", "NAME ...")] = ()
+    """paper, or released-code (its authors')."""
+    switch: Annotated[tuple[str, ...], describe_default("none", "NAME ...")] = ()
     """Departures to add to paper, or take from released-code. A wrong name lists them."""
-    test_images: Annotated[int | None, default("all; of ResNets 1000", "INT")] = None
-    """Test images to judge on."""
+    test_images: Annotated[int | None, describe_default("all; ResNets: 1000", "INT")] = None
+    """Images to test on."""
     precision: Annotated[Literal["fp32", "bf16"], arg(metavar="NAME")] = "fp32"
-    """fp32, or bf16: quick with AMX."""
+    """fp32, or bf16 (fast with AMX)."""
     judge: Annotated[Literal["fp32", "bf16"], arg(metavar="NAME")] = "fp32"
-    """Precision of the judging."""
+    """Precision of the evaluation."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1 or the like."""
     data: Annotated[Literal["mnist", "mnist-5k"], arg(metavar="NAME")] = "mnist"
@@ -59,14 +59,14 @@ class Reproduce:
     data_dir: DataDir = None
     """Folder of the official files."""
     runs: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")
-    """For the trained networks."""
+    """Folder of the trained networks."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("results")
-    """For the table's JSON or the figure."""
+    """Folder of the results."""
     json: Json = False
     """Print the table's or figure's record as JSON."""
 
     def run(self) -> None:
-        """Do all runs, show progress, write what came of them and print it."""
+        """Do all runs, show progress, write the result and print it."""
         import msgspec
 
         from noiseprop.cli.console import out, print_json
@@ -87,19 +87,19 @@ class Reproduce:
         path = self.out / f"{spec.table}-{spec.suffix}.json"
         record, by_name = extend_table(path, spec, read_finished_runs(spec)), {job.name: job for job in jobs}
         left = [job for job in jobs if not record.has_run(job)]
-        with _bars(self.what, len(jobs)) as show:
+        with _show_job_progress(self.what, len(jobs)) as show_run:
 
-            def keep(name: str, done: int, total: int, what: str) -> None:
-                if what == DONE:  # each run is worth having, also where the next one is stopped
+            def save_run(name: str, done: int, total: int, what: str) -> None:
+                if what == DONE:  # save each run, in case the next one is stopped
                     extend_table(path, spec, [read_finished(by_name[name])])
-                show(name, done, total, what)
+                show_run(name, done, total, what)
 
             for job in jobs:
                 if job not in left:
-                    show(job.name, 1, 1, DONE)
+                    show_run(job.name, 1, 1, DONE)
             if left:
                 start = None if self.ray is None else use_ray(*self.ray or ("auto",))
-                run_all(left, processes=self.jobs, show=keep, start=start)
+                run_all(left, processes=self.jobs, show=save_run, start=start)
                 record = extend_table(path, spec, [])
         if self.what == "figure3":
             svg, png = write_figure_3(record, self.out / f"figure3-{spec.suffix}")
@@ -112,7 +112,7 @@ class Reproduce:
         for rows in split_accuracies(record):
             out.print(f"{format_text_table(rows)}\n", markup=False)
         out.print(describe_settings(record), markup=False)
-        out.print(f"Accuracy: ours, mean ± {_over(record)} (the paper's). All is in {path}.")
+        out.print(f"Accuracy: ours, mean ± {_describe_spread(record)} (the paper's). Saved in {path}.")
 
     def _figure_4(self, spec: "TableSpec", jobs: "list[Job]") -> None:
         import msgspec
@@ -130,7 +130,7 @@ class Reproduce:
         return None
 
     def _choose_jobs(self) -> "tuple[TableSpec, list[Job]]":
-        """Every run that is asked for; data that are missing are told here, before processes start."""
+        """Return the requested runs, after checking the options and the data before processes start."""
         from noiseprop.data import load
         from noiseprop.environment import choose_device
         from noiseprop.errors import InputError
@@ -145,12 +145,12 @@ class Reproduce:
         if self.test_images is not None and self.test_images < 1:
             raise InputError(f"--test-images is {self.test_images}; give 1 or more")
         if table in RESNETS and self.data != "mnist":
-            raise InputError(f"--data {self.data} is for Tables 3 and 4; leave it out, {self.what} has data of its own")
+            raise InputError(f"--data {self.data} is for Tables 3 and 4; omit it, {self.what} has fixed data")
         if self.what == "figure4" and self.models:
-            raise InputError("figure4 shows images that all networks of Table 6 classify correctly; leave out --models")
+            raise InputError("figure4 shows images that all networks of Table 6 classify correctly; omit --models")
         rows = {row.name: row for row in (FIGURE_3 if self.what == "figure3" else TABLES[table])}
         if unknown := [name for name in self.models if name not in rows]:
-            raise InputError(f"{unknown[0]!r} is no row of {self.what}; choose of {'; '.join(rows)}")
+            raise InputError(f"{unknown[0]!r} is not a row of {self.what}; choose one of {'; '.join(rows)}")
         data = RESNETS.get(table, self.data)
         choose_device(self.device)
         load(data, self.data_dir)
@@ -162,20 +162,20 @@ class Reproduce:
         return spec, spec.make_jobs([rows[name] for name in self.models or rows], seeds)
 
 
-def _over(record: "TableResult") -> str:
-    """What stands behind the ± of a record's figures."""
+def _describe_spread(record: "TableResult") -> str:
+    """Describe the meaning of ± in a record's figures."""
     from collections import Counter
 
     seeds = Counter(run.row for run in record.runs).values()
     few, many = min(seeds), max(seeds)
     if many == 1:
-        return "what the images of one seed leave open"
+        return "uncertainty from the images of one seed"
     return f"standard deviation over {many if few == many else f'{few} to {many}'} seeds"
 
 
 @contextmanager
-def _bars(title: str, runs: int) -> "Generator[ShowProgress]":
-    """A line for each run at work and one for all, on stderr; where that is no terminal, lines now and then."""
+def _show_job_progress(title: str, runs: int) -> "Generator[ShowProgress]":
+    """Draw a progress bar per active run and one for all on stderr; without a terminal, print lines at intervals."""
     from noiseprop.paper.grid import DONE
     from noiseprop.progress import PlainProgress, create_progress_bars, error_console
 
@@ -185,7 +185,7 @@ def _bars(title: str, runs: int) -> "Generator[ShowProgress]":
         plain: dict[str, PlainProgress] = {}
         ended = 0
 
-        def show(name: str, done: int, total: int, what: str) -> None:
+        def show_run(name: str, done: int, total: int, what: str) -> None:
             nonlocal ended
             if name not in tasks:
                 tasks[name], plain[name] = drawn.add_task(name, note=""), PlainProgress(f"{title}: {name}")
@@ -200,4 +200,4 @@ def _bars(title: str, runs: int) -> "Generator[ShowProgress]":
             if not error_console.is_terminal:
                 error_console.print(f"{title}: {name} is done, {ended} of {runs}", markup=False)
 
-        yield show
+        yield show_run

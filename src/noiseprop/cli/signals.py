@@ -1,4 +1,4 @@
-"""How a command is stopped: SIGTERM takes the way of Ctrl-C, so that both leave what can be gone on with."""
+"""SIGTERM and Ctrl-C: both stop a command in the same way, so that it can be resumed."""
 
 import signal
 import threading
@@ -6,39 +6,39 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-_GO_ON = {
-    "train": "; what is finished is kept, go on with --resume",
-    "evaluate": "; what is finished is kept, the same command goes on",
-    "reproduce": "; what is finished is kept, the same command goes on",
+_RESUME_HINTS = {
+    "train": "; finished epochs are saved, continue with --resume",
+    "evaluate": "; finished parts are saved, repeat the command to continue",
+    "reproduce": "; finished parts are saved, repeat the command to continue",
 }
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """Stop by SIGTERM."""
 
 
 @contextmanager
-def stoppable() -> Generator[None]:
-    """Raise `Terminated` in the main thread when SIGTERM comes."""
+def raise_on_sigterm() -> Generator[None]:
+    """Raise `Terminated` in the main thread on SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def told(stop: KeyboardInterrupt, command: str) -> tuple[str, int]:
-    """What a stopped command says, and the code it ends with.
+def describe_stop(stop: KeyboardInterrupt, command: str) -> tuple[str, int]:
+    """Return the message of a stopped command and its exit code.
 
     >>> told(KeyboardInterrupt(), "demo")
     ('stopped', 130)
     """
     number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-    return f"stopped{_GO_ON.get(command, '')}", 128 + number  # as shells have it
+    return f"stopped{_RESUME_HINTS.get(command, '')}", 128 + number  # the convention of shells
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
     raise Terminated

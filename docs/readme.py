@@ -1,12 +1,10 @@
 """Put results into README.md and the quickstart: `python docs/readme.py`, after `noiseprop demo --out results`."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from noiseprop.paper.demo_picture import draw
-from noiseprop.paper.demo_table import heading, notes, rows
+from noiseprop.files.records import read_record
+from noiseprop.paper.demo import DemoRecord
+from noiseprop.paper.demo_report import describe_demo, draw_demo, tabulate_demo
 from noiseprop.paper.page import tabulate_verdicts
 from noiseprop.paper.results import TableResult, read_table
 from noiseprop.paper.tables import format_markdown
@@ -26,17 +24,17 @@ def claims_block(records: list[TableResult]) -> str:
     return format_markdown(tabulate_verdicts(records))
 
 
-def demo_table(record: Mapping[str, Any]) -> str:
+def demo_table(record: DemoRecord) -> str:
     """Return the table of the demo, for README.md."""
-    return format_markdown([heading(record), *rows(record)])
+    return format_markdown(tabulate_demo(record))
 
 
-def demo_block(record: Mapping[str, Any]) -> str:
+def demo_block(record: DemoRecord) -> str:
     """Return the table of the demo with its notes, for the quickstart."""
-    made = record["made_with"]
-    threads = f"{made['threads']} thread" + "s" * (made["threads"] > 1)
-    where = f"It took {made['seconds']:.0f} s with {threads} of {made['processor']}, torch {made['torch']}."
-    return "\n".join([demo_table(record), "", *notes(record), where])
+    made = record.made_with
+    threads = f"{made.threads} thread" + "s" * (made.threads > 1)
+    where = f"It took {record.seconds:.0f} s with {threads} of {made.processor}, torch {made.torch}."
+    return "\n".join([demo_table(record), "", *describe_demo(record), where])
 
 
 def updated(text: str, mark: str, block: str) -> str:
@@ -50,8 +48,8 @@ def updated(text: str, mark: str, block: str) -> str:
 
 def main() -> None:
     """Write both pages and the picture."""
-    record = json.loads(DEMO.read_text())
-    draw(record, PICTURE)
+    record = read_record(DEMO, DemoRecord)
+    draw_demo(record, PICTURE)
     claims = claims_block([read_table(path) for path in CLAIMS])
     blocks = (
         (README, CLAIMS_MARK, claims),

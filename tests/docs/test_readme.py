@@ -1,7 +1,5 @@
 """README.md and the quickstart say what results/ says, and the README's code does what its comments say."""
 
-import json
-from copy import deepcopy
 from pathlib import Path
 
 import msgspec
@@ -13,9 +11,10 @@ from tests.scripts import load_script
 
 from noiseprop import noise_layers
 from noiseprop.evaluation.statistics import mean_std
+from noiseprop.files.records import read_record
 from noiseprop.paper.comparison import find_guessing
-from noiseprop.paper.demo import FORMAT
-from noiseprop.paper.demo_picture import digest
+from noiseprop.paper.demo import DemoRecord
+from noiseprop.paper.demo_report import digest_demo
 from noiseprop.paper.figure4 import read_figure_4
 from noiseprop.paper.results import read_table
 
@@ -25,7 +24,7 @@ README, QUICKSTART = PAGES["README.md"].read_text(), PAGES["quickstart.md"].read
 
 @pytest.fixture(scope="module")
 def record():
-    return json.loads((ROOT / "results" / "demo.json").read_text())
+    return read_record(ROOT / "results" / "demo.json", DemoRecord)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +38,11 @@ def script():
 
 
 def test_the_demo_s_table_is_made_from_its_record(script, record):
-    assert record["format"] == FORMAT
     assert script.updated(QUICKSTART, script.DEMO_MARK, script.demo_block(record)) == QUICKSTART
     assert script.updated(README, script.DEMO_MARK, script.demo_table(record)) == README
-    other = deepcopy(record)
-    other["models"]["MLPN"][0]["on"]["pgd"] += 0.1
+    first, *others = record.models["MLPN"]
+    first = msgspec.structs.replace(first, on=msgspec.structs.replace(first.on, pgd=first.on.pgd + 0.1))
+    other = msgspec.structs.replace(record, models=record.models | {"MLPN": (first, *others)})
     assert script.updated(QUICKSTART, script.DEMO_MARK, script.demo_block(other)) != QUICKSTART
 
 
@@ -60,7 +59,7 @@ def test_the_verdicts_are_made_from_the_records(script, claims):
 
 def test_the_picture_is_made_from_the_record(record):
     with Image.open(ROOT / "results" / "demo.png") as picture:
-        assert picture.text["Source"] == digest(record)
+        assert picture.text["Source"] == digest_demo(record)
 
 
 def test_a_page_without_marks_is_told(script, record):
@@ -70,15 +69,15 @@ def test_a_page_without_marks_is_told(script, record):
 
 def test_what_the_readme_reads_from_the_demo_is_there(record):
     def mean(model, state, key):
-        return mean_std([run[state][key] for run in record["models"][model]]).mean
+        return mean_std([getattr(getattr(run, state), key) for run in record.models[model]]).mean
 
     mlp, fixed, learned = mean("MLP", "on", "clean"), mean("MLP+", "on", "clean"), mean("MLPN", "on", "clean")
     assert fixed < learned < mlp  # noise costs clean accuracy, and learning it gives a part back
-    mlp, fixed, learned = mean("MLP", "on", "pgd"), mean("MLP+", "on", "pgd-eot"), mean("MLPN", "on", "pgd-eot")
+    mlp, fixed, learned = mean("MLP", "on", "pgd"), mean("MLP+", "on", "pgd_eot"), mean("MLPN", "on", "pgd_eot")
     assert mlp < learned < fixed  # it buys some under attack, and learning it gives a part back
     for model in ("MLP+", "MLPN"):
-        assert mean(model, "off", "pgd") - mlp > (mean(model, "on", "pgd-eot") - mlp) / 2  # most of it with noise off
-    assert all(curve[-1] < 1 for run in record["models"]["MLPN"] for curve in run["sigma"].values())
+        assert mean(model, "off", "pgd") - mlp > (mean(model, "on", "pgd_eot") - mlp) / 2  # most of it with noise off
+    assert all(curve[-1] < 1 for run in record.models["MLPN"] for curve in run.sigma.values())
 
 
 def test_the_code_does_what_its_comments_say(tmp_path):

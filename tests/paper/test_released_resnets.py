@@ -15,7 +15,7 @@ from noiseprop.evaluation.scoring import derive_noise_key
 from noiseprop.evaluation.settings import CONDITIONS, Settings
 from noiseprop.models.registry import build
 from noiseprop.noise.sigma_adam import sigmas, weights
-from noiseprop.noise.stream import noise_streams
+from noiseprop.noise.stream import find_sources
 from noiseprop.paper.released_code import (
     add_released_attacks,
     build_row,
@@ -244,9 +244,9 @@ def test_they_meet_the_noise_that_is_said_from_a_key_of_their_own():
     seen: list[object] = []
 
     def attack(attacked: nn.Module, x: torch.Tensor, y: torch.Tensor, draws: int) -> torch.Tensor:
-        streams = noise_streams(attacked)
-        off = [stream.sampling is not None and stream.sampling.off for stream in streams]
-        seen.append((attacked, off, [stream.key[:2].tolist() for stream in streams if not any(off)]))
+        layers = find_sources(attacked)
+        off = [layer.state.sampling is not None and layer.state.sampling.off for layer in layers]
+        seen.append((attacked, off, [layer.key[:2].tolist() for layer in layers if not any(off)]))
         return x
 
     first = evaluate(model, test, settings=replace(asked, conditions=("clean",)))

@@ -123,7 +123,7 @@ def test_a_damaged_evaluation_is_made_again_and_another_setting_is_judged_anew(u
 
 
 def test_a_folder_of_other_settings_is_refused(undisturbed):
-    with pytest.raises(RunError, match="was made for 2 epochs, 1 are asked for"):
+    with pytest.raises(RunError, match="was planned for 2 epochs, got 1; request at least 2"):
         run_job(replace(undisturbed, epochs=1), quiet)
 
 

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from noiseprop.cli.options import Json
+
+if TYPE_CHECKING:
+    from noiseprop.paper.demo import DemoRecord
 
 
 @dataclass(frozen=True)
@@ -15,34 +18,36 @@ class Demo:
 
     Trains and attacks MLP, MLP+ and MLPN on 5,000 real digits, as the paper does.
 
-    Takes about a minute on 2 cores and no network. Prints a table; draws a picture.
+    Takes about a minute on 2 cores, offline. Prints a table; draws a picture.
 
     For example:
       noiseprop demo --out runs/demo
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/demo")
-    """Where to put demo.png and demo.json; an earlier demo there is replaced."""
+    """Folder for demo.png and demo.json; replaces an earlier demo."""
     json: Json = False
     """Print the record, demo.json, as JSON."""
 
     def run(self) -> None:
-        """Run, show progress, print the table and say where the picture is."""
+        """Run, show progress, print the table and the path of the picture."""
+        import msgspec
+
         from noiseprop.cli.console import out, print_json, progress_bar
-        from noiseprop.files.atomic import write_json
+        from noiseprop.files.records import write_record
         from noiseprop.paper.demo import run_demo
-        from noiseprop.paper.demo_picture import draw
+        from noiseprop.paper.demo_report import draw_demo
 
         self._refuse_to_lose()
         with progress_bar("demo", lines=True) as progress:
             record = run_demo(progress=progress)
-        print_json(record) if self.json else _print_table(record)
-        write_json(self.out / "demo.json", record)
-        draw(record, self.out / "demo.png")
+        print_json(msgspec.to_builtins(record)) if self.json else _print_table(record)
+        write_record(self.out / "demo.json", record)
+        draw_demo(record, self.out / "demo.png")
         out.print(f"\nThe picture is in {self.out / 'demo.png'}, all figures in {self.out / 'demo.json'}.")
 
     def _refuse_to_lose(self) -> None:
-        """Make the folder, and refuse one that cannot be written to or whose files of these names no demo wrote."""
+        """Make the folder; check that it is writable and that a demo wrote any files of these names."""
         from noiseprop.errors import RunError
         from noiseprop.files.atomic import check_writable
         from noiseprop.paper.demo import is_demo
@@ -57,19 +62,19 @@ class Demo:
                 raise RunError(f"{path} was not written by a demo and would be lost; choose another --out")
 
 
-def _print_table(record: dict[str, Any]) -> None:
+def _print_table(record: "DemoRecord") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from noiseprop.cli.console import out
-    from noiseprop.paper.demo_table import heading, notes, rows
+    from noiseprop.paper.demo_report import describe_demo, tabulate_demo
 
-    first, *others = heading(record)
+    (first, *others), *rows = tabulate_demo(record)
     table = Table(first, box=SIMPLE_HEAD, pad_edge=False)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows(record):
+    for row in rows:
         table.add_row(*row)
     out.print(table)
-    for note in notes(record):
+    for note in describe_demo(record):
         out.print(note, soft_wrap=False)

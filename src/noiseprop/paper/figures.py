@@ -35,7 +35,9 @@ def draw_figure_3(record: TableResult) -> Figure:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, (title, select) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
         for row, colour in zip(FIGURE_3, _COLOURS, strict=True):
-            _draw_curve(axes, [select(run.course) for run in record.find_runs(row.name)], row.name, colour)
+            runs = [select(run.course) for run in record.find_runs(row.name)]
+            epochs = np.arange(1, max(map(len, runs)) + 1)
+            draw_band(axes, epochs, runs, color=colour, label=row.name, marker=".", markersize=4)
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -60,11 +62,10 @@ def write_figure_3(record: TableResult, stem: Path) -> tuple[Path, Path]:
     return svg, png
 
 
-def _draw_curve(axes: Any, runs: Sequence[Sequence[float]], label: str, colour: str) -> None:
-    """Draw the mean of a network over its runs, and the band around it."""
-    reached = [[run[epoch] for run in runs if epoch < len(run)] for epoch in range(max(map(len, runs)))]
-    epochs = np.arange(1, len(reached) + 1)
+def draw_band(axes: Any, x: Any, runs: Sequence[Sequence[float]], *, color: str, **line: Any) -> None:
+    """Draw the mean over runs at each x that a run reached, and a band of ± one sample standard deviation."""
+    reached = [[run[i] for run in runs if i < len(run)] for i in range(max(map(len, runs)))]
     mean = np.array([np.mean(values) for values in reached])
     std = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in reached])
-    axes.plot(epochs, mean, color=colour, label=label, marker=".", markersize=4)
-    axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x[: len(mean)], mean, color=color, **line)
+    axes.fill_between(x[: len(mean)], mean - std, mean + std, color=color, alpha=0.2, linewidth=0)

@@ -100,7 +100,7 @@ def _draw_accuracy(axes: Any, record: DemoRecord) -> None:
     eps, published = 255 * np.array(settings.curve_eps), 255 * settings.pgd_eps
     for name, runs in record.models.items():
         noise, marker = _NOISE[name]
-        line = {"color": COLOURS[name], "label": f"{name} ({noise})", "marker": marker, "ms": 5}
+        line: dict[str, Any] = {"color": COLOURS[name], "label": f"{name} ({noise})", "marker": marker, "ms": 5}
         draw_band(axes, eps, [run.curve for run in runs], lw=1.8, **line)
     axes.axhline(0.1, color="0.5", lw=1, ls=":")
     axes.text(eps[-1], 0.11, "chance", ha="right", va="bottom", **small)

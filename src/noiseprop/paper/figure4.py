@@ -213,7 +213,7 @@ def measure_inside(maps: Tensor, boxes: Tensor) -> Tensor:
 
 def _measure_shares(maps: Mapping[str, Tensor], boxes: Tensor, right: list[bool]) -> SaliencyShares:
     area = measure_inside(torch.ones_like(next(iter(maps.values()))), boxes)
-    inside = {
+    inside: dict[str, tuple[float | None, ...]] = {
         name: tuple(None if math.isnan(v) else round(v, 6) for v in measure_inside(found, boxes).tolist())
         for name, found in maps.items()
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -389,17 +390,18 @@ _ENVIRONMENT = Environment(
     keep_trailing_newline=True,
     autoescape=False,  # noqa: S701 - Markdown
 )
-_ENVIRONMENT.globals.update(  # pyright: ignore[reportCallIssue]
-    explain=explanations,
-    columns=COLUMNS,
-    chance_level=chance_level,
-    find_guessing=find_guessing,
-    list_commands=list_commands,
-    name_recipe=name_recipe,
-    count_seeds=count_seeds,
-    split_accuracies=split_accuracies,
-    tabulate_findings=tabulate_findings,
-    tabulate_shares=tabulate_shares,
-    tabulate_states=tabulate_states,
-)
+_GLOBALS: dict[str, Any] = {
+    "explain": explanations,
+    "columns": COLUMNS,
+    "chance_level": chance_level,
+    "find_guessing": find_guessing,
+    "list_commands": list_commands,
+    "name_recipe": name_recipe,
+    "count_seeds": count_seeds,
+    "split_accuracies": split_accuracies,
+    "tabulate_findings": tabulate_findings,
+    "tabulate_shares": tabulate_shares,
+    "tabulate_states": tabulate_states,
+}
+_ENVIRONMENT.globals.update(_GLOBALS)
 _ENVIRONMENT.filters.update(markdown=format_markdown, join_names=join_names)

@@ -33,7 +33,7 @@ def raise_on_sigterm() -> Generator[None]:
 def describe_stop(stop: KeyboardInterrupt, command: str) -> tuple[str, int]:
     """Return the message of a stopped command and its exit code.
 
-    >>> told(KeyboardInterrupt(), "demo")
+    >>> describe_stop(KeyboardInterrupt(), "demo")
     ('stopped', 130)
     """
     number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT

@@ -56,7 +56,7 @@ class Data:
                 size = f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] else ""
                 out.print(f"{row['name']:<14} {row['state']:<12} {size:>10}  {row['where']}", markup=False)
                 if row["note"]:
-                    out.print(f"{'':14} {row['said']}", markup=False)
+                    out.print(f"{'':14} {row['note']}", markup=False)
         damaged = [row["name"] for row in rows if row["state"] == "damaged"]
         if damaged:
             error_console.quiet = False

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from noiseprop import SigmaAdam, add_noise, before, inspect_noise, noise_layers, remove_noise, sampling, sigmas, weights
 from noiseprop.data import batches, load, split
-from noiseprop.report.noise_table import table
+from noiseprop.report.noise_table import format_noise_table
 
 torch.manual_seed(0)
 model = nn.Sequential(
@@ -70,7 +70,7 @@ print(f"test accuracy of one draw, on average: {accuracy:.3f}")
 # Its size relative to the signal, and whether the loss would raise or lower it.
 
 # %%
-print(table(inspect_noise(model, batches(parts.train, 128, generator=order, drop_last=True))))
+print(format_noise_table(inspect_noise(model, batches(parts.train, 128, generator=order, drop_last=True))))
 
 # %% [markdown]
 # ## Remove it

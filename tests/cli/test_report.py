@@ -38,7 +38,7 @@ def test_what_all_runs_lack_is_said_once(tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise InputError("no images here")
 
-    monkeypatch.setattr("noiseprop.report.network_views._examples", stop)
+    monkeypatch.setattr("noiseprop.report.network_views._make_examples", stop)
     runs = [str(make_run(tmp_path / name, name)) for name in ("MLP", "MLPN")]
     target = tmp_path / "r.html"
     assert main(["report", *runs, "--out", str(target), "--images", "2"]) == 0

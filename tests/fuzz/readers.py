@@ -485,7 +485,7 @@ def curve_seeds() -> list[bytes]:
 
 
 def read_curve(data: bytes) -> None:
-    eps_curve._read(as_file(data, eps_curve.CURVE), "ab")
+    eps_curve._read_curve(as_file(data, eps_curve.CURVE), "ab")
 
 
 NUMBERS = [b"1e999", b"NaN", b"-Infinity", b"1" * 25, b"-0", b"\\ud800", b"\\u001b", b"[" * 20, b"null", b"true"]

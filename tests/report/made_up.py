@@ -16,9 +16,9 @@ from noiseprop.evaluation.serialization import write_evaluation
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, SETTINGS
 from noiseprop.models.registry import RegisteredModelConfig, build
 from noiseprop.noise.attach.add_noise import noise_layers
-from noiseprop.report.network_views import look_at
-from noiseprop.report.page import report
-from noiseprop.report.run_groups import grouped, read_run
+from noiseprop.report.network_views import view_networks
+from noiseprop.report.page import render_report
+from noiseprop.report.run_groups import group_runs, read_run
 from noiseprop.training import TABLE_1, Epoch, SigmaStatistics, save_model
 from noiseprop.training.run_config import RunSettings, describe_data
 from noiseprop.training.run_folder import append_epoch, open_run
@@ -100,8 +100,8 @@ def make_run(
 
 def page(*folders: Path, images: int = 0) -> str:
     """The report of some run folders."""
-    groups = grouped([read_run(folder) for folder in folders])
-    return report(groups, look_at(groups, data_dir=None, images=images))
+    groups = group_runs([read_run(folder) for folder in folders])
+    return render_report(groups, view_networks(groups, data_dir=None, images=images))
 
 
 DOUBT = Finding("single step", "failed", {"one_step": 0.1}, "A single step is stronger than many.")

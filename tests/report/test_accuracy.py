@@ -6,13 +6,13 @@ from tests.report.made_up import DOUBT, evaluation, make_run
 
 from noiseprop.evaluation.results import Finding
 from noiseprop.evaluation.statistics import wilson
-from noiseprop.report.accuracy import by_condition, severities, table
-from noiseprop.report.paired_tests import pairs
-from noiseprop.report.run_groups import grouped, read_run
+from noiseprop.report.accuracy import find_severities, group_doubts, tabulate_accuracies
+from noiseprop.report.paired_tests import compare_all_pairs
+from noiseprop.report.run_groups import group_runs, read_run
 
 
 def tabled(folders):
-    return table(grouped([read_run(folder) for folder in folders]))
+    return tabulate_accuracies(group_runs([read_run(folder) for folder in folders]))
 
 
 def find(found, group, state, run=None):
@@ -37,7 +37,7 @@ def test_seeds_are_a_mean_with_their_deviation_and_a_run_has_wilson_s_interval(f
 
 def test_a_corruption_is_the_mean_of_its_severities_without_an_interval(folders):
     cell = find(tabled(folders), "MLPN", "one draw")["contrast"]
-    by_severity = severities(evaluation("MLPN", 0), "contrast")
+    by_severity = find_severities(evaluation("MLPN", 0), "contrast")
     assert list(by_severity) == [0, 1, 2, 3, 4, 5]
     assert cell.value == pytest.approx(statistics.mean(by_severity[s] for s in range(1, 6)))
     assert cell.spread == ""
@@ -64,7 +64,7 @@ def test_a_warning_stands_at_the_figures_that_it_touches_and_at_no_other(folders
 
 def test_a_warning_stands_at_the_charts_of_its_conditions(folders):
     (doubt,) = [doubt for doubt in tabled(folders).doubts if doubt.check == "single step"]
-    assert [name for name, found in by_condition([doubt]).items() if found] == ["FGSM", "PGD"]
+    assert [name for name, found in group_doubts([doubt]).items() if found] == ["FGSM", "PGD"]
 
 
 def test_a_warning_of_one_seed_stands_at_the_mean_and_at_that_seed(tmp_path):
@@ -98,7 +98,7 @@ def test_an_evaluation_that_lacks_what_its_settings_name_has_gaps_and_no_error(t
 
 
 def test_pairs_are_of_the_first_runs_of_groups(folders):
-    found = pairs(grouped([read_run(folder) for folder in folders]))
+    found = compare_all_pairs(group_runs([read_run(folder) for folder in folders]))
     assert [(pair.a, pair.b) for pair in found] == [
         ("MLP, seed 0", "MLPN, seed 0"),
         ("MLP, seed 0", "CNN-AN, seed 0"),
@@ -117,12 +117,12 @@ def test_pairs_are_of_the_first_runs_of_groups(folders):
 
 
 def test_a_group_alone_is_compared_within(folders):
-    (pair,) = pairs(grouped([read_run(folder) for folder in folders[:2]]))
+    (pair,) = compare_all_pairs(group_runs([read_run(folder) for folder in folders[:2]]))
     assert (pair.a, pair.b) == ("MLP, seed 0", "MLP, seed 1")
 
 
 def test_runs_judged_on_other_images_say_why_they_have_no_comparison(tmp_path, folders):
     other = make_run(tmp_path / "other", "MLPN", judged=replace(evaluation("MLPN", 0), digest="e" * 64))
-    (pair,) = pairs(grouped([read_run(folder) for folder in (folders[0], other)]))
+    (pair,) = compare_all_pairs(group_runs([read_run(folder) for folder in (folders[0], other)]))
     assert pair.lines == ()
     assert "the evaluations are of different test images" in pair.trouble

@@ -104,7 +104,7 @@ def test_the_table_filters_by_words_state_and_run(opened):
     one(opened, "#filter").send_keys(Keys.CONTROL + "a", Keys.DELETE)
     Select(one(opened, "#state")).select_by_visible_text("vote")
     assert rows(opened) == ["MLPN, mnist-5k", "CNN-AN, mnist-5k"]
-    Select(one(opened, "#state")).select_by_visible_text("as judged")
+    Select(one(opened, "#state")).select_by_visible_text("as deployed")
     one(opened, "#each").click()
     assert rows(opened) == [
         "MLP, mnist-5k, 2 seeds",

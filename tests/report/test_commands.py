@@ -8,7 +8,7 @@ from msgspec import structs
 from noiseprop.cli import COMMANDS
 from noiseprop.cli import _parse_command as parse
 from noiseprop.models.registry import RegisteredModelConfig, build
-from noiseprop.report.commands import commands
+from noiseprop.report.commands import list_commands_again
 from noiseprop.training import TABLE_1
 from noiseprop.training.objective_config import describe_objective, make_objective
 from noiseprop.training.run_config import DataConfig, RunSettings, SplitSizes
@@ -36,7 +36,7 @@ def parsed(lines):
 
 def test_the_commands_ask_for_just_the_settings_of_the_run():
     told = with_model(settings(epochs=7, precision="bf16"), activation="sigmoid")
-    train, evaluate = parsed(commands(told, Path("my runs/$HOME")))
+    train, evaluate = parsed(list_commands_again(told, Path("my runs/$HOME")))
     assert isinstance(train, COMMANDS["train"])
     asked = train._make_request()
     assert asked.recipe == told.recipe
@@ -48,19 +48,19 @@ def test_the_commands_ask_for_just_the_settings_of_the_run():
 def test_the_objective_is_told(name, number):
     objective = describe_objective(make_objective(name, number, build("MLPN")))
     told = structs.replace(settings(), objective=objective)
-    train, _ = parsed(commands(told, Path("run")))
+    train, _ = parsed(list_commands_again(told, Path("run")))
     assert (train.objective, train.objective_number) == (name, number)
 
 
 def test_what_the_command_cannot_say_is_a_comment():
     told = with_model(settings(lr=0.5), init="normal")
-    remark, *_ = commands(told, Path("run"))
+    remark, *_ = list_commands_again(told, Path("run"))
     assert remark == "# from Python (noiseprop.runs.trained_model.train_run), with lr 0.5, init normal"
 
 
 def test_text_from_files_stays_one_word_of_the_shell():
     told = with_model(settings(), name="x; rm -rf /", init="a\nrm -rf /")
-    lines = commands(told, Path("run; reboot"))
+    lines = list_commands_again(told, Path("run; reboot"))
     assert not any("\n" in line for line in lines)
     assert lines[0].startswith("#")
     assert shlex.split(lines[1])[3] == "x; rm -rf /"

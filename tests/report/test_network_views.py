@@ -7,15 +7,15 @@ from tests.report.made_up import digits, evaluation, make_run
 from noiseprop.data import batches
 from noiseprop.errors import InputError
 from noiseprop.noise.attach.add_noise import noise_layers
-from noiseprop.report.network_views import look_at
-from noiseprop.report.run_groups import grouped, read_run
+from noiseprop.report.network_views import view_networks
+from noiseprop.report.run_groups import group_runs, read_run
 from noiseprop.runs.trained_model import load_run
 from noiseprop.saliency import smoothgrad
 
 
 def looked(*folders, images=0, **options):
-    groups = grouped([read_run(folder) for folder in folders])
-    return look_at(groups, data_dir=None, images=images, **options)
+    groups = group_runs([read_run(folder) for folder in folders])
+    return view_networks(groups, data_dir=None, images=images, **options)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_steps_and_draws_that_a_file_asks_for_are_bounded(tmp_path, monkeypatch)
         asked.append(settings)
         raise InputError("enough")
 
-    monkeypatch.setattr("noiseprop.report.network_views._examples", stop)
+    monkeypatch.setattr("noiseprop.report.network_views._make_examples", stop)
     assert looked(folder)[folder].troubles == ("enough",)
     (s,) = asked
     assert (s.pgd_steps, s.lbfgs_steps, s.vote_draws, s.attack_draws) == (200, 200, 100, (100,))

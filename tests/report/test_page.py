@@ -12,9 +12,9 @@ from noiseprop.evaluation.results import Finding
 from noiseprop.evaluation.serialization import write_evaluation
 from noiseprop.evaluation.settings import ATTACKS, CORRUPTIONS, TRANSFERS
 from noiseprop.report.eps_curve import Curve
-from noiseprop.report.network_views import EXAMPLES_IN_ALL, Example, Look, Seen, Sigma, look_at
-from noiseprop.report.page import MARK, refuse_to_lose, report, write_report
-from noiseprop.report.run_groups import grouped, read_run
+from noiseprop.report.network_views import EXAMPLES_IN_ALL, Example, ExampleVersion, NetworkView, Sigma, view_networks
+from noiseprop.report.page import REPORT_MARK, check_report_path, render_report, write_report
+from noiseprop.report.run_groups import group_runs, read_run
 
 EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(1)</script>"
 
@@ -118,12 +118,12 @@ def test_a_run_of_which_only_settings_are_left_has_a_page(tmp_path):
 
 
 def test_only_reports_are_replaced(tmp_path, folders):
-    groups = grouped([read_run(folders[0])])
-    looks = look_at(groups, data_dir=None, images=0)
+    groups = group_runs([read_run(folders[0])])
+    looks = view_networks(groups, data_dir=None, images=0)
     target = tmp_path / "report.html"
     write_report(groups, looks, target)
     first = target.read_text()
-    assert MARK in first[:200]
+    assert REPORT_MARK in first[:200]
     write_report(groups, looks, target)
     assert target.read_text() == first
     target.write_text("<!doctype html><p>mine")
@@ -131,7 +131,7 @@ def test_only_reports_are_replaced(tmp_path, folders):
         write_report(groups, looks, target)
     assert target.read_text() == "<!doctype html><p>mine"
     with pytest.raises(RunError, match="would be lost"):
-        refuse_to_lose(tmp_path)
+        check_report_path(tmp_path)
 
 
 def test_a_grid_of_thirty_runs_stays_under_five_megabytes(grid):
@@ -142,14 +142,14 @@ def test_a_grid_of_thirty_runs_stays_under_five_megabytes(grid):
 
 def test_so_does_a_grid_of_the_largest_networks_on_the_largest_images(thirty):
     """Images of noise compress to nothing smaller; sigma has the shapes of ResNet34 with noise everywhere."""
-    groups = grouped([read_run(folder) for folder in thirty])
+    groups = group_runs([read_run(folder) for folder in thirty])
     rng = torch.Generator().manual_seed(0)
     count = max(1, EXAMPLES_IN_ALL // len(groups))
     names = ("clean", *ATTACKS, *CORRUPTIONS)
     examples = tuple(
         Example(
             "goldfish",
-            tuple(Seen(name, torch.rand(3, 64, 64, generator=rng), "axolotl", 0.5, False) for name in names),
+            tuple(ExampleVersion(name, torch.rand(3, 64, 64, generator=rng), "axolotl", 0.5, False) for name in names),
             torch.rand(64, 64, generator=rng),
         )
         for _ in range(count)
@@ -160,9 +160,9 @@ def test_so_does_a_grid_of_the_largest_networks_on_the_largest_images(thirty):
     sigmas = tuple(Sigma(f"layer {i}", torch.rand(shape, generator=rng)) for i, shape in enumerate(shapes))
     row = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     curve = Curve((0, 0.1, 0.2, 0.3, 0.4, 0.5), dict.fromkeys((*ATTACKS, *TRANSFERS), row), 50, 20, 32)
-    first, other = Look(curve, sigmas, examples, 32), Look(curve, (), (), 32)
+    first, other = NetworkView(curve, sigmas, examples, 32), NetworkView(curve, (), (), 32)
     looks = {run.path: first if run is group.runs[0] else other for group in groups for run in group.runs}
-    text = report(groups, looks)
+    text = render_report(groups, looks)
     assert text.count("<img") > 10 * (count * 9 + 16 * 2)
     assert len(text) < 5_000_000
 
@@ -175,7 +175,7 @@ def copied(tmp_path, folders):
 def test_the_curve_is_kept_beside_the_run_and_read_again(copied, monkeypatch):
     first = page(copied, images=4)
     assert (copied / "curve.json").exists()
-    monkeypatch.setattr("noiseprop.report.eps_curve._accuracies", None)
+    monkeypatch.setattr("noiseprop.report.eps_curve._measure_accuracies", None)
     assert page(copied, images=4) == first
 
 

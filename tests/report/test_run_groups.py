@@ -7,11 +7,11 @@ from tests.report.made_up import evaluation, make_run
 from noiseprop.errors import RunError
 from noiseprop.evaluation.serialization import write_evaluation
 from noiseprop.files.checksum import add_checksum
-from noiseprop.report.run_groups import grouped, read_run
+from noiseprop.report.run_groups import group_runs, read_run
 
 
 def test_runs_that_differ_in_their_seed_alone_are_a_group(folders):
-    groups = grouped([read_run(folder) for folder in folders])
+    groups = group_runs([read_run(folder) for folder in folders])
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
         ("MLP", ["seed 0", "seed 1"]),
         ("MLPN", ["seed 0"]),
@@ -28,7 +28,7 @@ def test_what_tells_namesakes_apart_is_in_their_labels(tmp_path):
         make_run(tmp_path / "b", epochs=2),
         make_run(tmp_path / "c", change=floor),
     ]
-    labels = [group.label for group in grouped([read_run(run) for run in runs])]
+    labels = [group.label for group in group_runs([read_run(run) for run in runs])]
     assert labels == ["MLPN · epochs 3", "MLPN · epochs 2", "MLPN · epochs 3 · objective Floor · floor 0.5"]
 
 
@@ -40,11 +40,11 @@ def test_no_mean_is_taken_over_other_images_or_attacks(tmp_path):
         make_run(tmp_path / "c", seed=2, judged=replace(judged, settings=replace(judged.settings, pgd_steps=99))),
         make_run(tmp_path / "d", seed=3, judged=None),
     ]
-    groups = grouped([read_run(run) for run in runs])
+    groups = group_runs([read_run(run) for run in runs])
     assert [group.label for group in groups] == [
         "MLPN",
-        "MLPN · judged otherwise (b)",
-        "MLPN · judged otherwise (c)",
+        "MLPN · evaluated differently (b)",
+        "MLPN · evaluated differently (c)",
         "MLPN · not evaluated (d)",
     ]
 
@@ -77,7 +77,7 @@ def test_damaged_metrics_and_settings_are_sentences(tmp_path):
     run = read_run(folder)
     assert (run.settings, run.epochs) == (None, ())
     assert len(run.troubles) == 2
-    assert grouped([run])[0].label == "run"
+    assert group_runs([run])[0].label == "run"
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
@@ -90,5 +90,5 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
 def test_an_evaluation_of_other_seeds_joins_its_group_once_written(tmp_path):
     folder = make_run(tmp_path / "b", seed=1, judged=None)
     write_evaluation(evaluation("MLPN", 1), folder / "evaluation.json")
-    (group,) = grouped([read_run(make_run(tmp_path / "a")), read_run(folder)])
+    (group,) = group_runs([read_run(make_run(tmp_path / "a")), read_run(folder)])
     assert len(group.evaluations) == 2

@@ -2,11 +2,11 @@ import re
 
 import pytest
 
-from noiseprop.report.svg import FRAME, Series, chart, styles
+from noiseprop.report.svg import FRAME, Series, assign_styles, draw_chart
 
 
 def draw(x, *series, **options):
-    return chart("title", x, series, styles([s.name for s in series]), x_label="x", y_label="y", **options)
+    return draw_chart("title", x, series, assign_styles([s.name for s in series]), x_label="x", y_label="y", **options)
 
 
 def test_the_ends_of_the_axes_are_the_ends_of_the_frame():
@@ -57,6 +57,6 @@ def test_long_lines_are_thinned_but_keep_their_ends():
 
 
 def test_names_have_looks_of_their_own_beyond_the_palette():
-    look = styles([f"run {i}" for i in range(28)])
+    look = assign_styles([f"run {i}" for i in range(28)])
     assert len({(style.colour, style.dash) for style in look.values()}) == 28
     assert all(1 <= style.colour <= 7 for style in look.values())

@@ -43,7 +43,7 @@ class Inspect:
         from noiseprop.errors import InputError, RunError
         from noiseprop.noise.attach.add_noise import is_noisy
         from noiseprop.noise.diagnostics.inspect_noise import inspect_noise
-        from noiseprop.report.noise_table import draw, figures, save, table
+        from noiseprop.report.noise_table import draw_noise, format_noise_table, list_noise_figures, write_noise_tensors
         from noiseprop.runs.trained_model import load_run, load_run_data
 
         if self.batches < 2:
@@ -70,13 +70,18 @@ class Inspect:
             layers = inspect_noise(model, report_batches())
         title = f"{settings.model.name} on {data.name}: {self.batches} batches of {size}"
         picture, neurons = self.run_dir / "noise.png", self.run_dir / "noise.safetensors"
-        draw(layers, picture, title=title)
-        save(layers, neurons)
+        draw_noise(layers, picture, title=title)
+        write_noise_tensors(layers, neurons)
         if self.json:
             found = {"model": settings.model.name, "data": data.name, "batches": self.batches}
-            found |= {"batch_size": size, "layers": figures(layers), "picture": str(picture), "neurons": str(neurons)}
+            found |= {
+                "batch_size": size,
+                "layers": list_noise_figures(layers),
+                "picture": str(picture),
+                "neurons": str(neurons),
+            }
             print_json(found)
             return
-        out.print(table(layers), markup=False)
+        out.print(format_noise_table(layers), markup=False)
         out.print(_NOISE_LEGEND, markup=False)
         out.print(f"The picture is in {picture}, every neuron in {neurons}.")

@@ -44,22 +44,22 @@ class Report:
         from noiseprop.cli.console import out, progress_bar
         from noiseprop.errors import InputError
         from noiseprop.files.atomic import check_writable
-        from noiseprop.report.network_views import look_at
-        from noiseprop.report.page import refuse_to_lose, write_report
-        from noiseprop.report.run_groups import grouped, read_run
+        from noiseprop.report.network_views import view_networks
+        from noiseprop.report.page import check_report_path, write_report
+        from noiseprop.report.run_groups import group_runs, read_run
 
         if not self.run_dirs:
             raise InputError("report requires run folders, such as runs/mlpn")
         if self.images is not None and self.images < 0:
             raise InputError(f"--images is {self.images}; give 0 or more")
-        refuse_to_lose(self.out)
+        check_report_path(self.out)
         runs = [read_run(path) for path in dict.fromkeys(self.run_dirs)]
         self.out.parent.mkdir(parents=True, exist_ok=True)
         check_writable(self.out)
-        groups = grouped(runs)
+        groups = group_runs(runs)
         surrogate_of = partial(_load_transfer_surrogate, {}, self.data_dir)
         with progress_bar("report") as progress:
-            looks = look_at(
+            looks = view_networks(
                 groups,
                 data_dir=self.data_dir,
                 images=self.images,

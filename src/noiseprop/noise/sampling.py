@@ -110,7 +110,7 @@ def _register_hooks(model: nn.Module, state: Sampling, sources: Sequence[NoiseSo
     if is_frozen:
         frozen = _FrozenPass(sources)
         handles.append(model.register_forward_pre_hook(frozen.begin, prepend=True))
-        handles.append(model.register_forward_hook(frozen.end))
+        handles.append(model.register_forward_hook(frozen.end, always_call=True))
     if state.draws is not None:
         runner = _DrawRunner(model, state, sources)
         handles.append(model.register_forward_pre_hook(runner.before_pass, prepend=True, with_kwargs=True))

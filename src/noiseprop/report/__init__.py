@@ -1,1 +1,1 @@
-"""What people look at: tables, pictures and pages made from finished runs."""
+"""Tables, pictures and pages about finished runs."""

@@ -1,4 +1,4 @@
-"""The table of a report: accuracies of runs and of their groups, and beside each figure what makes it doubtful."""
+"""Table of a report: accuracies of runs and of their groups, with the doubts about each figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ NAMES = {
     "glass_blur": "glass blur",
     "contrast": "contrast",
 }
-"""The conditions as people read them."""
+"""Names of the conditions on the page."""
 
 STATE_NAMES: dict[State, str] = {"off": "off", "one": "one draw", "vote": "vote"}
 
-MOST_FINDINGS = 50  # shown of a run; an evaluation has six
+MAX_FINDINGS = 50  # shown of a run; an evaluation has six
 
-# The figures on which a finding of `evaluation.trust` casts doubt
-_TOUCHES: dict[str, tuple[str, ...]] = {
+# Conditions whose figures a failed sanity check makes doubtful
+_AFFECTED_CONDITIONS: dict[str, tuple[str, ...]] = {
     "noise": CONDITIONS,
     "convergence": ("pgd",),
     "single step": ("fgsm", "pgd"),
@@ -41,7 +41,7 @@ _TOUCHES: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class Doubt:
-    """What makes figures of a group doubtful: a check that failed, and for each run where it did, its sentence."""
+    """Failed check that makes figures of a group doubtful, with its sentence for each affected run."""
 
     number: int
     group: str
@@ -51,7 +51,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: accuracy, what stands behind its ±, the ends of its bar's whisker, and the doubts about it."""
+    """Accuracy with its ± or interval as text, the ends of its error bar, and the doubts about it."""
 
     value: float
     spread: str
@@ -62,70 +62,70 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a group (`run` is None) or one of its runs, in one state of its noise."""
+    """Row of the table: a group (`run` is None) or one of its runs, in one state of its noise."""
 
     group: str
     run: str | None
     data: str
     state: str
-    judged: bool
+    is_reported: bool
     runs: int
     cells: tuple[Cell | None, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """The whole: the conditions of its columns, its rows, and the doubts that they point to."""
+    """Table with the conditions of its columns, its rows, and the doubts that they refer to."""
 
     conditions: tuple[str, ...]
     rows: tuple[Row, ...]
     doubts: tuple[Doubt, ...]
 
 
-def table(groups: Sequence[Group]) -> Table:
-    """All figures of the groups that were evaluated."""
+def tabulate_accuracies(groups: Sequence[Group]) -> Table:
+    """Return all figures of the groups that were evaluated."""
     measured = {m.condition for group in groups for e in group.evaluations for m in e.measurements}
     conditions = tuple(condition for condition in CONDITIONS if condition in measured)
-    doubts = {group.label: _doubts(group) for group in groups}
+    doubts = {group.label: _find_doubts(group) for group in groups}
     numbered = [doubt for found in doubts.values() for doubt in found]
     for number, doubt in enumerate(numbered, 1):
         doubt.number = number
     rows: list[Row] = []
     for group in groups:
         for state in STATES:
-            members = [run for run in group.runs if run.evaluation and _has(run.evaluation, state)]
+            members = [run for run in group.runs if run.evaluation and _has_measurement(run.evaluation, state)]
             if not members:
                 continue
-            rows.append(_row(group, None, members, state, conditions, doubts[group.label]))
+            rows.append(_make_row(group, None, members, state, conditions, doubts[group.label]))
             if len(group.runs) > 1:
-                rows += [_row(group, run, [run], state, conditions, doubts[group.label]) for run in members]
+                rows += [_make_row(group, run, [run], state, conditions, doubts[group.label]) for run in members]
     return Table(conditions, tuple(rows), tuple(numbered))
 
 
-def by_condition(doubts: Sequence[Doubt]) -> dict[str, list[Doubt]]:
-    """The doubts about each condition, by its name for people."""
-    return {NAMES[c]: [doubt for doubt in doubts if _touches(doubt.check, c)] for c in CONDITIONS}
+def group_doubts(doubts: Sequence[Doubt]) -> dict[str, list[Doubt]]:
+    """Return the doubts about each condition, by its name on the page."""
+    return {NAMES[c]: [doubt for doubt in doubts if _affects(doubt.check, c)] for c in CONDITIONS}
 
 
-def judged_state(evaluation: Evaluation) -> State:
-    """The state of a network as it is used: one draw of its noise, or off where it has none."""
+def choose_reported_state(evaluation: Evaluation) -> State:
+    """Return the state of a network as deployed: one draw of its noise, or off without noise."""
     return "one" if evaluation.noisy else "off"
 
 
-def severities(evaluation: Evaluation, kind: str) -> dict[int, float]:
-    """Accuracy by severity of a corruption, as judged; 0 is clean. Empty where it was not measured."""
-    state = judged_state(evaluation)
+def find_severities(evaluation: Evaluation, kind: str) -> dict[int, float]:
+    """Return the accuracy by severity of a corruption in the reported state; 0 is clean, empty is not measured."""
+    state = choose_reported_state(evaluation)
     found = {m.severity: m.accuracy for m in evaluation.measurements if m.condition == kind and m.state == state}
     clean = [m.accuracy for m in evaluation.measurements if m.condition == "clean" and m.state == state]
     return {0: clean[0], **found} if clean and found else found
 
 
-def _doubts(group: Group) -> list[Doubt]:
+def _find_doubts(group: Group) -> list[Doubt]:
     by_check: dict[str, Doubt] = {}
     for run in group.runs:
         if run.evaluation is None:
             continue
-        findings = run.evaluation.findings[:MOST_FINDINGS]
+        findings = run.evaluation.findings[:MAX_FINDINGS]
         failed = [(f.name, f.sentence) for f in findings if f.outcome == "failed"]
         failed += [("L-BFGS", sentence) for sentence in find_weak_lbfgs(run.evaluation)]
         for check, sentence in failed:
@@ -134,7 +134,7 @@ def _doubts(group: Group) -> list[Doubt]:
     return list(by_check.values())
 
 
-def _row(
+def _make_row(
     group: Group,
     run: Run | None,
     members: Sequence[Run],
@@ -150,33 +150,33 @@ def _row(
         run.seed if run else None,
         first.dataset,
         STATE_NAMES[state] if first.noisy else "none",
-        all(state == judged_state(e) for e in evaluations),
+        all(state == choose_reported_state(e) for e in evaluations),
         len(members),
-        tuple(_cell(evaluations, condition, state, touching) for condition in conditions),
+        tuple(_make_cell(evaluations, condition, state, touching) for condition in conditions),
     )
 
 
-def _cell(evaluations: Sequence[Evaluation], condition: str, state: State, doubts: Sequence[Doubt]) -> Cell | None:
-    """A mean ± the deviation over seeds; of one run, with Wilson's interval where one sample of images stands alone."""
-    values = [e.accuracy(condition, state=state) for e in evaluations if _has(e, state, condition)]
+def _make_cell(evaluations: Sequence[Evaluation], condition: str, state: State, doubts: Sequence[Doubt]) -> Cell | None:
+    """Return a mean ± the standard deviation over seeds, or the accuracy of one run with Wilson's interval."""
+    values = [e.accuracy(condition, state=state) for e in evaluations if _has_measurement(e, state, condition)]
     if not values:
         return None
-    as_judged = state == judged_state(evaluations[0])
-    touching = tuple(d for d in doubts if _touches(d.check, condition) and (as_judged or state == "vote"))
+    as_judged = state == choose_reported_state(evaluations[0])
+    touching = tuple(d for d in doubts if _affects(d.check, condition) and (as_judged or state == "vote"))
     spread = mean_std(values)
     if spread.std is not None:
         low, high = max(0.0, spread.mean - spread.std), min(1.0, spread.mean + spread.std)
         return Cell(spread.mean, f"± {spread.std:.3f}", low, high, touching)
     if condition in CORRUPTIONS:
         return Cell(values[0], "", values[0], values[0], touching)
-    (m,) = next(e for e in evaluations if _has(e, state, condition)).select(condition, state=state)
+    (m,) = next(e for e in evaluations if _has_measurement(e, state, condition)).select(condition, state=state)
     return Cell(m.accuracy, f"[{m.interval.low:.3f}, {m.interval.high:.3f}]", m.interval.low, m.interval.high, touching)
 
 
-def _touches(check: str, condition: str) -> bool:
-    """A check that this version does not know touches everything."""
-    return condition in _TOUCHES.get(check, CONDITIONS)
+def _affects(check: str, condition: str) -> bool:
+    """Return whether a check concerns a condition; an unknown check concerns all."""
+    return condition in _AFFECTED_CONDITIONS.get(check, CONDITIONS)
 
 
-def _has(evaluation: Evaluation, state: State, condition: str | None = None) -> bool:
+def _has_measurement(evaluation: Evaluation, state: State, condition: str | None = None) -> bool:
     return any(m.state == state and condition in (None, m.condition) for m in evaluation.measurements)

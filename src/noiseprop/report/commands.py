@@ -1,4 +1,4 @@
-"""How to make a run again: the commands, as text for a shell."""
+"""Commands that repeat a run, as text for a shell."""
 
 import shlex
 from dataclasses import asdict
@@ -17,8 +17,8 @@ _RECIPE_BY_OPTION = ("epochs", "precision")  # fields of a recipe for which the 
 _MODEL_BY_OPTION = ("name", "activation", "seed", "classes", "image", "noise", "granularity", "learn")
 
 
-def commands(settings: RunSettings, path: Path) -> list[str]:
-    """Return the commands that train and evaluate a run, and comments on what they cannot express.
+def list_commands_again(settings: RunSettings, path: Path) -> list[str]:
+    """Return the commands that train and evaluate a run, and comments on settings that they cannot express.
 
     Args:
         settings: settings of the run.
@@ -69,5 +69,5 @@ def _list_remarks(settings: RunSettings) -> list[str]:
 
 
 def _one_line(text: object) -> str:
-    """Without line breaks, so that a comment stays one whatever a file says."""
+    """Return a text without line breaks, so that a comment stays a comment."""
     return " ".join(str(text).split())

@@ -1,4 +1,4 @@
-"""Accuracy against eps for each attack: measured when a report is made, and kept beside the run for the next one."""
+"""Accuracy against eps for each attack, measured for a report and saved beside the run for the next one."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ CURVE = "curve.json"
 MULTIPLES = (0.25, 0.5, 1.0, 1.5, 2.0)  # of the evaluation's eps of PGD
 _FORMAT = "noiseprop curve, version 1"
 
-Tell = Callable[[str], None]
+ReportStep = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Curve:
 
     Attributes:
         eps: radii of the L-infinity ball in input units, rising from 0.
-        accuracy: by attack, for each eps; of a noisy network that expected of one draw.
-        images: how many were attacked, the first of the test split.
-        draws: noise draws per gradient (EOT); 1 where there is no noise.
-        score_draws: fresh draws over which each accuracy is the mean; 1 where there is no noise.
+        accuracy: by attack, for each eps; the expected accuracy of one draw for a noisy network.
+        images: number of attacked images, the first of the test split.
+        draws: noise draws per gradient (EOT); 1 without noise.
+        score_draws: fresh draws over which each accuracy is the mean; 1 without noise.
     """
 
     eps: tuple[float, ...]
@@ -48,7 +48,7 @@ class Curve:
     score_draws: int
 
 
-def eps_curve(
+def measure_eps_curve(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -56,51 +56,51 @@ def eps_curve(
     settings: Settings,
     surrogate: nn.Module | None = None,
     kept: Path | None = None,
-    tell: Tell | None = None,
+    report_step: ReportStep | None = None,
 ) -> Curve:
-    """Attack some images at several eps, or read what an earlier call has kept of just this network and these images.
+    """Attack some images at several eps, or read the curve that an earlier call has saved for this network and images.
 
-    PGD keeps its number of steps and the ratio of step to eps. L-BFGS knows no eps: its images are crafted once and
-    then projected onto each ball, so its curve is that of a point inside the ball, as every attack's is. Gradients are
-    averaged over the most draws of the evaluation's attacks, and what is scored draws noise that no attack has seen.
+    PGD keeps its number of steps and the ratio of step to eps. L-BFGS has no eps: its images are crafted once and then
+    projected onto each ball. Gradients are averaged over the largest number of draws of the evaluation's attacks, and
+    scores use fresh noise.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, classes); left as found.
+        model: images (n, C, H, W) in [0, 1] to logits (n, classes); it is not changed.
         x: images (n, C, H, W) in [0, 1].
         y: true labels (n,).
-        settings: of the run's evaluation.
-        surrogate: the network on which transfer attacks are crafted; without one there are none.
-        kept: the file; one of another network, other images or settings is replaced.
-        tell: called with the name of each step before it.
+        settings: settings of the run's evaluation.
+        surrogate: network on which transfer attacks are crafted, or None for no transfer attacks.
+        kept: file of the curve; one of another network, other images or settings is replaced.
+        report_step: called with the name of each step before it.
 
     Raises:
-        InputError: the model does not take the images.
+        InputError: the model does not accept the images.
         RunError: `kept` cannot be written.
     """
-    what = _what(model, x, y, settings, surrogate)
-    if kept is not None and (known := _read(kept, what)) is not None:
+    what = _digest_curve_inputs(model, x, y, settings, surrogate)
+    if kept is not None and (known := _read_curve(kept, what)) is not None:
         return known
     noisy, eps = has_inference_noise(model), tuple(multiple * settings.pgd_eps for multiple in (0.0, *MULTIPLES))
     with evaluation_mode(model):
         subject = CheckSubject(model, x, y, settings, surrogate)
         names = (*ATTACKS, *(TRANSFERS if surrogate is not None else ()))
-        accuracy = _accuracies(subject, names, eps, tell or (lambda step: None))
+        accuracy = _measure_accuracies(subject, names, eps, report_step or (lambda step: None))
     curve = Curve(eps, accuracy, len(y), subject.draws, settings.vote_draws if noisy else 1)
     if kept is not None:
         write_json(kept, {"format": _FORMAT, "what": what, **asdict(curve)})
     return curve
 
 
-def _accuracies(
-    subject: CheckSubject, names: Sequence[str], eps: Sequence[float], tell: Tell
+def _measure_accuracies(
+    subject: CheckSubject, names: Sequence[str], eps: Sequence[float], report_step: ReportStep
 ) -> dict[str, tuple[float, ...]]:
     seed = subject.settings.seed
     reset_noise(subject.model, derive_noise_key(seed, "curve", "clean"))
     clean = subject.accuracy(subject.x, single=False)
     found: dict[str, tuple[float, ...]] = {}
     for name in names:
-        tell(name)
-        made_at = _maker(subject, name)
+        report_step(name)
+        made_at = _make_crafter(subject, name)
         row = [clean]
         for radius in eps[1:]:
             x_adv = made_at(radius)
@@ -110,8 +110,8 @@ def _accuracies(
     return found
 
 
-def _maker(subject: CheckSubject, name: str) -> Callable[[float], Tensor]:
-    """Adversarial images by eps, of one attack."""
+def _make_crafter(subject: CheckSubject, name: str) -> Callable[[float], Tensor]:
+    """Return a function from eps to the adversarial images of one attack."""
     base, s, x = name.removesuffix("-transfer"), subject.settings, subject.x
     victim = subject.surrogate if name in TRANSFERS else subject.model
     assert victim is not None
@@ -125,16 +125,18 @@ def _maker(subject: CheckSubject, name: str) -> Callable[[float], Tensor]:
     if base == "lbfgs":
         far = craft_with(bind_attack("lbfgs", s), "any")
         return lambda eps: torch.clamp(far, x - eps, x + eps).clamp_(0, 1)
-    return lambda eps: craft_with(bind_attack(base, at_eps(s, eps)), str(eps))
+    return lambda eps: craft_with(bind_attack(base, set_eps(s, eps)), str(eps))
 
 
-def at_eps(settings: Settings, eps: float) -> Settings:
-    """The settings with attacks of another radius; PGD's step keeps its ratio to it."""
+def set_eps(settings: Settings, eps: float) -> Settings:
+    """Return the settings with another radius for the attacks; the step of PGD keeps its ratio to it."""
     return replace(settings, fgsm_eps=eps, pgd_eps=eps, pgd_step=settings.pgd_step * eps / settings.pgd_eps)
 
 
-def _what(model: nn.Module, x: Tensor, y: Tensor, settings: Settings, surrogate: nn.Module | None) -> str:
-    """SHA-256 of all that decides a curve."""
+def _digest_curve_inputs(
+    model: nn.Module, x: Tensor, y: Tensor, settings: Settings, surrogate: nn.Module | None
+) -> str:
+    """Return the SHA-256 of all inputs of a curve."""
     digest = hashlib.sha256(json.dumps([asdict(settings), MULTIPLES, tuple(x.shape)], sort_keys=True).encode())
     digest.update(f"{model_digest(model)} {model_digest(surrogate)} {has_inference_noise(model)}".encode())
     digest.update(x.detach().cpu().contiguous().numpy().tobytes())
@@ -142,16 +144,16 @@ def _what(model: nn.Module, x: Tensor, y: Tensor, settings: Settings, surrogate:
     return digest.hexdigest()
 
 
-def _read(path: Path, what: str) -> Curve | None:
-    """The curve in a file; None where there is none, it is damaged, or of something else."""
+def _read_curve(path: Path, what: str) -> Curve | None:
+    """Return the curve in a file, or None if it is missing, damaged or has other inputs."""
     try:
         document = verify_checksum(read_json(path))
         if document["format"] != _FORMAT or document["what"] != what:
             return None
         curve = Curve(
-            tuple(_number(value) for value in document["eps"]),
-            {str(name): tuple(_number(v, most=1) for v in row) for name, row in document["accuracy"].items()},
-            *(_count(document[name]) for name in ("images", "draws", "score_draws")),
+            tuple(_check_number(value) for value in document["eps"]),
+            {str(name): tuple(_check_number(v, most=1) for v in row) for name, row in document["accuracy"].items()},
+            *(_check_count(document[name]) for name in ("images", "draws", "score_draws")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -159,7 +161,7 @@ def _read(path: Path, what: str) -> Curve | None:
     return curve if complete and set(curve.accuracy) <= {*ATTACKS, *TRANSFERS} else None
 
 
-def _number(value: Any, *, most: float = 100) -> float:
+def _check_number(value: Any, *, most: float = 100) -> float:
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
@@ -169,14 +171,14 @@ def _number(value: Any, *, most: float = 100) -> float:
     return float(value)
 
 
-def _count(value: Any) -> int:
+def _check_count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9:
         raise ValueError(value)
     return value
 
 
-def try_to_keep(path: Path) -> Path | None:
-    """The file to keep a curve in, or None where the run's folder cannot be written to."""
+def check_curve_path(path: Path) -> Path | None:
+    """Return the path of a curve, or None if the run folder is not writable."""
     try:
         check_writable(path)
     except RunError:

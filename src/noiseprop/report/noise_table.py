@@ -1,4 +1,4 @@
-"""What `inspect_noise` measured, as a table, as a picture, and neuron by neuron as a file."""
+"""Measurements of `inspect_noise` as a table, as a picture, and per neuron as a file."""
 
 import math
 from collections.abc import Sequence
@@ -24,39 +24,48 @@ _SIGMA, _SPREAD, _LESS, _MORE, _UNCLEAR = "#0072B2", "#E69F00", "#D55E00", "#009
 _Values = npt.NDArray[np.floating[Any]]
 
 
-def table(layers: Sequence[LayerNoise]) -> str:
-    """One line per noise layer: medians, and in brackets the range of the middle 80 % of its sigmas.
+def format_noise_table(layers: Sequence[LayerNoise]) -> str:
+    """Return one line per noise layer: medians, and in square brackets the range of the middle 80 % of its sigmas.
 
-    The last two columns count the sigmas of which the loss wants less or more: their mean gradient is more than two
-    standard errors from 0. By chance alone each would hold about 2 %.
+    The last two columns give the shares of sigmas that the loss would lower or raise: their mean gradient is more than
+    two standard errors from 0. By chance alone each would be about 2 %.
     """
     rows = [["layer", "sigmas", "|sigma|", "sigma / own std", "SNR", "less", "more"]]
     for layer in layers:
-        row = [_name(layer), f"{layer.sigma.numel():,}", _range(layer.sigma), _range(layer.relative)]
+        row = [
+            _layer_name(layer),
+            f"{layer.sigma.numel():,}",
+            _format_range(layer.sigma),
+            _format_range(layer.relative),
+        ]
         if layer.snr is None:
             rows.append([*row, "fixed", "-", "-"])
         else:
-            less, more = _wishes(layer.snr, layer.floor)
-            rows.append([*row, _short(_quantiles(layer.snr.abs())[1]), f"{less:.0%}", f"{more:.0%}"])
+            less, more = _share_of_directions(layer.snr, layer.floor)
+            rows.append([*row, _format_number(_compute_quantiles(layer.snr.abs())[1]), f"{less:.0%}", f"{more:.0%}"])
     return format_text_table(rows)
 
 
-def figures(layers: Sequence[LayerNoise]) -> list[dict[str, Any]]:
-    """The table for programs: of each layer the deciles 1, 5 and 9 of its figures, null where they are infinite."""
+def list_noise_figures(layers: Sequence[LayerNoise]) -> list[dict[str, Any]]:
+    """Return the table for programs: the deciles 1, 5 and 9 of each layer's figures, None where they are infinite."""
     rows: list[dict[str, Any]] = []
     for layer in layers:
-        row: dict[str, Any] = {"layer": _name(layer), "sigmas": layer.sigma.numel(), "learned": layer.snr is not None}
+        row: dict[str, Any] = {
+            "layer": _layer_name(layer),
+            "sigmas": layer.sigma.numel(),
+            "learned": layer.snr is not None,
+        }
         columns = {"sigma": layer.sigma, "own_std": layer.spread, "sigma_over_own_std": layer.relative}
         if layer.snr is not None:
-            row["wants_less"], row["wants_more"] = _wishes(layer.snr, layer.floor)
+            row["wants_less"], row["wants_more"] = _share_of_directions(layer.snr, layer.floor)
             columns["gradient_snr"] = layer.snr
         for key, values in columns.items():
-            row[key] = [value if math.isfinite(value) else None for value in _quantiles(values)]
+            row[key] = [value if math.isfinite(value) else None for value in _compute_quantiles(values)]
         rows.append(row)
     return rows
 
 
-def save(layers: Sequence[LayerNoise], path: Path) -> None:
+def write_noise_tensors(layers: Sequence[LayerNoise], path: Path) -> None:
     """Write every neuron's figures as safetensors: `<layer>.sigma`, `.own_std`; if learned, `.gradient` and `.snr`.
 
     Raises:
@@ -65,12 +74,14 @@ def save(layers: Sequence[LayerNoise], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         columns = {"sigma": layer.sigma, "own_std": layer.spread, "gradient": layer.gradient, "snr": layer.snr}
-        tensors |= {f"{_name(layer)}.{key}": value.contiguous() for key, value in columns.items() if value is not None}
+        tensors |= {
+            f"{_layer_name(layer)}.{key}": value.contiguous() for key, value in columns.items() if value is not None
+        }
     write_aside(path, lambda aside: save_file(tensors, aside))
 
 
-def draw(layers: Sequence[LayerNoise], path: Path, *, title: str = "") -> None:
-    """Write the picture as PNG to `path`; equal figures give equal pixels.
+def draw_noise(layers: Sequence[LayerNoise], path: Path, *, title: str = "") -> None:
+    """Write the picture as PNG; equal figures give equal pixels.
 
     Raises:
         RunError: the file cannot be written.
@@ -80,24 +91,24 @@ def draw(layers: Sequence[LayerNoise], path: Path, *, title: str = "") -> None:
     figure = Figure(figsize=size, layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     panels: list[Axes] = list(figure.subplots(3 if learned else 2, 1, sharex=True, squeeze=False)[:, 0])
-    _levels(panels[0], layers)
-    _relative(panels[1], layers)
+    _draw_levels(panels[0], layers)
+    _draw_relative(panels[1], layers)
     if learned:
-        _directions(panels[2], layers)
+        _draw_directions(panels[2], layers)
     for axes in panels:
         axes.grid(axis="y", color="0.92", lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(-0.6, len(layers) - 0.4)
     if len(layers) < 9:
-        labels = [f"{_name(layer)}\n{layer.sigma.numel():,}" for layer in layers]
+        labels = [f"{_layer_name(layer)}\n{layer.sigma.numel():,}" for layer in layers]
         panels[-1].set_xticks(range(len(layers)), labels, fontsize=9)
     else:
-        labels = [f"{_name(layer)} ({layer.sigma.numel():,})" for layer in layers]
+        labels = [f"{_layer_name(layer)} ({layer.sigma.numel():,})" for layer in layers]
         panels[-1].set_xticks(range(len(layers)), labels, fontsize=9, rotation=50, rotation_mode="anchor", ha="right")
     panels[-1].set_xlabel(
         "Noise layers from input to output, with their numbers of sigmas. A point is a sigma (at most "
-        f"{_MOST} a layer), a bar the median.\nPoints outside a frame lie on its edge.",
+        f"{_MOST} per layer), a bar the median.\nPoints outside a frame are drawn on its edge.",
         fontsize=9,
         color="0.35",
     )
@@ -106,60 +117,62 @@ def draw(layers: Sequence[LayerNoise], path: Path, *, title: str = "") -> None:
     write_aside(path, lambda aside: figure.savefig(aside, format="png", metadata={"Software": None}))
 
 
-def _levels(axes: Axes, layers: Sequence[LayerNoise]) -> None:
-    low, high = _log_axis(axes, [layer.spread for layer in layers] + [layer.sigma for layer in layers])
+def _draw_levels(axes: Axes, layers: Sequence[LayerNoise]) -> None:
+    low, high = _set_log_axis(axes, [layer.spread for layer in layers] + [layer.sigma for layer in layers])
     for i, layer in enumerate(layers):
-        _swarm(axes, i - 0.18, layer.spread.clamp(low, high), _SPREAD, "the pre-activation's own std", i)
-        _swarm(axes, i + 0.18, layer.sigma.clamp(low, high), _SIGMA, "|sigma|", i)
-    _title(axes, "Noise and signal", "units of the pre-activation")
-    _legend(axes)
+        _draw_swarm(
+            axes, i - 0.18, layer.spread.clamp(low, high), _SPREAD, "standard deviation of the pre-activation", i
+        )
+        _draw_swarm(axes, i + 0.18, layer.sigma.clamp(low, high), _SIGMA, "|sigma|", i)
+    _set_title(axes, "Noise and signal", "units of the pre-activation")
+    _add_legend(axes)
 
 
-def _relative(axes: Axes, layers: Sequence[LayerNoise]) -> None:
-    low, high = _log_axis(axes, [layer.relative for layer in layers] + [torch.ones(1)])
+def _draw_relative(axes: Axes, layers: Sequence[LayerNoise]) -> None:
+    low, high = _set_log_axis(axes, [layer.relative for layer in layers] + [torch.ones(1)])
     for i, layer in enumerate(layers):
-        _swarm(axes, i, layer.relative.clamp(low, high), _SIGMA, "", i, width=0.6)
+        _draw_swarm(axes, i, layer.relative.clamp(low, high), _SIGMA, "", i, width=0.6)
     axes.axhline(1, color="0.4", lw=1, ls=":", label="noise as large as the signal")
-    _title(axes, "Noise relative to signal", "|sigma| / own std")
-    _legend(axes)
+    _set_title(axes, "Noise relative to signal", "|sigma| / own std")
+    _add_legend(axes)
 
 
-def _directions(axes: Axes, layers: Sequence[LayerNoise]) -> None:
+def _draw_directions(axes: Axes, layers: Sequence[LayerNoise]) -> None:
     floor, most = layers[0].floor, 0.0
     axes.axhspan(-floor, floor, color="0.94", lw=0, label="within 2 standard errors of 0")
     for i, layer in enumerate(layers):
         if layer.snr is None:
             axes.text(i, 0, "fixed", ha="center", va="center", fontsize=9, color="0.35")
             continue
-        values, x = _points(layer.snr)
+        values, x = _place_points(layer.snr)
         most = max(most, *np.abs(values))
         colours = np.where(values > floor, _LESS, np.where(values < -floor, _MORE, _UNCLEAR))
         axes.scatter(i + 0.6 * x, values, s=9, c=list(colours), alpha=0.6, lw=0)
-        _median(axes, i, values, 0.36)
-    axes.plot([], [], "o", ms=4, color=_LESS, label="the loss wants less noise")
-    axes.plot([], [], "o", ms=4, color=_MORE, label="wants more")
+        _draw_median(axes, i, values, 0.36)
+    axes.plot([], [], "o", ms=4, color=_LESS, label="the loss would lower it")
+    axes.plot([], [], "o", ms=4, color=_MORE, label="the loss would raise it")
     axes.axhline(0, color="0.4", lw=1, ls=":")
     if most > 5:
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_formatter("{x:g}")
-    _title(axes, "Where sigma is heading", "gradient of |sigma|: mean / std")
-    _legend(axes)
+    _set_title(axes, "Direction of sigma", "gradient of |sigma|: mean / std")
+    _add_legend(axes)
 
 
-def _swarm(axes: Axes, at: float, of: Tensor, colour: str, label: str, layer: int, width: float = 0.26) -> None:
-    values, x = _points(of)
+def _draw_swarm(axes: Axes, at: float, of: Tensor, colour: str, label: str, layer: int, width: float = 0.26) -> None:
+    values, x = _place_points(of)
     named = label if layer == 0 else ""
     axes.scatter(at + width * x, values, s=9, color=colour, alpha=0.5, lw=0, label=named or None)
-    _median(axes, at, values, 0.6 * width)
+    _draw_median(axes, at, values, 0.6 * width)
 
 
-def _median(axes: Axes, at: float, values: _Values, half: float) -> None:
+def _draw_median(axes: Axes, at: float, values: _Values, half: float) -> None:
     if len(values):
         axes.plot([at - half, at + half], [np.median(values)] * 2, color="black", lw=1.6, solid_capstyle="butt")
 
 
-def _points(of: Tensor) -> tuple[_Values, _Values]:
-    """At most `_MOST` of the values, evenly spaced quantiles if there are more; and places across, in (-1/2, 1/2)."""
+def _place_points(of: Tensor) -> tuple[_Values, _Values]:
+    """Return at most `_MOST` of the values (evenly spaced quantiles of more), and positions across in (-1/2, 1/2)."""
     values: _Values = of.flatten().double().sort().values.numpy()
     if len(values) > _MOST:
         values = values[np.linspace(0, len(values) - 1, _MOST).round().astype(int)]
@@ -167,8 +180,8 @@ def _points(of: Tensor) -> tuple[_Values, _Values]:
     return values, across
 
 
-def _log_axis(axes: Axes, shown: Sequence[Tensor]) -> tuple[float, float]:
-    """A logarithmic axis that holds 98 % of each layer's values; returns its ends."""
+def _set_log_axis(axes: Axes, shown: Sequence[Tensor]) -> tuple[float, float]:
+    """Set a logarithmic axis that holds 98 % of each layer's values, and return its ends."""
     positive = [values[(values > 0) & values.isfinite()].double().numpy() for values in shown]
     ends = [q for values in positive if len(values) for q in np.quantile(values, (0.01, 0.99))] or [1.0]
     low, high = min(ends) / 1.5, max(ends) * 1.5
@@ -180,13 +193,13 @@ def _log_axis(axes: Axes, shown: Sequence[Tensor]) -> tuple[float, float]:
     return low, high
 
 
-def _title(axes: Axes, title: str, unit: str) -> None:
+def _set_title(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_ylabel(unit, fontsize=9)
 
 
-def _legend(axes: Axes) -> None:
-    """In the line of the title, at its right."""
+def _add_legend(axes: Axes) -> None:
+    """Add a legend to the right of the title."""
     legend = axes.legend(
         frameon=False,
         fontsize=9,
@@ -202,27 +215,27 @@ def _legend(axes: Axes) -> None:
             handle.set_alpha(1)
 
 
-def _wishes(snr: Tensor, floor: float) -> tuple[float, float]:
-    """The shares of the sigmas of which the loss wants less, and more."""
+def _share_of_directions(snr: Tensor, floor: float) -> tuple[float, float]:
+    """Return the shares of the sigmas that the loss would lower, and raise."""
     return (snr > floor).double().mean().item(), (snr < -floor).double().mean().item()
 
 
-def _range(values: Tensor) -> str:
-    """The median and the middle 80 %."""
-    low, middle, high = map(_short, _quantiles(values))
+def _format_range(values: Tensor) -> str:
+    """Return the median and the range of the middle 80 % as text."""
+    low, middle, high = map(_format_number, _compute_quantiles(values))
     return f"{middle} [{low}, {high}]"
 
 
-def _quantiles(values: Tensor) -> list[float]:
-    """At 10, 50 and 90 %, each a value that occurs."""
+def _compute_quantiles(values: Tensor) -> list[float]:
+    """Return the quantiles at 10, 50 and 90 %, each one of the values."""
     return np.quantile(values.double().numpy(), (0.1, 0.5, 0.9), method="nearest").tolist()
 
 
-def _short(value: float) -> str:
-    """Two digits that count, without an exponent up to a million."""
+def _format_number(value: float) -> str:
+    """Format a number with two significant digits, without an exponent up to a million."""
     text = f"{value:.2g}"
     return f"{float(text):.0f}" if 99 <= value < 1e6 else text
 
 
-def _name(layer: LayerNoise) -> str:
+def _layer_name(layer: LayerNoise) -> str:
     return layer.path.removesuffix("noise").removesuffix(".") or "model"

@@ -1,4 +1,4 @@
-"""One self-contained HTML file out of finished runs: nothing in it asks for anything outside of it."""
+"""Self-contained HTML page about finished runs, which loads nothing from elsewhere."""
 
 import base64
 import hashlib
@@ -15,54 +15,54 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from noiseprop.errors import RunError
 from noiseprop.files.atomic import write_aside
 from noiseprop.files.records import flatten_document
-from noiseprop.report.accuracy import MOST_FINDINGS, NAMES, by_condition, table
-from noiseprop.report.charts import corruption_panels, eps_panels, sigma_panels, training_panel
-from noiseprop.report.commands import commands
-from noiseprop.report.network_views import SEVERITY, Look
-from noiseprop.report.paired_tests import pairs
-from noiseprop.report.png import photo, saliency, scale
+from noiseprop.report.accuracy import MAX_FINDINGS, NAMES, group_doubts, tabulate_accuracies
+from noiseprop.report.charts import make_corruption_panels, make_eps_panels, make_sigma_panels, make_training_panel
+from noiseprop.report.commands import list_commands_again
+from noiseprop.report.network_views import SEVERITY, NetworkView
+from noiseprop.report.paired_tests import compare_all_pairs
+from noiseprop.report.png import encode_photo, encode_saliency, encode_scale
 from noiseprop.report.run_groups import Group, Run
-from noiseprop.report.sigma_maps import sigma_maps
+from noiseprop.report.sigma_maps import draw_sigma_maps
 from noiseprop.report.svg import FRAME
 
-MARK = "<!-- made by `noiseprop report` -->"
-_LONGEST = 300  # characters shown of a text that a file tells
+REPORT_MARK = "<!-- made by `noiseprop report` -->"
+_LONGEST = 300  # characters of a text from a file
 _MOST_ROWS = 200  # of a run's settings
 
 
-def write_report(groups: Sequence[Group], looks: Mapping[Path, Look], path: Path) -> None:
-    """Write the report, aside and then renamed.
+def write_report(groups: Sequence[Group], looks: Mapping[Path, NetworkView], path: Path) -> None:
+    """Write the report atomically.
 
     Raises:
-        RunError: the file cannot be written, or holds something else than a report.
+        RunError: the file cannot be written, or is not a report.
     """
-    refuse_to_lose(path)
-    text = report(groups, looks)
+    check_report_path(path)
+    text = render_report(groups, looks)
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def refuse_to_lose(path: Path) -> None:
-    """Refuse a path where something lies that no report wrote.
+def check_report_path(path: Path) -> None:
+    """Check that a path is free or holds an earlier report.
 
     Raises:
-        RunError: there is such a thing.
+        RunError: it holds something else.
     """
     if not path.exists():
         return
     ours = False
     if path.is_file():
         with path.open("rb") as file:
-            ours = MARK.encode() in file.read(200)
+            ours = REPORT_MARK.encode() in file.read(200)
     if not ours:
         raise RunError(f"{path} was not written by `noiseprop report` and would be lost; choose another --out")
 
 
-def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
-    """The page as text; equal runs give equal text.
+def render_report(groups: Sequence[Group], looks: Mapping[Path, NetworkView]) -> str:
+    """Return the page as text; equal runs give equal text.
 
     Args:
-        groups: from `runs.grouped`.
-        looks: from `look.look_at`, for each run of the groups.
+        groups: from `group_runs`.
+        looks: from `view_networks`, for each run of the groups.
     """
     environment = Environment(
         loader=PackageLoader("noiseprop.report"),
@@ -71,79 +71,86 @@ def report(groups: Sequence[Group], looks: Mapping[Path, Look]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": _short, "p_value": _p_value, "signed": _signed, "photo": photo}
-    accuracies = table(groups)
-    script = _file(environment, "report.js")
+    environment.filters |= {
+        "short": _shorten,
+        "p_value": _format_p_value,
+        "signed": _format_signed,
+        "photo": encode_photo,
+    }
+    accuracies = tabulate_accuracies(groups)
+    script = _read_asset(environment, "report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
-        mark=MARK,
-        style=_file(environment, "report.css"),
+        mark=REPORT_MARK,
+        style=_read_asset(environment, "report.css"),
         script=script,
         script_digest=digest,
-        title=_title(groups),
+        title=_make_title(groups),
         groups=groups,
         table=accuracies,
-        doubts=by_condition(accuracies.doubts),
+        doubts=group_doubts(accuracies.doubts),
         panels={
-            "eps": eps_panels(groups, looks),
-            "corruptions": corruption_panels(groups),
-            "training": [panel for panel in [training_panel(groups)] if panel],
-            "sigma": sigma_panels(groups),
+            "eps": make_eps_panels(groups, looks),
+            "corruptions": make_corruption_panels(groups),
+            "training": [panel for panel in [make_training_panel(groups)] if panel],
+            "sigma": make_sigma_panels(groups),
         },
-        maps=[(group.label, sigma_maps(looks[group.runs[0].path].sigmas)) for group in groups],
-        scale=scale(),
+        maps=[(group.label, draw_sigma_maps(looks[group.runs[0].path].sigmas)) for group in groups],
+        scale=encode_scale(),
         examples=[(group.label, group.runs[0].seed, looks[group.runs[0].path]) for group in groups],
-        pairs=pairs(groups),
-        details=[_detail(group.label, run, looks[run.path]) for group in groups for run in group.runs],
+        pairs=compare_all_pairs(groups),
+        details=[_make_run_detail(group.label, run, looks[run.path]) for group in groups for run in group.runs],
         names=NAMES,
         severity=SEVERITY,
-        saliency=saliency,
+        saliency=encode_saliency,
         size=FRAME,
     )
 
 
-def _file(environment: Environment, name: str) -> str:
-    """The text of a style sheet or script of ours, as it is."""
+def _read_asset(environment: Environment, name: str) -> str:
+    """Return the text of a style sheet or script of the package."""
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
 
-def _title(groups: Sequence[Group]) -> str:
+def _make_title(groups: Sequence[Group]) -> str:
     names = list(dict.fromkeys(group.runs[0].model for group in groups))
     if len(", ".join(names)) <= 40 or len(names) == 1:
-        return _short(", ".join(names))
+        return _shorten(", ".join(names))
     return f"{len(names)} networks"
 
 
-def _detail(label: str, run: Run, look: Look) -> dict[str, Any]:
-    """What the section on one run shows."""
+def _make_run_detail(label: str, run: Run, look: NetworkView) -> dict[str, Any]:
+    """Return the content of the section about one run."""
     e = run.evaluation
     return {
         "label": label,
         "run": run,
-        "commands": commands(run.settings, run.path) if run.settings else [],
-        "settings": _rows(msgspec.to_builtins(run.settings) if run.settings else {}),
-        "made_with": _rows(msgspec.to_builtins(run.made_with) if run.made_with else {}),
-        "judged": _rows({"about": e.about, "settings": asdict(e.settings), "versions": e.versions} if e else {}),
-        "findings": e.findings[:MOST_FINDINGS] if e else (),
+        "commands": list_commands_again(run.settings, run.path) if run.settings else [],
+        "settings": _list_settings(msgspec.to_builtins(run.settings) if run.settings else {}),
+        "made_with": _list_settings(msgspec.to_builtins(run.made_with) if run.made_with else {}),
+        "evaluated": _list_settings(
+            {"about": e.about, "settings": asdict(e.settings), "versions": e.versions} if e else {}
+        ),
+        "findings": e.findings[:MAX_FINDINGS] if e else (),
         "troubles": (*run.troubles, *look.troubles),
     }
 
 
-def _rows(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings as rows of a table."""
+def _list_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings as rows of a table."""
     return dict(islice(flatten_document(tree).items(), _MOST_ROWS))
 
 
-def _short(value: object) -> str:
-    """A text from a file, cut where it is longer than any of ours."""
+def _shorten(value: object) -> str:
+    """Return a text from a file, cut to a bounded length."""
     text = json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
-def _signed(value: float) -> str:
+def _format_signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def _p_value(value: float) -> str:
+def _format_p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Two runs on the same images: the paired tests of a report."""
+"""Paired tests of a report: two runs on the same images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MOST = 10  # runs of which all pairs are compared
 
 @dataclass(frozen=True)
 class Line:
-    """One condition: the test, and its p-value corrected for all lines of the pair."""
+    """Test of one condition, with its p-value corrected for all lines of the pair."""
 
     condition: str
     severity: int
@@ -27,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs by their names, and the lines of their comparison or the sentence that says why there are none."""
+    """Two runs by name, with the lines of their comparison or the reason why there are none."""
 
     a: str
     b: str
@@ -35,21 +35,21 @@ class Pair:
     trouble: str
 
 
-def pairs(groups: Sequence[Group]) -> tuple[Pair, ...]:
-    """All pairs of the first evaluated runs of the groups, or of the runs of the only group; `MOST` runs at most."""
+def compare_all_pairs(groups: Sequence[Group]) -> tuple[Pair, ...]:
+    """Return all pairs of the first evaluated runs of the groups, or of a single group's runs; at most `MOST` runs."""
     heads = [(group.label, run) for group in groups for run in group.runs if run.evaluation]
     if len(groups) > 1:
         seen: set[str] = set()
         heads = [(label, run) for label, run in heads if not (label in seen or seen.add(label))]
-    return tuple(_pair(*a, *b) for a, b in combinations(heads[:MOST], 2))
+    return tuple(_compare_pair(*a, *b) for a, b in combinations(heads[:MOST], 2))
 
 
-def _pair(label_a: str, a: Run, label_b: str, b: Run) -> Pair:
+def _compare_pair(label_a: str, a: Run, label_b: str, b: Run) -> Pair:
     names = (f"{label_a}, {a.seed}", f"{label_b}, {b.seed}")
     assert a.evaluation is not None
     assert b.evaluation is not None
     try:
-        tests = _tests(a.evaluation, b.evaluation)
+        tests = _run_paired_tests(a.evaluation, b.evaluation)
     except InputError as error:
         return Pair(*names, (), str(error))
     corrected = holm([test.p_value for _, _, test in tests])
@@ -57,7 +57,7 @@ def _pair(label_a: str, a: Run, label_b: str, b: Run) -> Pair:
     return Pair(*names, lines, "" if lines else "They have no condition in common.")
 
 
-def _tests(a: Evaluation, b: Evaluation) -> list[tuple[str, int, Paired]]:
+def _run_paired_tests(a: Evaluation, b: Evaluation) -> list[tuple[str, int, Paired]]:
     there = [{(m.condition, m.severity) for m in e.measurements} for e in (a, b)]
     found: list[tuple[str, int, Paired]] = []
     for condition in CONDITIONS:

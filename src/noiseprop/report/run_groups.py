@@ -1,4 +1,4 @@
-"""Run folders as a report reads them: what is there, what is not and why, and which runs differ in their seed alone."""
+"""Run folders of a report: their content, the reasons for missing parts, and groups of runs that differ in the seed."""
 
 import json
 from collections import defaultdict
@@ -18,22 +18,22 @@ from noiseprop.training.run_config import RunSettings
 from noiseprop.training.run_folder import CONFIG
 
 _SEEDS = ("seed", "model.seed")
-_UNSAID = ("data.digest", "data.images")  # settings that no label tells
+_UNSAID = ("data.digest", "data.images")  # settings that labels omit
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder.
+    """Content of one run folder.
 
     Attributes:
         path: the folder.
-        settings: of the training; None where they cannot be read.
+        settings: settings of the training, or None if they cannot be read.
         made_with: versions and machine of the training.
-        epochs: what metrics.jsonl tells.
-        evaluation: what evaluation.json tells; None where there is none that can be read.
-        troubles: a sentence for each thing that could not be read.
+        epochs: content of metrics.jsonl.
+        evaluation: content of evaluation.json, or None if it cannot be read.
+        troubles: a sentence for each part that could not be read.
     """
 
     path: Path
@@ -45,36 +45,36 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The network's name, or the folder's where the settings cannot be read."""
+        """Return the name of the network, or that of the folder if the settings cannot be read."""
         return self.settings.model.name if self.settings else self.path.name
 
     @property
     def seed(self) -> str:
-        """The seed of the training, as text; the folder's name where it is not known."""
+        """Return the seed of the training as text, or the name of the folder if it is unknown."""
         return f"seed {self.settings.seed}" if self.settings else self.path.name
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds alone, under a label that tells them from the other groups of a report."""
+    """Runs that differ only in their seeds, with a label that is unique in the report."""
 
     label: str
     runs: tuple[Run, ...]
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """Those that there are."""
+        """Return the evaluations of the runs that have one."""
         return tuple(run.evaluation for run in self.runs if run.evaluation)
 
 
 def read_run(path: Path) -> Run:
-    """What a run folder holds; damage to one of its files becomes a sentence.
+    """Read a run folder; a damaged file becomes a sentence in `troubles`.
 
     Raises:
-        RunError: it is no run folder at all.
+        RunError: it is not a run folder.
     """
     if not (path / CONFIG).is_file():
-        read_config(path)  # says what is wrong
+        read_config(path)  # raises the error
     troubles: list[str] = []
 
     def attempt(reading: Callable[[], _T]) -> _T | None:
@@ -95,38 +95,38 @@ def read_run(path: Path) -> Run:
     return Run(path, settings, made_with, epochs or (), evaluation, tuple(troubles))
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
-    """The runs by all that decides them but their seeds, in the order in which they come.
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Group runs by all settings except their seeds, in order.
 
-    Runs that were judged on other images or by other attacks are groups of their own: no mean is taken over them.
+    Runs that were evaluated on other images or by other attacks form separate groups, because their means differ.
     """
     by_key: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        by_key[_key(run)].append(run)
+        by_key[_get_group_key(run)].append(run)
     groups = list(by_key.values())
-    return [Group(label, tuple(group)) for label, group in zip(_labels(groups), groups, strict=True)]
+    return [Group(label, tuple(group)) for label, group in zip(_make_labels(groups), groups, strict=True)]
 
 
-def _key(run: Run) -> str:
+def _get_group_key(run: Run) -> str:
     if run.settings is None:
         return str(run.path)
     e = run.evaluation
-    judged = None if e is None else (asdict(e.settings), e.digest, e.noisy, e.about.get("surrogate"))
-    return json.dumps([_told(run), judged], sort_keys=True, default=str)
+    identity = None if e is None else (asdict(e.settings), e.digest, e.noisy, e.about.get("surrogate"))
+    return json.dumps([_get_settings_without_seeds(run), identity], sort_keys=True, default=str)
 
 
-def _told(run: Run) -> dict[str, Any]:
-    """A run's settings, flat, without its seeds."""
+def _get_settings_without_seeds(run: Run) -> dict[str, Any]:
+    """Return the settings of a run without its seeds, flattened."""
     settings = flatten_settings(run.settings) if run.settings else {}
     return {key: value for key, value in settings.items() if key not in _SEEDS}
 
 
-def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A network's name, and of the settings those that tell it from others of that name."""
+def _make_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return labels: the name of the network, and the settings in which it differs from others of that name."""
     labels: list[str] = []
     for group in groups:
-        namesakes = [_told(other[0]) for other in groups if other[0].model == group[0].model]
-        own = _told(group[0])
+        namesakes = [_get_settings_without_seeds(other[0]) for other in groups if other[0].model == group[0].model]
+        own = _get_settings_without_seeds(group[0])
         differing = [
             key for key in own if not key.startswith(_UNSAID) and any(own[key] != it.get(key) for it in namesakes)
         ]
@@ -135,6 +135,6 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     for i, label in enumerate(labels):
         if label in labels[:i]:
             group = groups[i]
-            judged = group[0].evaluation
-            labels[i] = f"{label} · {'judged otherwise' if judged else 'not evaluated'} ({group[0].path.name})"
+            evaluation = group[0].evaluation
+            labels[i] = f"{label} · {'evaluated differently' if evaluation else 'not evaluated'} ({group[0].path.name})"
     return labels

@@ -1,4 +1,4 @@
-"""Line charts as the geometry of an SVG, and the table of the same figures that the page's script and readers use."""
+"""Line charts as SVG geometry, with a table of the same figures for the script of the page and for readers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Style:
-    """How the line of one name looks, wherever it is drawn: a class for its colour, a dash pattern, a marker."""
+    """Style of the line of one name: colour class, dash pattern and marker."""
 
     colour: int
     dash: str
@@ -37,7 +37,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name, its values at the x of the chart (None where it has none), and the ends of its band."""
+    """Line of a chart: name, values at the x of the chart (None if missing), and the ends of its band."""
 
     name: str
     values: Sequence[Number]
@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A drawn series: SVG path data of its line and its band, and its points (row of the table, x, y)."""
+    """Drawn series: SVG path data of its line and band, and its points (row of the table, x, y)."""
 
     name: str
     style: Style
@@ -59,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: ticks as (place, text), lines, and the rows (text of x, its place, a text for each line)."""
+    """Drawn chart: ticks as (position, text), lines, and rows (text of x, its position, a text for each line)."""
 
     title: str
     x_label: str
@@ -70,15 +70,15 @@ class Chart:
     rows: tuple[tuple[str, float, tuple[str, ...]], ...]
 
 
-def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A style for each name, in order: seven colours, then the same with other dashes."""
+def assign_styles(names: Sequence[str]) -> dict[str, Style]:
+    """Return a style for each name, in order: seven colours, then the same with other dashes."""
     return {
         name: Style(i % _COLOURS + 1, _DASHES[i // _COLOURS % len(_DASHES)], _MARKERS[i % len(_MARKERS)])
         for i, name in enumerate(dict.fromkeys(names))
     }
 
 
-def chart(
+def draw_chart(
     title: str,
     x: Sequence[float],
     series: Sequence[Series],
@@ -94,19 +94,19 @@ def chart(
     """Lay out a chart.
 
     Args:
-        title: what it shows.
+        title: title of the chart.
         x: rising values, common to all series.
         series: at least one; all as long as x.
-        look: the style of each series by its name.
-        x_label: of the axis, with its unit.
-        y_label: likewise.
-        x_ticks: places of the ticks; round numbers where not given.
-        x_format: makes the text of a value of x in the table.
-        y_format: likewise of y.
-        fraction: whether y runs from 0 to 1, whatever the values.
+        look: style of each series by its name.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
+        x_ticks: positions of the ticks; round numbers by default.
+        x_format: formats a value of x in the table.
+        y_format: formats a value of y in the table.
+        fraction: whether y always ranges from 0 to 1.
     """
-    keep = _thinned(len(x))
-    x, series = [x[i] for i in keep], [_taken(s, keep) for s in series]
+    keep = _thin_indices(len(x))
+    x, series = [x[i] for i in keep], [_select_points(s, keep) for s in series]
     left, right = (x[0], x[-1]) if x[-1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
     ends = [v for s in series for part in (s.values, s.low, s.high) for v in part or () if v is not None]
     y_ticks = [0, 0.2, 0.4, 0.6, 0.8, 1] if fraction else _round_ticks(min(ends, default=0), max(ends, default=1))
@@ -128,12 +128,12 @@ def chart(
         y_label,
         tuple((across(t), f"{t:g}") for t in ticks),
         tuple((up(t), f"{t:g}") for t in y_ticks),
-        tuple(_line(s, look[s.name], places, up) for s in series),
-        tuple((x_format(x[i]), places[i], tuple(_text(s, i, y_format) for s in series)) for i in range(len(x))),
+        tuple(_draw_line(s, look[s.name], places, up) for s in series),
+        tuple((x_format(x[i]), places[i], tuple(_format_point(s, i, y_format) for s in series)) for i in range(len(x))),
     )
 
 
-def _line(series: Series, style: Style, places: Sequence[float], up: Callable[[float], float]) -> Line:
+def _draw_line(series: Series, style: Style, places: Sequence[float], up: Callable[[float], float]) -> Line:
     points = [(i, places[i], up(v)) for i, v in enumerate(series.values) if v is not None]
     band = ""
     if series.low is not None and series.high is not None and len(points) > 1:
@@ -149,7 +149,7 @@ def _line(series: Series, style: Style, places: Sequence[float], up: Callable[[f
     return Line(series.name, style, path, band, tuple(points), len(points) <= _MARKED)
 
 
-def _text(series: Series, i: int, y_format: Format) -> str:
+def _format_point(series: Series, i: int, y_format: Format) -> str:
     value = series.values[i]
     if value is None:
         return "–"
@@ -160,18 +160,18 @@ def _text(series: Series, i: int, y_format: Format) -> str:
 
 
 def _round_ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Round numbers that enclose a range; whole ones if asked for."""
+    """Return round numbers that enclose a range; integers if `whole`."""
     if not high > low:
         low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
     return [float(tick) for tick in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)]
 
 
-def _thinned(count: int) -> list[int]:
+def _thin_indices(count: int) -> list[int]:
     if count <= _MOST_POINTS:
         return list(range(count))
     return sorted({math.floor(i) for i in np.linspace(0, count - 1, _MOST_POINTS)})
 
 
-def _taken(series: Series, keep: Sequence[int]) -> Series:
+def _select_points(series: Series, keep: Sequence[int]) -> Series:
     low, high = ([part[i] for i in keep] if part is not None else None for part in (series.low, series.high))
     return Series(series.name, [series.values[i] for i in keep], low, high)

@@ -62,7 +62,7 @@ def install_noise(model: nn.Module, specs: Sequence[NoiseSpec], options: LayerOp
     if not installed:
         _remove_hooks(model, _is_of_scope)  # of layers that are gone
         model.register_forward_pre_hook(scope.begin, prepend=True)  # ahead of noise on the input of the model
-        model.register_forward_hook(scope.end)
+        model.register_forward_hook(scope.end, always_call=True)  # also after an exception
     noisy = {module for _, module in _find_noisy_modules(model)}
     for module in model.modules():
         if not noisy.isdisjoint(module.children()) or (module is model and module in noisy):
@@ -153,14 +153,15 @@ def _find_noisy_modules(model: nn.Module) -> Generator[tuple[str, nn.Module]]:
 
 
 def _remove_hooks(module: nn.Module, ours: Any) -> None:
-    for hooks, with_kwargs in (
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    for hooks, *options in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
     ):
         for number, hook in list(hooks.items()):
             if ours(hook):
                 del hooks[number]
-                with_kwargs.pop(number, None)
+                for numbers in options:
+                    numbers.pop(number, None)
 
 
 def _is_of_scope(hook: Any) -> bool:

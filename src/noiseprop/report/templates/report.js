@@ -30,7 +30,7 @@ function table() {
     const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of rows) {
-      const fits = state.value === "all" || (state.value === "judged" ? "judged" in row.dataset : row.dataset.state === state.value);
+      const fits = state.value === "all" || (state.value === "deployed" ? "deployed" in row.dataset : row.dataset.state === state.value);
       const told = row.dataset.text.toLowerCase();
       row.hidden = !(fits && words.every((word) => told.includes(word)) && (!row.matches(".member") || each.checked));
       shown += !row.hidden;

@@ -92,7 +92,7 @@ def plan(tmp_path_factory, image_dir) -> TableSpec:
 def seen(plan):
     """With every image taken for right, whatever the networks say of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure4, "_classify", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+        patch.setattr(figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
         return compute_saliency(plan.make_jobs(TABLES["table6"], 1))
 
 
@@ -110,7 +110,7 @@ def test_a_network_without_noise_is_right_where_its_largest_logit_is_the_label_s
         said = model(test.images.float() / 255).argmax(1)
     assert job.row.name == "ResNet34"
     for labels in (said, said.where(torch.arange(8) % 3 == 0, (said + 1) % 3)):
-        assert torch.equal(figure4._classify(model, replace(test, labels=labels), 0), said == labels)
+        assert torch.equal(figure4._classify_images(model, replace(test, labels=labels), 0), said == labels)
 
 
 def test_a_network_with_noise_is_right_where_most_of_its_draws_say_the_label(plan):
@@ -125,9 +125,9 @@ def test_a_network_with_noise_is_right_where_most_of_its_draws_say_the_label(pla
     assert sure.any()
     assert (counts.max(1).values < figure4.VOTES).any()  # a single draw says something else
     labels = counts.argmax(1)
-    found = figure4._classify(model, replace(test, labels=labels), 0)
+    found = figure4._classify_images(model, replace(test, labels=labels), 0)
     assert torch.equal(found[sure], torch.ones_like(found[sure]))
-    assert not figure4._classify(model, replace(test, labels=(labels + 1) % 3), 0)[sure].any()
+    assert not figure4._classify_images(model, replace(test, labels=(labels + 1) % 3), 0)[sure].any()
 
 
 RIGHT = ("01234567", "0134567", "1234567", "013467", "134567")  # of eight images, by network: all are on 1, 3, 4, 6, 7
@@ -161,7 +161,7 @@ def judged(plan, monkeypatch):
             return torch.stack([torch.full((64, 64), float(i)) for i in numbers(images)])
 
         monkeypatch.setattr(figure4, "split", lambda dataset: replace(whole, test=replace(whole.test, boxes=boxes)))
-        monkeypatch.setattr(figure4, "_classify", correct)
+        monkeypatch.setattr(figure4, "_classify_images", correct)
         monkeypatch.setattr(figure4, "_compute_maps", maps)
         return compute_saliency(plan.make_jobs(TABLES["table6"], 1)), mapped
 
@@ -348,7 +348,7 @@ def test_without_boxes_there_is_a_panel_and_no_share(plan, monkeypatch):
         return replace(original(name, data_dir), boxes=None)
 
     monkeypatch.setattr(figure4, "load", without)
-    monkeypatch.setattr(figure4, "_classify", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+    monkeypatch.setattr(figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
     found = compute_saliency(plan.make_jobs(TABLES["table6"][:2], 1))
     assert found.record.shares is None
     assert "No test image has a box" in format_saliency(found.record)
@@ -357,7 +357,7 @@ def test_without_boxes_there_is_a_panel_and_no_share(plan, monkeypatch):
 
 
 def test_the_command_draws_and_tells(plan, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figure4, "_classify", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+    monkeypatch.setattr(figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
     options = ["--recipe", "fast", "--epochs", str(EPOCHS), "--data-dir", str(plan.data_dir)]
     folders = ["--runs", str(plan.root), "--out", str(tmp_path)]
     assert main(["reproduce", "figure4", *options, *folders]) == 0

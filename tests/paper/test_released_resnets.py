@@ -252,5 +252,7 @@ def test_they_meet_the_noise_that_is_said_from_a_key_of_their_own():
     first = evaluate(model, test, settings=replace(asked, conditions=("clean",)))
     whole = add_released_attacks(first, model, surrogate, test, asked, {"lbfgs": attack})
     key = derive_noise_key(0, "lbfgs", 1, "attack")
-    assert seen == [(model, [True], []), (model, [False], [[key, 0]]), (surrogate, [], [])]
+    n = len(find_sources(model))
+    assert n == 3  # the Linear layers of the head
+    assert seen == [(model, [True] * n, []), (model, [False] * n, [[key, 0]] * n), (surrogate, [], [])]
     assert {m.condition for m in whole.measurements} == set(asked.conditions)

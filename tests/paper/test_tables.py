@@ -97,7 +97,7 @@ def test_accuracy_takes_the_state_the_draws_and_the_mean_of_severities(record):
     assert noisy.accuracy("pgd", draws=1) == (932 - 300 - 1 - 1) / 1000
     assert noisy.accuracy("pgd", "off", 0) == (932 - 300) / 1000
     assert noisy.accuracy("contrast") == pytest.approx((932 - 1 - 30) / 1000)
-    assert str(table.spread("MLP, ReLU", "clean")) == "0.902 ± 0.002"
+    assert str(table.compute_spread("MLP, ReLU", "clean")) == "0.902 ± 0.002"
     (damaged,) = [run for run in record["runs"] if (run["row"], run["seed"]) == ("MLPN, ReLU", 1)]
     del damaged["figures"]["contrast/one/0/3"]
     with pytest.raises(RunError, match="MLPN, ReLU, seed 1: no accuracy for contrast, one, EOT-0 is recorded"):

@@ -137,11 +137,11 @@ CLAIMS = {
 class TestStrategy(Protocol):
     """Test of two rows against each other, and selection of the rows and attacks that can be compared."""
 
-    def excludes(self, record: TableResult, row: str, condition: str) -> bool:
+    def is_excluded(self, record: TableResult, row: str, condition: str) -> bool:
         """Return whether a row must not be compared under a condition."""
         ...
 
-    def test(self, record: TableResult, comparison: Comparison) -> Comparison:
+    def run_test(self, record: TableResult, comparison: Comparison) -> Comparison:
         """Return the comparison with error and p-value."""
         ...
 
@@ -149,11 +149,11 @@ class TestStrategy(Protocol):
 class SeedStrategy:
     """Welch's test over seeds; rows with one seed are untested, and their error is that of their images."""
 
-    def excludes(self, record: TableResult, row: str, condition: str) -> bool:
+    def is_excluded(self, record: TableResult, row: str, condition: str) -> bool:
         """Exclude nothing."""
         return row not in record.rows
 
-    def test(self, record: TableResult, comparison: Comparison) -> Comparison:
+    def run_test(self, record: TableResult, comparison: Comparison) -> Comparison:
         """Return the comparison with Welch's error and p-value, or without p-value for one seed."""
         first, second, condition = comparison.first, comparison.second, comparison.condition
         test = welch(list_values(record, first, condition), list_values(record, second, condition))
@@ -172,17 +172,17 @@ class ImageStrategy(SeedStrategy):
     large. Rows that have not learned and attacks that failed are excluded.
     """
 
-    def excludes(self, record: TableResult, row: str, condition: str) -> bool:
+    def is_excluded(self, record: TableResult, row: str, condition: str) -> bool:
         """Exclude missing rows, those that may be guessing, and failed attacks."""
-        if super().excludes(record, row, condition) or row in find_guessing(record):
+        if super().is_excluded(record, row, condition) or row in find_guessing(record):
             return True
         return condition in find_failed_attacks(record).get(row, ())
 
-    def test(self, record: TableResult, comparison: Comparison) -> Comparison:
+    def run_test(self, record: TableResult, comparison: Comparison) -> Comparison:
         """Return the comparison with error and p-value over seeds or images."""
         several = all(spread.n > 1 for spread in comparison.spreads)
         if several and any((spread.std or 0) > _ROUNDING for spread in comparison.spreads):
-            return super().test(record, comparison)
+            return super().run_test(record, comparison)
         first, second, condition = comparison.first, comparison.second, comparison.condition
         gain = record.find_runs(first)[0].accuracy(condition) - record.find_runs(second)[0].accuracy(condition)
         error = combine_image_errors(record, first, second, condition)
@@ -199,10 +199,10 @@ def compare_claim(record: TableResult, claim: Claim) -> list[Comparison]:
     """Return all comparisons of a claim that a record allows, with p after Holm's correction within the claim."""
     strategy = choose_strategy(record.table)
     found = [
-        strategy.test(record, _compare_rows(record, first, second, condition))
+        strategy.run_test(record, _compare_rows(record, first, second, condition))
         for first, second in claim.pairs
         for condition in claim.conditions
-        if not any(strategy.excludes(record, row, condition) for row in (first, second))
+        if not any(strategy.is_excluded(record, row, condition) for row in (first, second))
     ]
     p_values = [c.p_value for c in found if c.p_value is not None]
     if len(p_values) < len(found):
@@ -289,7 +289,7 @@ def find_failed_attacks(record: TableResult) -> dict[str, list[str]]:
     guessing = find_guessing(record)
     for row in (row for row in record.rows if row not in guessing):
         for transfer, attack in TRANSFERRED_ATTACKS.items():
-            if record.spread(row, attack).mean > record.spread(row, transfer).mean + TOLERANCE:
+            if record.compute_spread(row, attack).mean > record.compute_spread(row, transfer).mean + TOLERANCE:
                 found.setdefault(row, []).append(attack)
     return found
 

@@ -175,8 +175,11 @@ def measure_noise_effects(record: TableResult) -> list[NoiseEffect]:
             continue
         pairs: list[tuple[float, float | None]] = []
         for condition in ("clean", "pgd"):
-            never, off = record.spread(plain, condition).mean, record.spread(row, condition, "off", 0).mean
-            pairs.append((off - never, record.spread(row, condition).mean - off if run.noisy else None))
+            never, off = (
+                record.compute_spread(plain, condition).mean,
+                record.compute_spread(row, condition, "off", 0).mean,
+            )
+            pairs.append((off - never, record.compute_spread(row, condition).mean - off if run.noisy else None))
         effects.append(NoiseEffect(row, *pairs))
     return effects
 
@@ -275,7 +278,7 @@ def _tabulate_ratios(record: TableResult) -> Rows:
     for group, conditions in (("white box", ATTACKS), ("black box", TRANSFERS), ("corrupted", CORRUPTIONS)):
         found: list[list[float]] = []
         for condition in conditions:
-            ours = [record.spread(row, condition).mean for row in (best, plain)]
+            ours = [record.compute_spread(row, condition).mean for row in (best, plain)]
             useless = all(is_guess(record, row, condition) for row in (best, plain))
             usable = ours[1] and not useless and not any(condition in failed.get(row, ()) for row in (best, plain))
             ratio = ours[0] / ours[1] - 1 if usable else math.nan
@@ -293,5 +296,7 @@ def find_weak_lbfgs(record: TableResult) -> list[str]:
     """Return the rows where L-BFGS, which may change an image without limit, leaves more than PGD in its ball."""
     if record.table in RESNETS:
         return []
-    spreads = {row: (record.spread(row, "lbfgs").mean, record.spread(row, "pgd").mean) for row in record.rows}
+    spreads = {
+        row: (record.compute_spread(row, "lbfgs").mean, record.compute_spread(row, "pgd").mean) for row in record.rows
+    }
     return [row for row, (lbfgs, pgd) in spreads.items() if lbfgs > pgd + TOLERANCE]

@@ -126,7 +126,7 @@ def compute_saliency(jobs: Sequence[Job], *, progress: ReportProgress | None = N
     right = torch.arange(len(test))
     for number, (name, model) in enumerate(models.items()):
         report_progress(number, steps, f"classifying by {name}")
-        right = right[_classify(model, test[right], jobs[0].seed)]
+        right = right[_classify_images(model, test[right], jobs[0].seed)]
     boxed = _select_boxed(test, torch.arange(len(test)))[:BOXED]
     shown = right if len(right) else torch.arange(len(test))
     shown_boxed = _select_boxed(test, shown)
@@ -167,7 +167,7 @@ def _select_boxed(images: Dataset, numbers: Tensor) -> Tensor:
     return numbers[:0] if images.boxes is None else numbers[images.boxes[numbers, 0] >= 0]
 
 
-def _classify(model: nn.Module, images: Dataset, seed: int) -> Tensor:
+def _classify_images(model: nn.Module, images: Dataset, seed: int) -> Tensor:
     """Return which images are right: by a vote over the network's noise, if it has any."""
     if not len(images):
         return torch.zeros(0, dtype=torch.bool)

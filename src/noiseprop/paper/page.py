@@ -222,7 +222,7 @@ def render_page(
     saliency = [view_saliency(name, figure, ordered) for name, figure in sorted((figures or {}).items())]
     half, single = precisions or (None, None)
     by_table = {table: [record for record in ordered if record.table == table] for table in TABLES}
-    return _render(
+    return _render_template(
         "page.md.j2",
         tables=views,
         summary=summarize_claims([record for record in ordered if record.protocol == "paper"]),
@@ -235,7 +235,7 @@ def render_page(
 
 def describe_settings(record: TableResult) -> str:
     """Return recipe, data and numbers of images of a table in sentences."""
-    return " ".join(_render("settings.j2", record=record, runs=RunSettings(record)).split())
+    return " ".join(_render_template("settings.j2", record=record, runs=RunSettings(record)).split())
 
 
 def summarize_claims(records: Sequence[TableResult]) -> Rows:
@@ -303,7 +303,7 @@ def render_precisions(half: TableResult, single: TableResult) -> str:
             if abs(a - b) > TOLERANCE:
                 apart.append(f"{title} on {row}")
         rows.append([row, *cells])
-    return _render(
+    return _render_template(
         "precision.md.j2",
         title=TITLES[half.table],
         record=half,
@@ -378,7 +378,7 @@ def view_saliency(name: str, figure: SaliencyResult, records: Sequence[TableResu
     return SaliencyView(name, figure, command, [row for record in same for row in find_guessing(record)])
 
 
-def _render(template: str, **values: object) -> str:
+def _render_template(template: str, **values: object) -> str:
     return _ENVIRONMENT.get_template(template).render(**values)
 
 

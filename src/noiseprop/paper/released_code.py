@@ -232,18 +232,18 @@ def _attack_normalised(attack: SuiteAttack) -> SuiteAttack:
     the mean, or brighter than one standard deviation above it.
     """
 
-    def attacked(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
+    def attack_released(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
         mean, std = _normalisation_of(model)
         z = attack(_Normalised(model), (x - mean) / std, y, draws)
         return (z * std + mean).clamp(0, 1)  # against rounding
 
-    return attacked
+    return attack_released
 
 
 def _make_signed_ascent(eps: float, step: float, steps: int) -> SuiteAttack:
     """Return FGSM or PGD: signed steps, clamped to a ball around the images and then to [0, 1]."""
 
-    def climbed(model: nn.Module, z: Tensor, y: Tensor, draws: int) -> Tensor:
+    def climb_released(model: nn.Module, z: Tensor, y: Tensor, draws: int) -> Tensor:
         moved = z
         with prepare_for_attack(model):
             for _ in range(steps):
@@ -251,7 +251,7 @@ def _make_signed_ascent(eps: float, step: float, steps: int) -> SuiteAttack:
                 moved = (moved + step * gradient.sign()).clamp(z - eps, z + eps).clamp(0, 1)
         return moved
 
-    return climbed
+    return climb_released
 
 
 def add_released_attacks(
@@ -267,7 +267,7 @@ def add_released_attacks(
     x, y = attack_images(test, s.attack_images, model_device(model))
     found: list[Measurement] = []
 
-    def measure(condition: str, x_adv: Tensor, draws: int) -> Outcomes:
+    def measure_outcomes(condition: str, x_adv: Tensor, draws: int) -> Outcomes:
         reset_noise(model, derive_noise_key(s.seed, condition, draws, "score"))
         images = iterate_chunks(x_adv, y[: len(x_adv)])
         return score_states(model, images, len(x_adv), draws=s.vote_draws, rows=s.batch_size, votes=s.vote_images)
@@ -276,17 +276,17 @@ def add_released_attacks(
         for name, attack in attacks.items():
             with sampling(model, "off"):
                 x_adv = attack(model, x, y, 1)
-            found.append(Measurement(name, "off", 0, 0, measure(name, x_adv, 0)["off"]))
+            found.append(Measurement(name, "off", 0, 0, measure_outcomes(name, x_adv, 0)["off"]))
             for draws in s.attack_draws if evaluation.noisy else ():
                 reset_noise(model, derive_noise_key(s.seed, name, draws, "attack"))
                 few = min(len(x), s.eot_images) if draws > 1 else len(x)
                 x_adv = attack(model, x[:few], y[:few], draws)
-                for state, right in measure(name, x_adv, draws).items():
+                for state, right in measure_outcomes(name, x_adv, draws).items():
                     if state != "off":
                         found.append(Measurement(name, state, draws, 0, right))
             if f"{name}-transfer" in TRANSFERS:
                 x_adv = attack(surrogate, x, y, 1)
-                for state, right in measure(f"{name}-transfer", x_adv, 0).items():
+                for state, right in measure_outcomes(f"{name}-transfer", x_adv, 0).items():
                     found.append(Measurement(f"{name}-transfer", state, 0, 0, right))
     return replace(evaluation, settings=settings, measurements=(*evaluation.measurements, *found))
 

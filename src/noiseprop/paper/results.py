@@ -234,7 +234,7 @@ class TableResult(_Record, frozen=True, tag_field="format", tag="noiseprop table
         """Return whether a job of this table is among its runs."""
         return any(run.key == (job.row.name, job.seed) for run in self.runs)
 
-    def spread(self, row: str, condition: str, state: State | None = None, draws: int | None = None) -> Spread:
+    def compute_spread(self, row: str, condition: str, state: State | None = None, draws: int | None = None) -> Spread:
         """Return mean and standard deviation over seeds; arguments as for `RunResult.find_scores`."""
         return mean_std([run.accuracy(condition, state, draws) for run in self.find_runs(row)])
 
@@ -242,7 +242,7 @@ class TableResult(_Record, frozen=True, tag_field="format", tag="noiseprop table
         """Return mean ± standard deviation over seeds, or the accuracy of a single seed ± `image_error`."""
         runs = self.find_runs(row)
         if len(runs) > 1:
-            return str(self.spread(row, condition, state, draws))
+            return str(self.compute_spread(row, condition, state, draws))
         return f"{runs[0].accuracy(condition, state, draws):.3f} ± {runs[0].image_error(condition, state, draws):.3f}"
 
 
@@ -305,17 +305,17 @@ def _summarize_run(run: FinishedRun, made_with: dict[str, Scalar]) -> RunResult:
     versions, epochs = dict(run.evaluation.versions), run.epochs
     sigma = {
         layer.removesuffix(".noise"): SigmaCourse(
-            _shorten(epoch.sigma[layer].mean for epoch in epochs),
-            _shorten(epoch.sigma[layer].min for epoch in epochs),
-            _shorten(epoch.sigma[layer].max for epoch in epochs),
+            _shorten_text(epoch.sigma[layer].mean for epoch in epochs),
+            _shorten_text(epoch.sigma[layer].min for epoch in epochs),
+            _shorten_text(epoch.sigma[layer].max for epoch in epochs),
         )
         for layer in epochs[0].sigma
     }
     course = TrainingCourse(
-        _shorten(epoch.train_loss for epoch in epochs),
-        _shorten(epoch.train_accuracy for epoch in epochs),
-        _shorten(epoch.validation_loss for epoch in epochs),
-        _shorten(epoch.validation_accuracy for epoch in epochs),
+        _shorten_text(epoch.train_loss for epoch in epochs),
+        _shorten_text(epoch.train_accuracy for epoch in epochs),
+        _shorten_text(epoch.validation_loss for epoch in epochs),
+        _shorten_text(epoch.validation_accuracy for epoch in epochs),
         sigma,
         tuple(run.test_accuracy),
     )
@@ -333,12 +333,12 @@ def _summarize_run(run: FinishedRun, made_with: dict[str, Scalar]) -> RunResult:
 
 def _summarize_scores(evaluation: Evaluation) -> tuple[Score, ...]:
     return tuple(
-        Score(*m.key, int(m.correct.sum()), m.correct.size, *_shorten((m.interval.low, m.interval.high)))
+        Score(*m.key, int(m.correct.sum()), m.correct.size, *_shorten_text((m.interval.low, m.interval.high)))
         for m in evaluation.measurements
     )
 
 
-def _shorten(values: Any) -> tuple[float, ...]:
+def _shorten_text(values: Any) -> tuple[float, ...]:
     """Return numbers rounded to six significant digits."""
     return tuple(float(f"{value:.6g}") for value in values)
 

@@ -180,7 +180,7 @@ def test_other_commands_are_refused_under_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == (
-        "noiseprop: torchrun is for train and evaluate; start `noiseprop demo` in one process\n"
+        "noiseprop: torchrun works with train and evaluate only; start `noiseprop demo` in one process\n"
     )
 
 

@@ -69,10 +69,6 @@ def make_eps_panels(groups: Sequence[Group], looks: Mapping[Path, NetworkView]) 
     return panels
 
 
-def _select_accuracies(curves: Sequence[Curve], attack: str) -> list[tuple[float, ...]]:
-    return [curve.accuracy[attack] for curve in curves if attack in curve.accuracy]
-
-
 def _describe_eps_panel(data: str, images: int, curves: Sequence[Curve]) -> str:
     noisy = [curve for curve in curves if curve.score_draws > 1]
     text = f"The first {images} test images of {data[:100]}."

@@ -92,7 +92,9 @@ def plan(tmp_path_factory, image_dir) -> TableSpec:
 def seen(plan):
     """With every image taken for right, whatever the networks say of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+        patch.setattr(
+            figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool)
+        )
         return compute_saliency(plan.make_jobs(TABLES["table6"], 1))
 
 
@@ -348,7 +350,9 @@ def test_without_boxes_there_is_a_panel_and_no_share(plan, monkeypatch):
         return replace(original(name, data_dir), boxes=None)
 
     monkeypatch.setattr(figure4, "load", without)
-    monkeypatch.setattr(figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+    monkeypatch.setattr(
+        figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool)
+    )
     found = compute_saliency(plan.make_jobs(TABLES["table6"][:2], 1))
     assert found.record.shares is None
     assert "No test image has a box" in format_saliency(found.record)
@@ -357,7 +361,9 @@ def test_without_boxes_there_is_a_panel_and_no_share(plan, monkeypatch):
 
 
 def test_the_command_draws_and_tells(plan, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool))
+    monkeypatch.setattr(
+        figure4, "_classify_images", lambda model, images, seed: torch.ones(len(images), dtype=torch.bool)
+    )
     options = ["--recipe", "fast", "--epochs", str(EPOCHS), "--data-dir", str(plan.data_dir)]
     folders = ["--runs", str(plan.root), "--out", str(tmp_path)]
     assert main(["reproduce", "figure4", *options, *folders]) == 0

@@ -667,9 +667,12 @@ def test_the_command_writes_after_each_run_and_prints_how(table5, image_dir, tmp
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["table5", "--models", "ResNet34"], "'ResNet34' is no row of table5; choose of ResNet18; ResNet18-MLP+"),
-        (["table5", "--data", "mnist-5k"], "--data mnist-5k is for Tables 3 and 4; leave it out"),
-        (["figure4", "--models", "ResNet34"], "all networks of Table 6 classify correctly; leave out --models"),
+        (
+            ["table5", "--models", "ResNet34"],
+            "'ResNet34' is not a row of table5; choose one of ResNet18; ResNet18-MLP+",
+        ),
+        (["table5", "--data", "mnist-5k"], "--data mnist-5k is for Tables 3 and 4; omit it"),
+        (["figure4", "--models", "ResNet34"], "all networks of Table 6 classify correctly; omit --models"),
         (["table6", "--test-images", "0"], "--test-images is 0; give 1 or more"),
         (
             ["table6", "--switch", "normalised-attacks"],

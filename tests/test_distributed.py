@@ -151,7 +151,7 @@ def test_a_dead_process_ends_the_others_and_the_run_goes_on(tmp_path, size):
     assert json.loads(done.stdout) == {str(size): [1] * (size - 1) + [-9]}
     lines = done.stderr.splitlines()
     assert len(lines) == size - 1
-    assert all("has lost another one, so it stops; " in line for line in lines)
+    assert all(" has lost another one and stops; " in line for line in lines)
     folder = tmp_path / str(size)
     assert len(read_metrics(folder / "dies" / "run")) == 1
     assert json.loads(start(tmp_path, str(size), "goes_on").stdout) == {str(size): [0] * size}
